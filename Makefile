@@ -1,0 +1,43 @@
+# make demo   set up, track a sample clip, compare the result with the motion it was made with
+# make test   set up, lint, type-check, run the tests
+
+PYTHON ?= python3
+VENV   ?= .venv
+# The version whose plain wheel is the CPU build on most platforms; where it is not, see "CPU-only torch" in README.md.
+TORCH  ?= torch==2.13.0
+PIP_ARGS ?=
+
+BIN := $(VENV)/bin
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.installed
+	rm -rf demo
+	$(BIN)/python examples/demo_clip.py demo
+	$(BIN)/nphm-track demo/clip.mp4 -o demo/run
+	$(BIN)/python examples/demo_clip.py demo --compare demo/run
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch is named in the same command as the project: left to itself pip may take a CUDA build of several gigabytes.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) demo .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,85 @@
+"""The application: commands, the default command, and how errors end the process."""
+
+from __future__ import annotations
+
+import errno
+import sys
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from nphm_track import __version__
+from nphm_track.cli import doctor, models, overlay, track, train
+from nphm_track.errors import InputError, NphmTrackError, OutputError
+
+DEFAULT_COMMAND = "track"
+GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+class DefaultCommandGroup(TyperGroup):
+    """Sends ``nphm-track clip.mp4`` to the default command. A file called like a command is reached as ``./train``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in GROUP_OPTIONS:
+            self._refuse_misspelt_command(args[0])
+            args = [DEFAULT_COMMAND, *args]
+        return super().parse_args(ctx, args)
+
+    def _refuse_misspelt_command(self, word: str) -> None:
+        """A command with a slip in it would otherwise be reported as a missing video."""
+        looks_like_command = word.replace("-", "").isalpha() and not word.startswith("-") and not Path(word).exists()
+        close = get_close_matches(word, self.commands, n=1, cutoff=0.7) if looks_like_command else []
+        if close:
+            raise InputError(f"there is no command or file '{word}'; did you mean '{close[0]}'?")
+
+
+app = typer.Typer(
+    cls=DefaultCommandGroup,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"nphm-track {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _nphm_track(
+    version: bool = typer.Option(False, "--version", callback=_print_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Track a face through a video: per-frame NPHM head meshes, cameras, parameters and an overlay video.
+
+    nphm-track VIDEO is short for nphm-track track VIDEO; nphm-track track --help lists its options.
+    """
+
+
+app.command("track")(track.track)
+app.command("render-overlay")(overlay.render_overlay)
+app.command("train")(train.train)
+app.add_typer(models.app, name="models")
+app.command("doctor")(doctor.doctor)
+
+
+def run() -> None:
+    """Expected errors become one line on stderr and their exit code; bugs keep their traceback."""
+    try:
+        app()
+    except NphmTrackError as error:
+        _fail(error)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        _fail(OutputError(f"cannot write {error.filename or 'the output'} ({error.strerror})"))
+
+
+def _fail(error: NphmTrackError) -> None:
+    print(f"nphm-track: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)

@@ -1,0 +1,55 @@
+"""What a run says at its end."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from nphm_track.tracking.run_folder import CANONICAL_PLY, MESHES, OVERLAY_MP4, TRACK_NPZ, TRANSFORMS_JSON, Run
+
+OUTPUTS = {
+    TRACK_NPZ: "poses, codes, landmarks, intrinsics",
+    TRANSFORMS_JSON: "cameras (nerfstudio, head-fixed world)",
+    CANONICAL_PLY: "the person's neutral head",
+    MESHES: "one head per frame, fixed topology",
+    OVERLAY_MP4: "the head over the video",
+}
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """Quality, speed and the files of a run, as JSON values."""
+    seconds = sum(run.info.timings.values())
+    frames = run.info.quality.get("frames") or 0
+    return {
+        "run": str(run.path),
+        "state": run.info.state,
+        **run.info.quality,
+        "seconds": round(seconds, 3),
+        "frames_per_second": round(frames / seconds, 2) if seconds else None,
+        "timings": run.info.timings,
+        "outputs": [name for name in OUTPUTS if (run.path / name).exists()],
+    }
+
+
+def summary_json(run: Run) -> str:
+    return json.dumps(summary(run))
+
+
+def print_summary(run: Run) -> None:
+    """The closing table, on stdout."""
+    values = summary(run)
+    table = Table.grid(padding=(0, 2))
+    frames = f"{values.get('tracked')} tracked, {values.get('filled')} filled in, {values.get('lost')} lost"
+    table.add_row("frames", frames)
+    if values.get("landmark_error_px") is not None:
+        percent = f"{values['landmark_error_percent']:.2f} % of the inter-ocular distance"
+        table.add_row("landmark error", f"{values['landmark_error_px']:.2f} px, {percent}")
+    if values["frames_per_second"]:
+        table.add_row("speed", f"{values['frames_per_second']:.1f} frames/s ({values['seconds']:.1f} s)")
+    console = Console(soft_wrap=True, highlight=False)
+    console.print(table)
+    for name in values["outputs"]:
+        console.print(f"{run.path / name}  ({OUTPUTS[name]})", markup=False)

@@ -1,0 +1,185 @@
+"""What is installed, what each optional package enables, and whether the essentials work."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from nphm_track import __version__
+from nphm_track.errors import ModelError
+
+CORE = (
+    "torch", "numpy", "scipy", "scikit-image", "numba", "trimesh", "safetensors", "av", "kornia", "pydantic", "typer",
+)  # fmt: skip
+EXTRAS = {
+    "decord": ("decord", "second video reader (--reader decord)"),
+    "face-alignment": ("face_alignment", "second landmark detector; its weights are downloaded by the package itself"),
+    "pyrender": ("pyrender", "second overlay renderer (--renderer pyrender)"),
+    "cluster": ("ray", "many clips on many machines"),
+    "usd": ("pxr", "animated USD files"),
+    "viewer": ("viser", "viewing a run in the browser"),
+    "train": ("tensorboard", "curves of a training run"),
+}
+"""Extra to the module it brings and what that enables."""
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A line of ``models/index.json``."""
+
+    name: str
+    size: int  # bytes of model.safetensors
+    sha256: str
+    licence: str
+    recipe: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Outcome of one check."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def released_models() -> list[ReleasedModel]:
+    """The models that ``models/index.json`` lists, by name. Raises ModelError when the index is missing or damaged."""
+    from nphm_track.models import models_root
+
+    path = models_root() / "index.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return [
+            ReleasedModel(name, int(e["size"]), e["sha256"], e["licence"], e.get("recipe", ""))
+            for name, e in sorted(entries.items())
+        ]
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged ({error!r})") from None
+
+
+def model_problem(model: ReleasedModel) -> str:
+    """Why a model's file is not the released one; empty when it is."""
+    from nphm_track.models import resolve, sha256
+
+    try:
+        path = resolve(model.name)
+    except ModelError as error:
+        return str(error)
+    if path.stat().st_size != model.size:
+        return f"has {path.stat().st_size} bytes instead of {model.size}"
+    return "" if sha256(path) == model.sha256 else "has another SHA-256 than the released file"
+
+
+def check_models() -> list[Check]:
+    """One check per released model, or one that says why there is no list."""
+    try:
+        found = [(model, model_problem(model)) for model in released_models()]
+    except ModelError as error:
+        return [Check("models", False, str(error))]
+    return [
+        Check(f"model {m.name}", not problem, problem or f"{m.size / 1e6:.1f} MB, {m.licence}, sha256 {m.sha256[:12]}")
+        for m, problem in found
+    ]
+
+
+def report() -> dict[str, Sequence[tuple[str, ...]]]:
+    """Title of each section to its rows."""
+    free = shutil.disk_usage(Path.cwd()).free / 1e9
+    system = [
+        ("nphm-track", __version__),
+        ("python", platform.python_version()),
+        ("system", platform.platform()),
+        ("processors", str(os.cpu_count())),
+        ("free disk here", f"{free:.1f} GB"),
+        *((f"device {name}", detail) for name, detail in devices()),
+    ]
+    extras = [
+        (name, "installed" if find_spec(module) else "missing  ", purpose) for name, (module, purpose) in EXTRAS.items()
+    ]
+    return {"system": system, "packages": [(name, _version(name)) for name in CORE], "extras": extras}
+
+
+def devices() -> list[tuple[str, str]]:
+    """Torch devices of this machine with a few words about each."""
+    import torch
+
+    found = [("cpu", f"{torch.get_num_threads()} threads")]
+    for i in range(torch.cuda.device_count()):
+        found.append((f"cuda:{i}", torch.cuda.get_device_name(i)))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU"))
+    return found
+
+
+def self_test() -> list[Check]:
+    """Try what a run cannot do without: torch, the rasteriser, writing and reading video."""
+    return [_attempt(test) for test in (_try_torch, _try_rasteriser, _try_video)]
+
+
+def _attempt(test: Callable[[], str]) -> Check:
+    name = test.__name__.removeprefix("_try_")
+    try:
+        return Check(name, True, test())
+    except Exception as error:  # whatever it is, the user is told
+        return Check(name, False, f"{type(error).__name__}: {error}")
+
+
+def _try_torch() -> str:
+    import torch
+
+    a = torch.arange(12.0).reshape(3, 4)
+    for name, _ in devices():
+        product = (a.to(name) @ a.to(name).T).cpu()
+        if not torch.equal(product, a @ a.T):
+            raise ArithmeticError(f"wrong product on {name}")
+    return f"products agree on {', '.join(name for name, _ in devices())}"
+
+
+def _try_rasteriser() -> str:
+    from nphm_track.rendering.rasteriser import rasterise
+
+    triangle = np.array([[-1, -1, 2], [1, -1, 2], [0, 1, 2]], np.float32)
+    intrinsics = np.array([[16.0, 0, 16], [0, 16, 16], [0, 0, 1]])
+    depth = rasterise(triangle, [[0, 2, 1]], intrinsics, (32, 32)).depth
+    if abs(float(depth[16, 16]) - 2) > 1e-4:
+        raise ArithmeticError(f"depth {depth[16, 16]} instead of 2")
+    return "draws a triangle at the right depth"
+
+
+def _try_video() -> str:
+    import av
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("libx264", rate=25)
+            stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+            for value in range(5):
+                image = np.full((64, 64, 3), 40 * value, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            container.mux(stream.encode(None))
+        with av.open(str(path)) as container:
+            count = sum(1 for _ in container.decode(video=0))
+    if count != 5:
+        raise ValueError(f"{count} frames came back of 5")
+    return "H.264 written and read"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

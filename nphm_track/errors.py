@@ -1,0 +1,35 @@
+"""Errors the toolkit raises on purpose, each with the exit code the command line ends with.
+
+Exit codes: 0 done, 1 a bug, 2 unusable input or arguments, 3 no face found, 4 a model file is missing or damaged,
+5 the output could not be written, 130 interrupted by the user.
+"""
+
+
+class NphmTrackError(Exception):
+    """Base of every expected error; the message is one clear line for the user."""
+
+    exit_code = 1
+
+
+class InputError(NphmTrackError):
+    """The input file, folder or option cannot be used."""
+
+    exit_code = 2
+
+
+class NoFaceError(NphmTrackError):
+    """The input was read to its end and holds no face."""
+
+    exit_code = 3
+
+
+class ModelError(NphmTrackError):
+    """A model file is missing, damaged or of another architecture."""
+
+    exit_code = 4
+
+
+class OutputError(NphmTrackError):
+    """The output folder cannot be written (no permission, disk full, belongs to another input)."""
+
+    exit_code = 5

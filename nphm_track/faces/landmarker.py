@@ -1,0 +1,168 @@
+"""Faces of an image: boxes, 478 landmarks, blendshape scores (Google's face_landmarker, in torch)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from nphm_track.errors import InputError, ModelError
+from nphm_track.faces.detection import FaceDetection, decode, letterbox, same_face, suppress, tiles
+from nphm_track.faces.networks import build_networks
+from nphm_track.faces.roi import crop_points_to_frame, crop_rois, roi_from_detection, roi_from_landmarks
+from nphm_track.models import read_weights
+
+MIN_PRESENCE = 0.5
+MAX_BATCH = 16
+
+
+@dataclass(frozen=True)
+class FaceObservation:
+    """What the networks see of one face.
+
+    Attributes:
+        landmarks: [478, 3] float32; x, y in pixels of the original frame (pixel centres at .5), z in the same scale,
+            smaller is nearer (weak perspective, relative to the head's centre).
+        blendshapes: [52] float32 in 0..1, in the order of ``conventions.BLENDSHAPE_NAMES``.
+        presence: 0..1, that the crop showed a face.
+        roi: [5] the region it was seen through (see ``faces.roi``).
+    """
+
+    landmarks: np.ndarray
+    blendshapes: np.ndarray
+    presence: float
+    roi: np.ndarray
+
+    @property
+    def box(self) -> np.ndarray:
+        """Box [4] of the landmarks, x0, y0, x1, y1."""
+        points = self.landmarks[:, :2]
+        return np.concatenate([points.min(0), points.max(0)])
+
+    @property
+    def next_roi(self) -> np.ndarray:
+        """Region [5] to look through in the next frame."""
+        return roi_from_landmarks(self.landmarks)
+
+
+class FaceLandmarker:
+    """Detector, landmark network and blendshape network behind one door; images are uint8 RGB [H, W, 3]."""
+
+    def __init__(self, networks: Mapping[str, nn.Module], device: torch.device | str = "cpu") -> None:
+        """``networks`` as ``networks.build_networks`` returns them."""
+        self.device = torch.device(device)
+        self.detector, self.landmark_net, self.blendshape_net, self.signature_net = (
+            _frozen(networks[key], self.device) for key in ("detector", "landmarks", "blendshapes", "signature")
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str = "face_landmarker", *, device: torch.device | str = "cpu"
+    ) -> FaceLandmarker:
+        """The released networks. Raises ModelError when the file is missing, damaged or of another architecture."""
+        tensors, config = read_weights(name_or_path)
+        if config.get("architecture") != "face_landmarker":
+            raise ModelError(f"{name_or_path} is not a face_landmarker model")
+        try:
+            networks = build_networks(config)
+        except (KeyError, TypeError):
+            raise ModelError(f"{name_or_path}: the configuration does not fit this version") from None
+        for key, net in networks.items():
+            prefix = key + "."
+            try:
+                net.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+            except RuntimeError as error:
+                raise ModelError(f"{name_or_path}: {str(error).splitlines()[0]}") from None
+        return cls(networks, device)
+
+    @torch.inference_mode()
+    def detect(self, image: np.ndarray, *, thorough: bool | None = None) -> list[FaceDetection]:
+        """Faces of the image, best score first.
+
+        ``thorough`` also looks at overlapping tiles, which finds small and off-centre faces (about 20 times the work);
+        the default does so only when the whole frame shows none.
+        """
+        _check_image(image)
+        found = self._detect_squares([letterbox(image, self.device)])
+        if thorough or (thorough is None and not found):
+            squares = []
+            for x, y, side in tiles(image.shape[1], image.shape[0]):
+                square, place = letterbox(image[y : y + side, x : x + side], self.device)
+                squares.append((square, place + np.array([x, y, 0], np.float32)))
+            found += self._detect_squares(squares)
+        return suppress(found)
+
+    def _detect_squares(self, squares: Sequence[tuple[Tensor, np.ndarray]]) -> list[FaceDetection]:
+        found = []
+        for start in range(0, len(squares), MAX_BATCH):
+            some = squares[start : start + MAX_BATCH]
+            batch = torch.cat([square for square, _ in some]).contiguous(memory_format=torch.channels_last)
+            boxes, logits = (out.cpu().numpy() for out in self.detector(batch))
+            for index, (_, place) in enumerate(some):
+                found += decode(boxes[index], logits[index], place)
+        return found
+
+    def encode(
+        self, images: Sequence[np.ndarray], rois: np.ndarray, *, return_features: bool = False
+    ) -> dict[str, Tensor]:
+        """Raw output of the landmark network (see ``LandmarkNet.forward``) for each pair of image and roi [N, 5]."""
+        with torch.inference_mode():
+            return self.landmark_net(crop_rois(images, rois, device=self.device), return_features)
+
+    def interpret(self, encoded: dict[str, Tensor], rois: np.ndarray) -> list[FaceObservation]:
+        """Observations in the original frames from the output of ``encode`` for the same ``rois``."""
+        rois = np.asarray(rois, np.float32).reshape(-1, 5)
+        landmarks = crop_points_to_frame(encoded["landmarks"].cpu().numpy(), rois.astype(np.float64))
+        with torch.inference_mode():
+            presence = torch.sigmoid(encoded["presence"]).cpu().numpy()
+            # The scores do not depend on the unit; the roi's keeps float32 exact for faces far from the origin.
+            points = torch.from_numpy(landmarks[..., :2] - rois[:, None, :2]).to(self.device)
+            scores = self.blendshape_net(points).cpu().numpy()
+        return [FaceObservation(landmarks[i], scores[i], float(presence[i]), rois[i]) for i in range(len(rois))]
+
+    def signature(self, encoded: dict[str, Tensor]) -> np.ndarray:
+        """Appearance signatures [N, 512] from the output of ``encode`` with features; compare their directions."""
+        with torch.inference_mode():
+            signatures: Tensor = self.signature_net(encoded["features_16"])
+        return signatures.cpu().numpy()
+
+    def observe_batch(self, images: Sequence[np.ndarray], rois: np.ndarray) -> list[FaceObservation]:
+        """One observation for each pair of image and roi [N, 5]; the caller judges ``presence``."""
+        rois = np.asarray(rois, np.float32).reshape(-1, 5)
+        for image in images:
+            _check_image(image)
+        out = []
+        for start in range(0, len(rois), MAX_BATCH):
+            some = slice(start, start + MAX_BATCH)
+            out += self.interpret(self.encode(images[some], rois[some]), rois[some])
+        return out
+
+    def observe(self, image: np.ndarray, rois: np.ndarray) -> list[FaceObservation]:
+        """One observation for each roi [N, 5] of one image."""
+        return self.observe_batch([image] * len(rois), rois)
+
+    def find(self, image: np.ndarray, *, thorough: bool | None = None) -> list[FaceObservation]:
+        """Every face that detector and landmark network agree on, from left to right; ``thorough`` as in ``detect``."""
+        detections = self.detect(image, thorough=bool(thorough))
+        seen = self.observe(image, np.array([roi_from_detection(d.box, d.keypoints) for d in detections]))
+        faces: list[FaceObservation] = []
+        for face in sorted(seen, key=lambda o: -o.presence):
+            known = np.array([f.box for f in faces]).reshape(-1, 4)
+            if face.presence >= MIN_PRESENCE and not same_face(face.box, known).any():
+                faces.append(face)
+        if not faces and thorough is None:
+            return self.find(image, thorough=True)
+        return sorted(faces, key=lambda o: float(o.landmarks[:, 0].mean()))
+
+
+def _frozen(net: nn.Module, device: torch.device) -> nn.Module:
+    net = net.to(device).eval().requires_grad_(False)
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _check_image(image: np.ndarray) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise InputError(f"an image must be uint8 [H, W, 3], not {image.dtype} {list(image.shape)}")

@@ -1,0 +1,89 @@
+"""Where released models live and how their files are opened.
+
+A model is a folder of ``models/`` with ``model.safetensors`` (the weights; its configuration is JSON in the file's
+metadata under ``config``), ``README.md`` (model card) and ``LICENSE``. ``models/index.json`` lists size, SHA-256, licence and recipe.
+The same lookup serves a wheel (``nphm_track/_models``), an editable install and a bare checkout (``models/`` beside the package).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nphm_track.errors import ModelError
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def models_root() -> Path:
+    """Folder of the released models; ``NPHM_TRACK_MODELS`` overrides it. Raises ModelError when there is none."""
+    override = os.environ.get("NPHM_TRACK_MODELS")
+    package = Path(__file__).resolve().parent
+    candidates = [Path(override)] if override else [package / "_models", package.parent / "models"]
+    for folder in candidates:
+        if folder.is_dir():
+            return folder
+    raise ModelError(f"no models folder at {' or '.join(map(str, candidates))}")
+
+
+def resolve(name_or_path: str | Path) -> Path:
+    """Path of a weights file: a released model's name, a model folder, or a safetensors file itself."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    folder = path if path.is_dir() else models_root() / str(name_or_path)
+    weights = folder / WEIGHTS_NAME
+    if not weights.is_file():
+        raise ModelError(f"model '{name_or_path}' not found: no {WEIGHTS_NAME} in {folder}")
+    return weights
+
+
+def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Tensors (floating point ones as float32, CPU) and the configuration of a model file.
+
+    Raises ModelError when the file is missing, truncated, not safetensors, or carries no configuration.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = resolve(name_or_path)
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({error})") from None
+    if "config" not in metadata:
+        raise ModelError(f"{path} carries no configuration")
+    try:
+        config = json.loads(metadata["config"])
+    except json.JSONDecodeError:
+        raise ModelError(f"{path} carries a damaged configuration") from None
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, config
+
+
+def write_weights(path: str | Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], *, half: bool = False) -> None:
+    """Write ``model.safetensors`` atomically; ``half`` stores floating point tensors as float16."""
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stored = {
+        k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(stored, str(partial), metadata={"config": json.dumps(config, sort_keys=True)})
+    os.replace(partial, path)
+
+
+def sha256(path: str | Path) -> str:
+    """Hex SHA-256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

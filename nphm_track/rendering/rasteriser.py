@@ -1,0 +1,186 @@
+"""Triangle rasteriser on the CPU: depth, triangle and barycentric coordinates of every pixel.
+
+Single-threaded and free of the interpreter lock, so that several frames can be drawn from Python threads. Camera space
+is OpenCV's (x right, y down, z forward, metres); pixel centres lie at .5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+from numpy.typing import ArrayLike, NDArray
+
+NEAR = 1e-3
+"""Metres; a triangle with a vertex nearer than this is skipped rather than clipped."""
+
+
+EDGE = 1e-9
+"""Slack of the inside test: rounding must not open a seam between neighbours, and the depth test settles overlaps."""
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What each pixel of an image sees."""
+
+    depth: NDArray[np.float32]  # [H, W] metres along z, 0 where nothing is seen
+    face_id: NDArray[np.int32]  # [H, W] index into faces, -1 where nothing is seen
+    bary: NDArray[np.float32]  # [H, W, 3] perspective-correct weights of the face's vertices, sum 1 (0 where nothing)
+    K: NDArray[np.float64]  # [3, 3] intrinsics it was drawn with, pixels
+
+
+def rasterise(
+    vertices_cam: ArrayLike, faces: ArrayLike, K: ArrayLike, size: tuple[int, int], *, cull: bool = False
+) -> Fragments:
+    """Draw a triangle mesh into a depth buffer.
+
+    Args:
+        vertices_cam: [V, 3] camera space, metres; triangles with a NaN vertex are skipped.
+        faces: [F, 3] vertex indices, counter-clockwise seen from outside.
+        K: [3, 3] intrinsics in pixels, no skew.
+        size: (width, height) of the image.
+        cull: leave out triangles that turn their back to the camera.
+    """
+    vertices = np.ascontiguousarray(vertices_cam, np.float32).reshape(-1, 3)
+    triangles = np.ascontiguousarray(faces, np.int32).reshape(-1, 3)
+    intrinsics = np.asarray(K, np.float64)
+    width, height = size
+    depth = np.zeros((height, width), np.float32)
+    face_id = np.full((height, width), -1, np.int32)
+    bary = np.zeros((height, width, 3), np.float32)
+    _fill(vertices, triangles, intrinsics, cull, depth, face_id, bary)
+    return Fragments(depth, face_id, bary, intrinsics)
+
+
+def screen_box(vertices_cam: ArrayLike, K: ArrayLike, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
+    """(left, top, right, bottom) of the pixels a mesh [V, 3] can touch, right and bottom excluded, or None."""
+    vertices = np.ascontiguousarray(vertices_cam, np.float32)
+    low_x, low_y, high_x, high_y = _bounds(vertices, np.asarray(K, np.float64))
+    left, top = max(0.0, np.floor(low_x)), max(0.0, np.floor(low_y))
+    right, bottom = min(size[0], np.ceil(high_x)), min(size[1], np.ceil(high_y))
+    return (int(left), int(top), int(right), int(bottom)) if right > left and bottom > top else None
+
+
+def interpolate(fragments: Fragments, faces: ArrayLike, attributes: ArrayLike) -> NDArray[np.float32]:
+    """Vertex attributes [V, C] at every pixel, [H, W, C]; 0 where nothing is seen."""
+    values = np.ascontiguousarray(attributes, np.float32)
+    out = np.zeros((*fragments.face_id.shape, values.shape[1]), np.float32)
+    _interpolate(fragments.face_id, fragments.bary, np.ascontiguousarray(faces, np.int32), values, out)
+    return out
+
+
+def vertex_normals(vertices: ArrayLike, faces: ArrayLike) -> NDArray[np.float32]:
+    """Unit normals [V, 3], the area-weighted mean of the adjoining faces' (0 at a vertex without area)."""
+    points = np.ascontiguousarray(vertices, np.float32)
+    normals = np.zeros(points.shape, np.float32)
+    _vertex_normals(points, np.ascontiguousarray(faces, np.int32), normals)
+    return normals
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _project(vertices, K):
+    """Pixel position and 1/z of every vertex; 1/z is 0 where it cannot be drawn (behind the camera, NaN, infinite)."""
+    screen = np.empty((len(vertices), 3))
+    for i in range(len(vertices)):
+        z = vertices[i, 2]
+        inverse = 1.0 / z if z > NEAR else 0.0
+        screen[i, 0] = K[0, 0] * vertices[i, 0] * inverse + K[0, 2]
+        screen[i, 1] = K[1, 1] * vertices[i, 1] * inverse + K[1, 2]
+        screen[i, 2] = inverse if abs(screen[i, 0]) < 1e9 and abs(screen[i, 1]) < 1e9 else 0.0  # NaN fails it too
+    return screen
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _bounds(vertices, K):
+    screen = _project(vertices, K)
+    low_x = low_y = np.inf
+    high_x = high_y = -np.inf
+    for i in range(len(screen)):
+        if screen[i, 2] > 0.0:
+            low_x, high_x = min(low_x, screen[i, 0]), max(high_x, screen[i, 0])
+            low_y, high_y = min(low_y, screen[i, 1]), max(high_y, screen[i, 1])
+    return low_x, low_y, high_x, high_y
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _fill(vertices, faces, K, cull, depth, face_id, bary):
+    """Writes the three images; ``depth`` holds 1/z, which is linear on the screen, until all triangles are drawn."""
+    height, width = depth.shape
+    screen = _project(vertices, K)
+    for f in range(len(faces)):
+        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        az, bz, cz = screen[i, 2], screen[j, 2], screen[k, 2]
+        if az <= 0.0 or bz <= 0.0 or cz <= 0.0:
+            continue
+        ax, ay, bx, by, cx, cy = screen[i, 0], screen[i, 1], screen[j, 0], screen[j, 1], screen[k, 0], screen[k, 1]
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if abs(area) < 1e-12 or (cull and area > 0.0):  # y points down: a front face has negative area
+            continue
+        left = max(0, int(np.ceil(max(min(ax, bx, cx), 0.0) - 0.5)))
+        right = int(np.floor(min(max(ax, bx, cx), width) - 0.5))
+        top = max(0, int(np.ceil(max(min(ay, by, cy), 0.0) - 0.5)))
+        bottom = int(np.floor(min(max(ay, by, cy), height) - 0.5))
+        # Barycentrics and 1/z are linear on the screen: value = at the pixel (left, y), plus a step for each x.
+        scale = 1.0 / area
+        u_step, v_step = (by - cy) * scale, (cy - ay) * scale
+        inverse_step = u_step * (az - cz) + v_step * (bz - cz)
+        for y in range(top, bottom + 1):
+            px, py = left + 0.5, y + 0.5
+            u_row = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * scale
+            v_row = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * scale
+            inverse_row = cz + u_row * (az - cz) + v_row * (bz - cz)
+            for n in range(right - left + 1):
+                u, v = u_row + n * u_step, v_row + n * v_step
+                if u < -EDGE or v < -EDGE or u + v > 1.0 + EDGE:
+                    continue
+                x = left + n
+                inverse = inverse_row + n * inverse_step
+                if inverse > depth[y, x]:
+                    depth[y, x] = inverse
+                    face_id[y, x] = f
+                    z = 1.0 / inverse
+                    bary[y, x, 0] = u * az * z
+                    bary[y, x, 1] = v * bz * z
+                    bary[y, x, 2] = (1.0 - u - v) * cz * z
+    for y in range(height):
+        for x in range(width):
+            if depth[y, x] > 0.0:
+                depth[y, x] = 1.0 / depth[y, x]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _interpolate(face_id, bary, faces, values, out):
+    height, width = face_id.shape
+    for y in range(height):
+        for x in range(width):
+            f = face_id[y, x]
+            if f < 0:
+                continue
+            a, b, c = faces[f, 0], faces[f, 1], faces[f, 2]
+            for channel in range(values.shape[1]):
+                out[y, x, channel] = (
+                    bary[y, x, 0] * values[a, channel]
+                    + bary[y, x, 1] * values[b, channel]
+                    + bary[y, x, 2] * values[c, channel]
+                )
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _vertex_normals(vertices, faces, normals):
+    for f in range(len(faces)):
+        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+        ax, ay, az = vertices[i, 0], vertices[i, 1], vertices[i, 2]
+        ux, uy, uz = vertices[j, 0] - ax, vertices[j, 1] - ay, vertices[j, 2] - az
+        vx, vy, vz = vertices[k, 0] - ax, vertices[k, 1] - ay, vertices[k, 2] - az
+        nx, ny, nz = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+        if not nx * nx + ny * ny + nz * nz < np.inf:
+            continue
+        for corner in (i, j, k):
+            normals[corner, 0] += nx
+            normals[corner, 1] += ny
+            normals[corner, 2] += nz
+    for i in range(len(normals)):
+        length = np.sqrt(normals[i, 0] ** 2 + normals[i, 1] ** 2 + normals[i, 2] ** 2)
+        if length > 0.0:
+            normals[i] /= length

@@ -1,0 +1,98 @@
+"""The options of a tracking run: one source for the Python API, the command line's help and run.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nphm_track.errors import InputError
+
+
+class TrackOptions(BaseModel):
+    """How a clip is tracked. Immutable; unknown names are refused.
+
+    Times are seconds, pixels are those of the original (rotation-corrected) frame.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch"})
+    """Options that change how long a run takes and not what it writes; a run resumes under other values of them."""
+
+    start: float | None = Field(
+        default=None, ge=0, description="Track frames from this moment on, seconds after the clip's beginning."
+    )
+    end: float | None = Field(
+        default=None, gt=0, description="Track frames before this moment, seconds after the clip's beginning."
+    )
+    every: int = Field(default=1, ge=1, description="Track every Nth frame.")
+    face: int | None = Field(
+        default=None,
+        ge=0,
+        description="Follow the Nth face of the first frame, 0 being the largest. (default: largest)",
+    )
+    face_at: tuple[float, float] | None = Field(
+        default=None, description="Follow the face nearest to this pixel of the first frame, as X,Y."
+    )
+    focal: float | None = Field(
+        default=None, gt=0, description="Focal length in pixels. (default: solved from the clip)"
+    )
+    fov: float | None = Field(
+        default=None, ge=1, le=170, description="Horizontal field of view in degrees. (default: solved from the clip)"
+    )
+    intrinsics: Path | None = Field(
+        default=None, description="JSON file with the camera's intrinsics, distortion coefficients included."
+    )
+    codes: Literal["landmarks"] = Field(default="landmarks", description="What the head codes are predicted from.")
+    smooth: float = Field(
+        default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."
+    )
+    meshes: bool = Field(default=True, description="Write canonical.ply and one mesh per frame.")
+    overlay: bool = Field(default=True, description="Write overlay.mp4.")
+    style: Literal["shaded", "wireframe", "normals", "mesh"] = Field(
+        default="shaded", description="Look of the overlay; 'mesh' leaves the video out."
+    )
+    opacity: float | None = Field(
+        default=None, ge=0, le=1, description="Opacity of the head in the overlay. (default: the style's own)"
+    )
+    side_by_side: bool = Field(default=False, description="Show the original beside the overlay.")
+    renderer: Literal["numba", "pyrender"] = Field(
+        default="numba", description="Overlay renderer; pyrender is an extra."
+    )
+    reader: Literal["av", "decord"] = Field(default="av", description="Video reader; decord is an extra.")
+    device: str = Field(
+        default="cpu", min_length=1, description="Torch device of the networks, such as cpu, cuda or cuda:1."
+    )
+    mesh_resolution: int = Field(
+        default=192, ge=32, le=512, description="Cells along the longest axis of the grid the mesh is extracted from."
+    )
+    batch: int = Field(default=8, ge=1, le=256, description="Frames in one network batch.")
+    refine: bool = Field(default=False, description="Refine the feed-forward result (not available in this version).")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrackOptions:
+        if self.start is not None and self.end is not None and self.end <= self.start:
+            raise ValueError(f"end ({self.end:g} s) must come after start ({self.start:g} s)")
+        for names in (("focal", "fov", "intrinsics"), ("face", "face_at")):
+            given = [name for name in names if getattr(self, name) is not None]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} exclude each other")
+        return self
+
+    @classmethod
+    def build(cls, base: TrackOptions | None = None, **overrides: Any) -> TrackOptions:
+        """``base`` (or the defaults) with ``overrides``. Raises InputError naming the first option that is wrong."""
+        values = base.model_dump(exclude_unset=True) if base else {}
+        try:
+            return cls(**(values | overrides))
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            name = ".".join(str(part) for part in first["loc"])
+            message = first["msg"].removeprefix("Value error, ")
+            raise InputError(f"option {name}: {message}" if name else message) from None
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""
+        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))

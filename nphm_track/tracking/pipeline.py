@@ -1,0 +1,235 @@
+"""The tracker: video in, run folder out (Pix2NPHM's method section on a whole clip)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nphm_track._runtime import prepare_torch
+from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
+from nphm_track.errors import InputError, NoFaceError
+from nphm_track.export.meshes import read_ply, write_ply
+from nphm_track.export.overlay import OverlayRenderer
+from nphm_track.faces.follower import Choice, FaceFollower
+from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.heads.loading import DEFAULT, load_head_model
+from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
+from nphm_track.models import resolve, sha256
+from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.tracking.fit import ClipFit, fit_clip
+from nphm_track.tracking.observe import observation_dtype, observe_clip
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.render import SurfaceCarrier, draw_clip
+from nphm_track.tracking.run_folder import Run, RunFolder, default_output
+from nphm_track.tracking.transforms import write_transforms
+from nphm_track.video.reader import FrameSource, open_video
+from nphm_track.video.writer import VideoWriter
+
+MODELS = ("face_landmarker", "landmark-regressor", DEFAULT)
+
+
+def track(
+    input: str | Path,
+    output: str | Path | None = None,
+    *,
+    options: TrackOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Run:
+    """Track the face of a video, an image or a folder of images and write a run folder.
+
+    Args:
+        input: the clip.
+        output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued or returned as it is.
+        options: see :class:`TrackOptions`; ``overrides`` are single options by name.
+        overwrite: start over when the folder holds a run of this clip with other options.
+        progress: told where the run is.
+
+    Raises:
+        InputError: the clip or an option cannot be used. NoFaceError: no face in the whole clip.
+        ModelError: a model file is missing or damaged. OutputError: the folder cannot be written or belongs to another clip.
+    """
+    options = TrackOptions.build(options, **overrides)
+    progress = progress or NullProgress()
+    if options.refine:
+        raise InputError("refine is not available in this version")
+    prepare_torch()
+    device = torch.device(options.device)
+    source = open_video(input, start=options.start, end=options.end, every=options.every, backend=options.reader)
+    with source:
+        models = {name: sha256(resolve(name)) for name in MODELS}
+        info = InputInfo.of(input, source.info)
+        with RunFolder.open(output or default_output(input), info, options, models=models, overwrite=overwrite) as folder:
+            if folder.complete:
+                progress.note(f"{folder.path} is already done")
+                return Run(folder.path, folder.info)
+            progress.note(plan_line(info, source, options))
+            return _Job(source, folder, options, device, progress).run()
+
+
+def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
+    """What is about to happen, with a rough estimate for two CPU cores."""
+    count = source.info.frame_count
+    if not count:
+        return str(info)
+    count = max(1, count // options.every)
+    if source.info.frame_rate and (options.start or options.end):
+        length = (options.end or source.info.duration or 0) - (options.start or 0)
+        count = max(1, min(count, round(length * source.info.frame_rate / options.every)))
+    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0)
+    minutes = (6 + count * per_frame) / 60
+    return f"{info}; about {count} frames, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else f"{info}; about {count} frames"
+
+
+class _Job:
+    """The stages of one run."""
+
+    def __init__(
+        self, source: FrameSource, folder: RunFolder, options: TrackOptions, device: torch.device, progress: Progress
+    ) -> None:
+        self.source, self.folder, self.options, self.device, self.progress = source, folder, options, device, progress
+        self.size = (source.info.width, source.info.height)
+        self.timings = dict(folder.info.timings)
+
+    def run(self) -> Run:
+        camera = self._given_camera()  # a wrong calibration file is known before the work begins
+        with self._timed("observe"):
+            log = self._observe()
+        if not log["seen"].any():
+            raise NoFaceError(f"no face found in {self.folder.info.input.path}")
+        model = load_head_model(device=self.device)
+        with self._timed("fit"):
+            self.progress.stage("fit", int(log["seen"].sum()))
+            regressor = LandmarkRegressor.from_pretrained(device=self.device)
+            fit = fit_clip(model, regressor, log, self.size, camera, self.options.smooth, self.progress)
+            track = to_track(log, fit, self.size)
+            track.save(self.folder.track)
+            write_transforms(self.folder.transforms, track)
+        if self.options.meshes or self.options.overlay:
+            with self._timed("surface"):
+                self.progress.stage("canonical head", 1)
+                detail = self.options.mesh_resolution / 192
+                mesh = extract_canonical(model, torch.from_numpy(fit.z_id).to(self.device), detail=detail)
+                self.progress.advance()
+            with self._timed("draw"):
+                self._draw(track, mesh, SurfaceCarrier(model, mesh, track))
+        quality = track.quality()
+        if self.source.warning:
+            self.progress.note(self.source.warning)
+        return self.folder.finish(quality=quality, timings=self.timings)
+
+    def _observe(self) -> np.ndarray:
+        landmarker = FaceLandmarker.from_pretrained(device=self.device)
+        follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
+        with self.folder.log(observation_dtype(len(follower.state()))) as log:
+            self.progress.stage("faces", self.source.info.frame_count and self.source.info.frame_count // self.options.every)
+            observe_clip(self.source, follower, log, self.progress)
+            return log.read()
+
+    def _given_camera(self) -> Intrinsics | None:
+        o = self.options
+        if o.intrinsics is not None:
+            return Intrinsics.from_file(o.intrinsics, self.size)
+        if o.focal is not None:
+            return Intrinsics.from_focal(o.focal, self.size)
+        if o.fov is not None:
+            return Intrinsics.from_fov(o.fov, self.size)
+        if self.source.info.kind == "image":
+            focal = focal_from_exif(self.folder.info.input.path, self.size)
+            if focal is not None:
+                self.progress.note(f"focal length {focal:.0f} px, from the image's metadata")
+                return Intrinsics.from_focal(focal, self.size)
+        return None
+
+    def _draw(self, track: Track, mesh: CanonicalMesh, carry: SurfaceCarrier) -> None:
+        o = self.options
+        if o.meshes:
+            write_ply(self.folder.canonical, mesh.vertices, mesh.faces)
+            self.folder.mesh_path(0).parent.mkdir(exist_ok=True)
+
+        def vertices_of(row: int) -> np.ndarray:
+            path = self.folder.mesh_path(int(track.frame[row]))
+            block_done = self._block_done(track, row) if o.meshes else False
+            if block_done:
+                return read_ply(path)[0]
+            vertices = carry(row)
+            if o.meshes:
+                write_ply(path, vertices, mesh.faces)
+            return vertices
+
+        self.progress.stage("meshes and overlay" if o.meshes and o.overlay else "overlay" if o.overlay else "meshes", len(track))
+        if not o.overlay:
+            draw_clip(self.source, track, None, None, vertices_of, self.progress)
+            return
+        renderer = OverlayRenderer(
+            mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, renderer=o.renderer
+        )
+        clip = self.source.info.path if self.source.info.kind == "video" else None
+        with VideoWriter(
+            self.folder.overlay,
+            renderer.output_size,
+            frame_rate_hint=self.source.info.frame_rate,
+            source=clip,
+            origin=self.source.clip_origin,
+        ) as writer:
+            draw_clip(self.source, track, writer, renderer, vertices_of, self.progress)
+
+    def _block_done(self, track: Track, row: int) -> bool:
+        """Whether an earlier, killed run left every mesh of the block of ``row``; decided once, at the block's first row."""
+        from nphm_track.tracking.render import BLOCK
+
+        block = row // BLOCK
+        if getattr(self, "_known_block", None) != block:
+            rows = range(block * BLOCK, min((block + 1) * BLOCK, len(track)))
+            self._known_block = block
+            self._known_done = all(
+                track.status[r] == Status.LOST or self.folder.mesh_path(int(track.frame[r])).exists() for r in rows
+            )
+        return self._known_done
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        """Add the stage's seconds to run.json's timings, also when it is cut short."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[stage] = round(self.timings.get(stage, 0.0) + time.monotonic() - start, 3)
+            self.folder.update(timings=dict(self.timings))
+
+
+def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int]) -> Track:
+    """The arrays of track.npz; what lost frames lack becomes NaN."""
+    seen = np.asarray(log["seen"])
+    status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
+    lost = status == Status.LOST
+    z_ex, R, t = fit.z_ex.copy(), fit.R.copy(), fit.t.copy()
+    for array in (z_ex, R, t):
+        array[lost] = np.nan
+    return Track(
+        frame=np.asarray(log["frame"]),
+        time=np.asarray(log["time"]),
+        status=status,
+        confidence=np.where(seen, log["confidence"], 0).astype(np.float32),
+        z_id=fit.z_id,
+        z_ex=z_ex,
+        R=R,
+        t=t,
+        K=fit.camera.K,
+        image_size=np.array(size, np.int64),
+        landmarks=log["landmarks"][..., :2],
+        landmarks_fit=fit.landmarks_fit,
+        blendshapes=log["blendshapes"],
+        landmark_error_px=fit.landmark_error_px,
+        normal_error_deg=np.full(len(log), np.nan, np.float32),
+        distortion=np.zeros(5) if fit.camera.distortion is None else fit.camera.distortion,
+    )

@@ -1,0 +1,197 @@
+"""Records of a run: the arrays of ``track.npz`` and the fields of ``run.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from enum import IntEnum
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nphm_track import __version__
+from nphm_track.errors import InputError
+from nphm_track.video.reader import IMAGE_SUFFIXES, VideoInfo
+
+PARTIAL = ".partial"
+"""Ending of a file that is being written."""
+
+
+class Status(IntEnum):
+    """State of a frame in ``Track.status``."""
+
+    TRACKED = 0
+    FILLED = 1
+    """Not seen, or not trusted, and filled in from the frames around it."""
+    LOST = 2
+    """No head: pose, codes and landmarks are NaN and there is no mesh."""
+
+
+@dataclass
+class Track:
+    """Everything per frame of a run, in time order. Floating point values of frames that lack them are NaN."""
+
+    frame: NDArray[np.int64]
+    """[T] index of the frame in the clip (of ``every`` frames one is tracked)."""
+    time: NDArray[np.float64]
+    """[T] the container's timestamp, seconds."""
+    status: NDArray[np.uint8]
+    """[T] ``Status``: 0 tracked, 1 filled in, 2 lost."""
+    confidence: NDArray[np.float32]
+    """[T] 0..1, probability that the face is there and the landmarks are right."""
+    z_id: NDArray[np.float32]
+    """[D_id] identity code, one for the clip."""
+    z_ex: NDArray[np.float32]
+    """[T, D_ex] expression codes."""
+    R: NDArray[np.float64]
+    """[T, 3, 3] head-to-camera rotation, OpenCV axes: x_cam = R x_head + t."""
+    t: NDArray[np.float64]
+    """[T, 3] head-to-camera translation, metres."""
+    K: NDArray[np.float64]
+    """[3, 3] pinhole intrinsics, pixels of the original (rotation-corrected) frame, pixel centres at .5."""
+    image_size: NDArray[np.int64]
+    """[2] width and height of the frame, pixels."""
+    landmarks: NDArray[np.float32]
+    """[T, 478, 2] observed landmarks, pixels; NaN where none were seen."""
+    landmarks_fit: NDArray[np.float32]
+    """[T, 68, 2] the fitted head's own iBUG-68 points, projected, pixels."""
+    blendshapes: NDArray[np.float32]
+    """[T, 52] scores 0..1 in the order of ``conventions.BLENDSHAPE_NAMES``, of the face's own sides."""
+    landmark_error_px: NDArray[np.float32]
+    """[T] mean distance of ``landmarks_fit`` to the observed points, pixels; NaN where none were seen."""
+    normal_error_deg: NDArray[np.float32]
+    """[T] mean angle between the head's normals and the seen ones, degrees; NaN where not measured."""
+    distortion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
+    """[5] OpenCV coefficients k1, k2, p1, p2, k3; zeros for a pinhole."""
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def save(self, path: str | Path) -> None:
+        """Write ``track.npz`` atomically. Arrays may be memory maps: they are streamed, not loaded."""
+        with replacing(Path(path)) as partial, open(partial, "wb") as file:
+            np.savez(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+
+    @classmethod
+    def load(cls, path: str | Path) -> Track:
+        """Read ``track.npz``. Raises InputError when it is missing, damaged or lacks an array."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return cls(**{f.name: file[f.name] for f in fields(cls)})
+        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path} is not a readable track ({error})") from None
+
+    def quality(self) -> dict[str, float | int | None]:
+        """Counts by status, and the landmark error of the tracked frames in pixels and in % of the distance between the
+        outer eye corners; None where nothing was measured."""
+        seen = (self.status == Status.TRACKED) & np.isfinite(self.landmark_error_px)
+        error = self.landmark_error_px[seen]
+        eyes = np.linalg.norm(self.landmarks[seen, 33] - self.landmarks[seen, 263], axis=-1)
+        return {
+            "frames": len(self),
+            **{status.name.lower(): int(np.count_nonzero(self.status == status)) for status in Status},
+            "landmark_error_px": round(float(error.mean()), 3) if seen.any() else None,
+            "landmark_error_percent": round(float((100 * error / eyes).mean()), 3) if seen.any() else None,
+        }
+
+
+class InputInfo(BaseModel):
+    """What was tracked; the digest decides whether a run folder belongs to it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(description="As the user gave it.")
+    sha256: str
+    size: int = Field(description="Bytes.")
+    width: int = Field(description="Pixels, after the rotation tag was applied.")
+    height: int = Field(description="Pixels, after the rotation tag was applied.")
+    fps: float | None = Field(default=None, description="Average frames per second; None for images.")
+    duration: float | None = Field(
+        default=None, description="Seconds; None for images or when the container does not say."
+    )
+    rotation: int = Field(default=0, description="Degrees, as the container's tag gives them.")
+    kind: Literal["video", "image", "folder"] = "video"
+
+    @classmethod
+    def of(cls, path: str | Path, video: VideoInfo) -> InputInfo:
+        """Describe an opened input; reads all of it, for the digest. A folder's covers its images and their names."""
+        from nphm_track.models import sha256
+
+        path = Path(path)
+        files = [path]
+        if video.kind == "folder":
+            files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
+        digests = [sha256(file) for file in files]
+        if video.kind == "folder":
+            lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
+            digests = [hashlib.sha256(lines.encode()).hexdigest()]
+        return cls(
+            path=str(path),
+            sha256=digests[0],
+            size=sum(file.stat().st_size for file in files),
+            width=video.width,
+            height=video.height,
+            fps=video.frame_rate,
+            duration=video.duration,
+            rotation=video.rotation,
+            kind=video.kind,
+        )
+
+    def __str__(self) -> str:
+        rate = f" at {self.fps:.4g} frames/s" if self.fps else ""
+        length = f", {self.duration:.1f} s" if self.duration else ""
+        return f"{self.path}: {self.width}x{self.height}{rate}{length}"
+
+
+class RunInfo(BaseModel):
+    """run.json."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    input: InputInfo
+    options: dict[str, Any]
+    models: dict[str, str] = Field(default_factory=dict, description="Model name to SHA-256 of its weights.")
+    package_version: str = __version__
+    state: Literal["running", "done", "failed", "interrupted"] = "running"
+    message: str = Field(default="", description="Why a run failed; empty otherwise.")
+    timings: dict[str, float] = Field(default_factory=dict, description="Stage to seconds, summed over resumes.")
+    quality: dict[str, float | int | None] = Field(default_factory=dict, description="``Track.quality``.")
+    created: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    updated: datetime = Field(default_factory=lambda: datetime.now(UTC))
+
+    def save(self, path: str | Path) -> None:
+        self.updated = datetime.now(UTC)
+        with replacing(Path(path)) as partial:
+            partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> RunInfo:
+        """Raises InputError when the file is missing, damaged or of another schema version."""
+        try:
+            return cls.model_validate_json(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror})") from None
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; moved to ``path`` when the block ends well, removed otherwise."""
+    partial = path.with_name(path.name + PARTIAL)
+    try:
+        yield partial
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

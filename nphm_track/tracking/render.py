@@ -1,0 +1,131 @@
+"""Last step: the head's surface in every frame, as meshes and as an overlay on the video."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.export.overlay import OverlayRenderer
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.inverse import PosedPoints, pose_points
+from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.mesh import CanonicalMesh
+from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.records import Status, Track
+from nphm_track.tracking.run_folder import OVERLAY_MP4, read_run
+from nphm_track.video.reader import FrameSource, open_video
+from nphm_track.video.writer import VideoWriter
+
+BLOCK = 32
+"""Frames carried with warm starts before a cold start, so that a resumed run repeats at most a block and gives the same meshes."""
+
+Vertices = NDArray[np.float32]
+
+
+class SurfaceCarrier:
+    """The vertices of one person's canonical mesh in the frames of a clip, asked for in ascending order."""
+
+    def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, track: Track) -> None:
+        self.model, self.track = model, track
+        device = model.mean_anchors.device
+        self.canonical = torch.from_numpy(mesh.vertices / MODEL_UNIT).to(device)
+        self.z_id = torch.from_numpy(track.z_id).to(device)
+        self._warm: PosedPoints | None = None
+        self._block = -1
+
+    def __call__(self, row: int) -> Vertices:
+        """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
+        if row // BLOCK != self._block:
+            self._block, self._warm = row // BLOCK, None
+        z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.canonical.device)
+        self._warm = pose_points(self.model, self.canonical, self.z_id, z_ex, warm=self._warm)
+        return (self._warm.points * MODEL_UNIT).cpu().numpy()
+
+
+def draw_clip(
+    source: FrameSource,
+    track: Track,
+    writer: VideoWriter | None,
+    renderer: OverlayRenderer | None,
+    vertices_of: Callable[[int], Vertices],
+    progress: Progress,
+) -> None:
+    """Go through the clip again, ask for the vertices of each frame and draw them."""
+    for row, image, time in _rows(source, track, pictures=writer is not None):
+        lost = track.status[row] == Status.LOST
+        vertices = None if lost else vertices_of(row)
+        if writer is not None and renderer is not None:
+            if vertices is None:
+                writer.write(renderer.draw_lost(image), time)
+            else:
+                writer.write(renderer.draw(image, vertices, track.R[row], track.t[row]), time)
+        progress.advance()
+
+
+def _rows(source: FrameSource, track: Track, *, pictures: bool) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
+    """Rows of the track with their frame; without ``pictures`` the clip is not decoded."""
+    if not pictures:
+        nothing = np.zeros((0, 0, 3), np.uint8)
+        yield from ((row, nothing, float(track.time[row])) for row in range(len(track)))
+        return
+    for row, frame in enumerate(source):
+        if row >= len(track):
+            return
+        yield row, frame.image, frame.time
+
+
+def render_overlay(
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    style: str = "shaded",
+    opacity: float | None = None,
+    scale: float = 1.0,
+    side_by_side: bool = False,
+    renderer: str = "numba",
+    progress: Progress | None = None,
+) -> Path:
+    """Draw a finished run's overlay again; returns the video written (default: the run's own overlay.mp4).
+
+    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the video cannot be written.
+    """
+    from nphm_track.errors import InputError
+    from nphm_track.models import sha256
+
+    progress = progress or NullProgress()
+    done = read_run(run)
+    track, info = done.track, done.info
+    clip = Path(info.input.path)
+    if not clip.exists():
+        raise InputError(f"the clip of this run, {clip}, is not there any more")
+    if clip.is_file() and sha256(clip) != info.input.sha256:
+        raise InputError(f"{clip} is not the clip this run was made of: it has changed")
+    options = info.options
+    target = Path(output) if output else done.path / OVERLAY_MP4
+    mesh, vertices_of = _surface_of(done)
+    size = (int(track.image_size[0]), int(track.image_size[1]))
+    painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer)
+    source = open_video(clip, start=options["start"], end=options["end"], every=options["every"], backend=options["reader"])
+    with source, VideoWriter(
+        target, painter.output_size, frame_rate_hint=source.info.frame_rate, source=clip, origin=source.clip_origin
+    ) as writer:
+        progress.stage("overlay", len(track))
+        draw_clip(source, track, writer, painter, vertices_of, progress)
+    return target
+
+
+def _surface_of(run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:  # noqa: ANN001
+    """Canonical mesh and vertices of a finished run: read from its meshes, or carried again when it wrote none."""
+    from nphm_track.heads.mesh import extract_canonical
+
+    if run.info.options["meshes"]:
+        vertices, faces = run.canonical()
+        return CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0]
+    model = load_head_model()
+    mesh = extract_canonical(model, torch.from_numpy(run.track.z_id))
+    return mesh, SurfaceCarrier(model, mesh, run.track)

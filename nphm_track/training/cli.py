@@ -1,0 +1,34 @@
+"""``nphm-track train``: from a recipe file to a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nphm_track.errors import InputError
+from nphm_track.training.recipe import Recipe, parse, read_recipe
+from nphm_track.training.trainer import Task, Trainer
+
+
+def build_task(recipe: Recipe) -> Task:
+    """The task a recipe names, with its data table checked. Raises InputError for an unknown task or key."""
+    if recipe.task == "head":
+        from nphm_track.training.head_task import HeadData, HeadTask
+
+        return HeadTask(parse(HeadData, recipe.data))
+    if recipe.task == "regressor":
+        from nphm_track.training.regressor_task import RegressorData, RegressorTask
+
+        return RegressorTask(parse(RegressorData, recipe.data))
+    raise InputError(f"recipe: unknown task '{recipe.task}' (known: head, regressor)")
+
+
+def train(recipe_path: str | Path, out: str | Path, *, resume: bool = False, overrides: list[str] | None = None) -> dict[str, float]:
+    """Run a recipe in folder ``out``; returns the last held-out metrics."""
+    import torch
+
+    from nphm_track._runtime import prepare_torch
+
+    recipe = read_recipe(recipe_path, overrides)
+    prepare_torch()
+    torch.manual_seed(recipe.trainer.seed)
+    return Trainer(build_task(recipe), recipe.trainer, out).run(resume=resume)

@@ -1,0 +1,215 @@
+"""Training of the head model on ICT-FaceKit heads.
+
+Codes are linear images of the source's own parameters, z_id = A w and z_ex = B e, trained with the networks: identities are unlimited, every
+sampled head has a code, and B is the map from ARKit-like weights to expression codes that the model ships with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
+from nphm_track.heads.config import NPHM_SMALL
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.training import losses as L
+from nphm_track.training.ict import NECK_LEVEL, anchor_vertices, load_ict, sample_expression, sample_identity
+from nphm_track.training.recipe import Strict
+
+
+class HeadData(Strict):
+    """The ``[data]`` table of a head-model recipe."""
+
+    ict: str = Field(description="folder of ICT-FaceKit light (npz, vertex_indices.json)")
+    shards: str = Field(description="folder written by training/build_head_sdf.py")
+    heldout: str = Field(description="the same, with held-out seeds")
+    heads: int = Field(32, gt=0, description="heads a step, each with neutral, posed and correspondence points")
+    neutral_points: int = Field(160, gt=0, description="per head")
+    posed_points: int = Field(96, gt=0, description="per head")
+    correspondences: int = Field(128, gt=0, description="per head")
+    normal_points: int = Field(0, ge=0, description="per head; points whose SDF gradient is supervised (double backward)")
+
+
+class HeadTask:
+    """Neutral SDF, posed SDF, correspondences, anchors; see the weights in :meth:`losses`."""
+
+    def __init__(self, data: HeadData) -> None:
+        self.data = data
+        self.ict = load_ict(data.ict)
+        config = replace(NPHM_SMALL, expression_names=self.ict.expression_names)
+        self.model = NphmDecoder(config)
+        self.anchor_vertices = torch.from_numpy(anchor_vertices(self.ict, data.ict))
+        unit = 1 / MODEL_UNIT
+        self.neutral = torch.from_numpy(self.ict.neutral) * unit
+        self.identity = torch.from_numpy(self.ict.identity).flatten(1) * unit
+        self.expression = torch.from_numpy(self.ict.expression).flatten(1) * unit
+        self.faces = torch.from_numpy(self.ict.faces).long()
+        self.model.mean_anchors.copy_(self.neutral[self.anchor_vertices])
+        with torch.no_grad():
+            self.model.anchor_mlp[2].weight.mul_(0.1)
+            for layer in self.model.deformation:  # keep the signal's size through SiLU layers
+                layer.weight.normal_(0, 1.6 / layer.in_features**0.5)
+                layer.bias.zero_()
+            self.model.expression_field.weight.mul_(0.1)
+        self.face_weight = self._face_weights()
+        self.eye_face = torch.from_numpy(self.ict.is_eye[self.ict.faces].any(1))
+        names = self.ict.expression_names
+        self.lid = {
+            s: [i for i, n in enumerate(names) if n.endswith(s) and n.startswith(("eyeBlink", "eyeSquint", "eyeLookDown", "cheekRaiser"))]
+            for s in ("_L", "_R")
+        }
+        self.shard_paths = sorted(Path(data.shards).glob("heads_??????.npz"))
+        if not self.shard_paths:
+            raise InputError(f"no shards in {data.shards}: build them with training/build_head_sdf.py")
+        self._shard: dict[str, Tensor] = {}
+        self._shard_index = -1
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "nphm", "head": self.model.config.to_dict()}
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        model, data = self.model, self.data
+        shard = self._load_shard(step)
+        chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.heads]
+        z_id = shard["w"][chosen] @ model.identity_basis.T
+        z_ex = shard["e"][chosen] @ model.expression_basis.T
+        x, s = _pick(shard, "neutral", chosen, data.neutral_points, generator)
+        neutral = L.sdf_loss(model.canonical_sdf(x, z_id), s)
+        x, s = _pick(shard, "posed", chosen, data.posed_points, generator)
+        queries = model.canonical_queries(x, z_id, z_ex)
+        posed = L.sdf_loss(model.canonical_sdf(queries, z_id), s)
+        w, e = self._random_weights(generator)
+        terms: dict[str, tuple[float, Tensor]] = {
+            "neutral": (100.0, neutral),
+            "posed": (60.0, posed),
+            "hyper": (0.05, L.hyper_norm(queries[..., 3:])),
+            **self._correspondence_terms(w, e, generator),
+        }
+        terms["code"] = (1e-4, L.code_norm(z_id) / 50 + L.code_norm(z_ex))
+        return terms
+
+    def _random_weights(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        w = sample_identity(rng, self.data.heads)
+        e = sample_expression(rng, self.data.heads, self.ict.expression_names)
+        return torch.from_numpy(w), torch.from_numpy(e)
+
+    def _correspondence_terms(
+        self, w: Tensor, e: Tensor, generator: torch.Generator
+    ) -> dict[str, tuple[float, Tensor]]:
+        """Posed surface points, also a little off the surface, must map to where they are on the neutral head."""
+        model, data = self.model, self.data
+        z_id, z_ex = w @ model.identity_basis.T, e @ model.expression_basis.T
+        neutral = self.neutral + (w @ self.identity).unflatten(-1, (-1, 3))
+        posed = neutral + (e @ self.expression).unflatten(-1, (-1, 3))
+        n = data.correspondences
+        face = torch.multinomial(self.face_weight, len(w) * n, replacement=True, generator=generator).view(len(w), n)
+        bary = torch.rand(len(w), n, 2, generator=generator)
+        bary = torch.where(bary.sum(-1, keepdim=True) > 1, 1 - bary, bary)
+        bary = torch.cat([bary, 1 - bary.sum(-1, keepdim=True)], -1)
+        height = torch.randn(len(w), n, 1, generator=generator) * (0.002 / MODEL_UNIT)
+        canonical, normal = _on_surface(neutral, self.faces, face, bary)
+        x, posed_normal = _on_surface(posed, self.faces, face, bary)
+        offset, hyper = model.deform(x + height * posed_normal, z_id, z_ex)
+        weight = self._visible(face, x, e)
+        terms = {
+            "deform": (60.0, L.point_loss(x + height * posed_normal + offset, canonical + height * normal, weight)),
+            "anchors": (30.0, L.point_loss(model.anchors(z_id), neutral[:, self.anchor_vertices])),
+        }
+        if data.normal_points:
+            k = data.normal_points
+            p = x[:, :k].detach().requires_grad_(True)
+            sdf = model.sdf(p, z_id, z_ex)
+            (gradient,) = torch.autograd.grad(sdf.sum(), p, create_graph=True)
+            seen = weight[:, :k] > 0
+            terms["normal"] = (0.5, L.normal_loss(gradient[seen], posed_normal[:, :k][seen]))
+        return terms
+
+    def _visible(self, face: Tensor, x: Tensor, e: Tensor) -> Tensor:
+        """1 where the correspondence holds: an eyeball point is dropped while a lid may lie over it."""
+        left = e[:, self.lid["_L"]].sum(1, keepdim=True) > 0.1
+        right = e[:, self.lid["_R"]].sum(1, keepdim=True) > 0.1
+        covered = torch.where(x[..., 0] > 0, left, right)
+        return (~(self.eye_face[face] & covered)).float()
+
+    def _face_weights(self) -> Tensor:
+        v, f = self.ict.neutral, self.ict.faces
+        corners = v[f]
+        area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+        centre = corners.mean(1)
+        pocket = self.ict.is_pocket[f].all(1)
+        in_face = (centre[:, 2] > -0.01) & ~pocket
+        fine = in_face & (
+            (np.linalg.norm(centre - [0, -0.033, 0.045], axis=1) < 0.035)
+            | (np.abs(centre - [0, 0.035, 0.03]) < [0.055, 0.02, 0.04]).all(1)
+        )
+        weight = area * np.where(fine, 12.0, np.where(in_face, 4.0, np.where(pocket, 0.7, 1.0)))
+        return torch.from_numpy((weight * (centre[:, 1] > NECK_LEVEL)).astype(np.float32))
+
+    def _load_shard(self, step: int) -> dict[str, Tensor]:
+        """A shard serves 50 steps; the order is the same in every run."""
+        index = (step // 50) * 7919 % len(self.shard_paths)
+        if index != self._shard_index:
+            self._shard = read_shard(self.shard_paths[index])
+            self._shard_index = index
+        return self._shard
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Held-out heads with their linear codes: mean |sdf error| within 5 mm of the surface and deformation error, in mm."""
+        assert isinstance(model, NphmDecoder)
+        mm = MODEL_UNIT * 1000
+        totals: dict[str, list[float]] = {"neutral_mm": [], "posed_mm": []}
+        for path in sorted(Path(self.data.heldout).glob("heads_9?????.npz")):
+            shard = read_shard(path)
+            for k in range(0, 32, 8):
+                z_id = shard["w"][k : k + 8] @ model.identity_basis.T
+                z_ex = shard["e"][k : k + 8] @ model.expression_basis.T
+                for name in ("neutral", "posed"):
+                    x, s = shard[name + "_points"][k : k + 8, :2048].float(), shard[name + "_sdf"][k : k + 8, :2048].float()
+                    f = model.canonical_sdf(x, z_id) if name == "neutral" else model.sdf(x, z_id, z_ex)
+                    near = s.abs() < 5 / mm
+                    totals[name + "_mm"].append(float((f - s)[near].abs().mean()) * mm)
+        generator = torch.Generator().manual_seed(900_000)
+        w, e = self._random_weights(generator)
+        current, self.model = self.model, model
+        terms = self._correspondence_terms(w, e, generator)
+        self.model = current
+        return {
+            **{k: float(np.mean(v)) for k, v in totals.items()},
+            "deform_mm": float(terms["deform"][1].detach()) * mm,
+            "anchors_mm": float(terms["anchors"][1].detach()) * mm,
+        }
+
+
+def read_shard(path: Path) -> dict[str, Tensor]:
+    """A shard in model units; points stay float16 until they are picked."""
+    data = np.load(path, allow_pickle=False)
+    shard = {k: torch.from_numpy(data[k]) for k in data.files}
+    for k in ("neutral_points", "neutral_sdf", "posed_points", "posed_sdf"):
+        shard[k] = shard[k].float() / MODEL_UNIT
+    return shard
+
+
+def _pick(
+    shard: dict[str, Tensor], name: str, heads: Tensor, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    points, sdf = shard[name + "_points"], shard[name + "_sdf"]
+    index = torch.randint(points.shape[1], (len(heads), count), generator=generator)
+    return points[heads[:, None], index], sdf[heads[:, None], index]
+
+
+def _on_surface(vertices: Tensor, faces: Tensor, face: Tensor, bary: Tensor) -> tuple[Tensor, Tensor]:
+    """Points and unit face normals [B, N, 3] at (face [B, N], bary [B, N, 3]) of vertices [B, V, 3]."""
+    batch = torch.arange(len(vertices))[:, None, None]
+    corners = vertices[batch, faces[face]]  # [B, N, 3, 3]
+    normal = torch.linalg.cross(corners[:, :, 1] - corners[:, :, 0], corners[:, :, 2] - corners[:, :, 0])
+    return (corners * bary[..., None]).sum(2), nn.functional.normalize(normal, dim=-1)

@@ -1,0 +1,72 @@
+"""Recipes: one TOML file describes one training run; unknown keys are refused."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nphm_track.errors import InputError
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+T = TypeVar("T", bound=Strict)
+
+
+class TrainerConfig(Strict):
+    """How long and how fast to train; the same for every task."""
+
+    steps: int = Field(gt=0, description="optimiser steps")
+    learning_rate: float = Field(gt=0, description="peak of the one-cycle cosine schedule")
+    warmup: int = Field(200, ge=0, description="steps of linear warm-up")
+    final_fraction: float = Field(0.01, ge=0, le=1, description="last learning rate as a fraction of the peak")
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float = Field(1.0, gt=0, description="gradient norm limit")
+    ema: float = Field(0.999, ge=0, lt=1, description="decay of the averaged weights, which are evaluated and released")
+    seed: int = 0
+    evaluate_every: int = Field(1000, gt=0, description="steps")
+    checkpoint_minutes: float = Field(5.0, gt=0, le=10, description="a checkpoint at least this often")
+
+
+class Recipe(Strict):
+    """A whole recipe file: which task, its trainer settings and the task's own typed table."""
+
+    task: str
+    trainer: TrainerConfig
+    data: dict[str, Any] = Field(default_factory=dict, description="checked by the task")
+
+
+def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
+    """Read a TOML recipe; ``overrides`` are ``table.key=value`` with TOML values. Raises InputError with the offending key."""
+    try:
+        values = tomllib.loads(Path(path).read_text())
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"cannot read recipe {path}: {error}") from None
+    for item in overrides or []:
+        key, separator, text = item.partition("=")
+        if not separator:
+            raise InputError(f"override '{item}' is not key=value")
+        try:
+            value = tomllib.loads(f"v = {text}")["v"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        table = values
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            table = table.setdefault(parent, {})
+        table[leaf] = value
+    return parse(Recipe, values)
+
+
+def parse(model: type[T], values: dict[str, Any]) -> T:
+    """Validate ``values``; a failure is one clear line."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InputError(f"recipe: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

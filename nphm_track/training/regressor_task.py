@@ -1,0 +1,191 @@
+"""Training of the landmark regressor: L = L3D in SDF space + vertex and landmark terms + R, on heads with known codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.loading import load_head_model
+from nphm_track.regressor.landmark_regressor import (
+    LandmarkRegressor,
+    RegressorConfig,
+    group_landmarks,
+    normalise_landmarks,
+)
+from nphm_track.training import losses as L
+from nphm_track.training.ict import load_ict
+from nphm_track.training.recipe import Strict
+
+
+class RegressorData(Strict):
+    """The ``[data]`` table of a landmark-regressor recipe."""
+
+    ict: str
+    head_model: str = Field(description="name or path of the frozen head model")
+    shards: str = Field(description="folder written by training/build_landmark_renders.py")
+    heldout: str
+    projected: str = Field(description="folder written by training/build_landmark_projections.py")
+    batch: int = Field(48, gt=0)
+    rendered_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch that comes from detections on renders")
+    sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
+    sdf_samples: int = Field(16, ge=0, description="samples a batch for L3D")
+    jitter: float = Field(0.004, ge=0, description="landmark noise added to every sample, of the face's RMS radius")
+
+
+class RegressorTask:
+    """The head model is frozen; its linear code maps turn predicted codes into vertices for the auxiliary terms."""
+
+    def __init__(self, data: RegressorData) -> None:
+        self.data = data
+        self.head = load_head_model(data.head_model).requires_grad_(False)
+        heads = load_ict(data.ict)
+        self.heldout = read_samples(Path(data.heldout), "landmarks")
+        self.rendered = read_samples(Path(data.shards), "landmarks")
+        self.projected = read_samples(Path(data.projected), "projected")
+        c = self.head.config
+        self.model = LandmarkRegressor(
+            RegressorConfig(
+                c.global_dim, c.local_dim, c.n_members, c.expression_dim, group_landmarks(self.head.mean_landmarks)
+            )
+        )
+        self._standardise()
+        rng = np.random.default_rng(0)
+        in_face = (heads.neutral[:, 2] > -0.02) & (heads.neutral[:, 1] > -0.1) & ~heads.is_pocket
+        chosen = rng.choice(np.flatnonzero(in_face), 800, replace=False)
+        unit = 1 / MODEL_UNIT
+        self.vertices = torch.from_numpy(heads.neutral[chosen]) * unit
+        self.identity = torch.from_numpy(heads.identity[:, chosen]).flatten(1) * unit
+        self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
+        landmark = np.load(Path(__file__).parents[2] / "training/assets/ict_landmarks478.npz")
+        corner, bary = heads.faces[landmark["face"]], landmark["bary"][None, ..., None]
+        at = lambda basis: torch.from_numpy((basis[:, corner] * bary).sum(2)).float()  # noqa: E731
+        self.lm_neutral = at(heads.neutral[None])[0] * unit
+        self.lm_identity = at(heads.identity).flatten(1) * unit
+        self.lm_expression = at(heads.expression).flatten(1) * unit
+        self.from_id = torch.linalg.pinv(self.head.identity_basis)
+        self.from_ex = torch.linalg.pinv(self.head.expression_basis)
+
+    def _standardise(self) -> None:
+        model, head = self.model, self.head
+        points = normalise_landmarks(self.rendered["landmarks"], self.rendered["size"])[0]
+        model.mean_points.copy_(points.mean(0))
+        model.spread_points.copy_(points.std(0).clamp_min(0.01))
+        model.spread_id.copy_(head.identity_basis.norm(dim=1).clamp_min(1e-4))
+        model.spread_ex.copy_((head.expression_basis.norm(dim=1) * 0.3).clamp_min(1e-4))
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "landmark-regressor", "regressor": self.model.config.to_dict()}
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        data = self.data
+        n_rendered = int(data.batch * data.rendered_fraction)
+        batch = {
+            k: torch.cat([_draw(self.rendered, k, n_rendered, generator, step), _draw(self.projected, k, data.batch - n_rendered, generator, step)])
+            for k in self.rendered
+        }
+        landmarks = batch["landmarks"]
+        radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
+        scale = torch.rand(len(landmarks), 1, 1, generator=generator) * 2 * data.jitter
+        landmarks = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
+        z_id, z_ex = self.model(landmarks, batch["scores"], batch["size"])
+        terms = self._vertex_terms(z_id, z_ex, batch)
+        if data.sdf_samples:
+            terms["sdf"] = (40.0, self._sdf_term(z_id, z_ex, batch, generator))
+        terms["code"] = (1e-3, ((z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()))
+        return terms
+
+    def _weights(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
+        return z_id @ self.from_id.T, z_ex @ self.from_ex.T
+
+    def _vertex_terms(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+        w, e = self._weights(z_id, z_ex)
+        dw, de = w - batch["w"], e - batch["e"]
+        neutral = (dw @ self.identity).unflatten(-1, (-1, 3))
+        posed = neutral + (de @ self.expression).unflatten(-1, (-1, 3))
+        zero = torch.zeros(())
+        reprojection = self._reproject(w, e, batch)
+        off_id = z_id - w @ self.head.identity_basis.T
+        off_ex = z_ex - e @ self.head.expression_basis.T
+        return {
+            "neutral": (30.0, L.point_loss(neutral, zero)),
+            "posed": (40.0, L.point_loss(posed, zero)),
+            "reprojection": (20.0, reprojection),
+            "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
+            "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
+        }
+
+    def _reproject(self, w: Tensor, e: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Landmarks of the predicted head, in the true camera up to a best shift and scale, against the detected ones.
+
+        In units of the face's RMS radius times .25, so that it compares with the vertex terms.
+        """
+        points = self.lm_neutral + (w @ self.lm_identity + e @ self.lm_expression).unflatten(-1, (-1, 3))
+        camera = points * MODEL_UNIT @ batch["R"].mT + batch["t"][:, None]
+        pixels = camera[..., :2] / camera[..., 2:] * batch["K"][:, None, :1, 0]
+        seen = batch["landmarks"][..., :2]
+        use = slice(0, 468)  # the irises move with the gaze, which the codes do not carry
+        p, s = pixels[:, use] - pixels[:, use].mean(1, keepdim=True), seen[:, use] - seen[:, use].mean(1, keepdim=True)
+        p = p * ((p * s).sum((1, 2)) / p.square().sum((1, 2)))[:, None, None]
+        radius = s.square().sum(-1).mean(1).sqrt()[:, None]
+        return ((p - s).norm(dim=-1) / radius).mean() * 0.25
+
+    def _sdf_term(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """L3D: mean |F(x; z_pred) - F(x; z_gt)| at points near the true posed surface."""
+        n, k = self.data.sdf_samples, self.data.sdf_points
+        w, e = batch["w"][:n], batch["e"][:n]
+        posed = self.vertices + (w @ self.identity + e @ self.expression).unflatten(-1, (-1, 3))
+        chosen = torch.randint(posed.shape[1], (len(w), k), generator=generator)
+        x = posed[torch.arange(len(w))[:, None], chosen]
+        x = x + torch.randn(x.shape, generator=generator) * (0.003 / MODEL_UNIT)
+        with torch.no_grad():
+            target = self.head.sdf(x, w @ self.head.identity_basis.T, e @ self.head.expression_basis.T)
+        return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Held-out renders: mean vertex errors (mm, head frame, no alignment) and correlation of jaw, smile and blink."""
+        h = self.heldout
+        z_id, z_ex = model(h["landmarks"], h["scores"], h["size"])
+        w, e = self._weights(z_id, z_ex)
+        terms = self._vertex_terms(z_id, z_ex, h)
+        mm = MODEL_UNIT * 1000
+        mean_head = float(L.point_loss((h["w"] @ self.identity).unflatten(-1, (-1, 3)), torch.zeros(()))) * mm
+        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed")}
+        out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
+        names = self.head.config.expression_names
+        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "browInnerUp_L"):
+            i = names.index(name)
+            out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), h["e"][:, i].numpy())[0, 1])
+        return {**out, "mean_head_mm": mean_head}
+
+
+def read_samples(folder: Path, kind: str) -> dict[str, Tensor]:
+    """All shards of a folder as one table; samples in which the network saw no face are left out."""
+    paths = sorted(folder.glob(f"{kind}_??????.npz"))
+    if not paths:
+        raise InputError(f"no {kind} shards in {folder}")
+    parts = [np.load(p, allow_pickle=False) for p in paths]
+    table = {k: torch.from_numpy(np.concatenate([p[k] for p in parts])) for k in ("w", "e", "K", "R", "t", "landmarks", "blendshapes", "presence")}
+    seen = table.pop("presence") > 0.8
+    table = {k: v[seen] for k, v in table.items()}
+    table["scores"] = table.pop("blendshapes")
+    table["size"] = 2 * table["K"][:, :2, 2]  # principal point in the middle
+    return table
+
+
+def _draw(table: dict[str, Tensor], key: str, count: int, generator: torch.Generator, step: int) -> Tensor:
+    """``count`` rows of a column; the same rows for every column of a step."""
+    rows = torch.Generator().manual_seed(step * 2 + count)
+    return table[key][torch.randint(len(table["w"]), (count,), generator=rows)]
+
+
+__all__ = ["NphmDecoder", "RegressorData", "RegressorTask", "read_samples"]

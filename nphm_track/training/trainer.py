@@ -1,0 +1,170 @@
+"""The one trainer behind every model: optimiser, schedule, averaged weights, checkpoints, logs, held-out evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from nphm_track.errors import InputError
+from nphm_track.models import write_weights
+from nphm_track.training.recipe import TrainerConfig
+
+CHECKPOINT = "checkpoint.pt"
+MODEL = "model.safetensors"
+
+
+class Task(Protocol):
+    """What a task gives the trainer: a model, losses of a step, held-out metrics and the configuration to store."""
+
+    model: nn.Module
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        """Named (weight, value) terms of one step; everything random comes from ``generator``."""
+        ...
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+
+def learning_rate(config: TrainerConfig, step: int) -> float:
+    """Linear warm-up, then a cosine down to ``final_fraction``."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    low = config.final_fraction
+    return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+class Trainer:
+    """Runs a :class:`Task` in ``folder``; a run killed at any moment continues from its newest checkpoint.
+
+    Files: ``checkpoint.pt`` (weights, averaged weights, optimiser, step; read with ``weights_only``), ``model.safetensors`` (the
+    averaged weights as released), ``log.jsonl`` and TensorBoard events when tensorboard is installed.
+    """
+
+    def __init__(self, task: Task, config: TrainerConfig, folder: str | Path) -> None:
+        self.task, self.config, self.folder = task, config, Path(folder)
+        self.model = task.model
+        self.averaged = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.step = 0
+        self.seconds = 0.0
+
+    def run(self, *, resume: bool = False) -> dict[str, float]:
+        """Train to the end; returns the last held-out metrics. Raises InputError when the folder holds another run's checkpoint."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (self.folder / CHECKPOINT).exists():
+            if not resume:
+                raise InputError(f"{self.folder} holds a checkpoint: continue it with --resume or choose another folder")
+            self.restore()
+        metrics: dict[str, float] = {}
+        started, saved = time.monotonic(), time.monotonic()
+        board = _tensorboard(self.folder)
+        sums: dict[str, float] = {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, disable=not _is_terminal()) as bar:
+            job = bar.add_task("training", total=self.config.steps, completed=self.step)
+            while self.step < self.config.steps:
+                terms = self.train_step()
+                for name, value in terms.items():
+                    sums[name] = sums.get(name, 0.0) + value
+                bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
+                last = self.step == self.config.steps
+                if self.step % 100 == 0 or last:
+                    self._log(board, {k: v / 100 for k, v in sums.items()})
+                    sums = {}
+                if self.step % self.config.evaluate_every == 0 or last:
+                    metrics = self.task.evaluate(self._averaged_model())
+                    self._log(board, {f"heldout/{k}": v for k, v in metrics.items()})
+                if last or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
+                    now = time.monotonic()
+                    self.seconds += now - started
+                    started = saved = now
+                    self.save(metrics)
+        return metrics
+
+    def train_step(self) -> dict[str, float]:
+        """One optimiser step; returns the values of the terms and their weighted ``total``."""
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        self.model.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.config, self.step)
+        terms = self.task.losses(self.step, generator)
+        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        self.optimiser.zero_grad(set_to_none=True)
+        total.backward()
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        if torch.isfinite(norm):
+            self.optimiser.step()
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                if value.is_floating_point():
+                    self.averaged[name].lerp_(value, 1 - decay)
+                else:
+                    self.averaged[name].copy_(value)
+        self.step += 1
+        return {"total": float(total.detach()), **{k: float(v.detach()) for k, (_, v) in terms.items()}}
+
+    def save(self, metrics: dict[str, float]) -> None:
+        """Checkpoint and released weights, both atomic."""
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "model": self.model.state_dict(),
+            "averaged": self.averaged,
+            "optimiser": self.optimiser.state_dict(),
+        }
+        partial = self.folder / (CHECKPOINT + ".partial")
+        torch.save(state, partial)
+        os.replace(partial, self.folder / CHECKPOINT)
+        config = {**self.task.config(), "training": {"steps": self.step, "hours": self.seconds / 3600, **metrics}}
+        write_weights(self.folder / MODEL, self.averaged, config)
+
+    def restore(self) -> None:
+        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location="cpu")
+        self.model.load_state_dict(state["model"])
+        self.averaged = state["averaged"]
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+    def _averaged_model(self) -> nn.Module:
+        import copy
+
+        model = copy.deepcopy(self.model)
+        model.load_state_dict(self.averaged)
+        return model.eval()
+
+    def _log(self, board: Any, values: dict[str, float]) -> None:
+        row = {"step": self.step, "lr": learning_rate(self.config, self.step), **values}
+        with open(self.folder / "log.jsonl", "a") as file:
+            file.write(json.dumps({k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
+        if board is not None:
+            for name, value in values.items():
+                board.add_scalar(name, value, self.step)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def _is_terminal() -> bool:
+    import sys
+
+    return sys.stderr.isatty()

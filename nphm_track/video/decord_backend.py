@@ -1,0 +1,37 @@
+"""Videos through decord, an optional reader behind the same interface."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nphm_track.errors import InputError
+from nphm_track.video.pyav_backend import AvSource
+
+
+class DecordSource(AvSource):
+    """Like ``AvSource``, which describes the file and knows its rotation, but decord decodes the pictures."""
+
+    def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
+        try:
+            import decord
+        except (ImportError, OSError) as error:
+            raise InputError(f"decord is not usable ({error}); pip install 'nphm-track[decord]'") from None
+        super().__init__(path, start, end, every)
+        try:
+            self._reader = decord.VideoReader(str(path), num_threads=2)
+        except (decord.DECORDError, RuntimeError):
+            raise InputError(f"{path}: decord cannot read this video; use the default backend") from None
+
+    def pictures(self) -> Iterator[tuple[float, int]]:  # type: ignore[override]
+        for index in range(len(self._reader)):  # decord's clock starts at the stream's beginning, not the container's
+            yield float(self._reader.get_frame_timestamp(index)[0]) + self.first_time, index
+
+    def develop(self, picture: int) -> NDArray[np.uint8]:  # type: ignore[override]
+        image = self._reader[picture].asnumpy()
+        if image.shape != (self.info.height, self.info.width, 3):  # seen with very small turned videos
+            raise InputError(f"{self.path}: decord misreads this video; use the default backend")
+        return image

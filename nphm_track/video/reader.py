@@ -1,0 +1,269 @@
+"""Frames of a video, an image or a folder of images, one after the other.
+
+The rotation tag (EXIF for images) is applied; times are the container's own timestamps in seconds, so that variable
+frame rates survive. Images have no clock: frame ``i`` of a folder gets the time ``i / FOLDER_RATE``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from nphm_track.errors import InputError
+
+FOLDER_RATE = 30.0
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One picture: ``index`` in the source, ``time`` in seconds of the container's clock, ``image`` [H, W, 3] RGB."""
+
+    index: int
+    time: float
+    image: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What is known of an input before it is decoded; None where the container does not say."""
+
+    path: Path
+    kind: Literal["video", "image", "folder"]
+    width: int  # pixels, rotation applied
+    height: int
+    rotation: int = 0  # degrees counter-clockwise that were applied: 0, 90, 180 or 270
+    frame_rate: float | None = None  # average, frames per second
+    frame_count: int | None = None  # an estimate
+    duration: float | None = None  # seconds
+    codec: str | None = None
+    has_audio: bool = False
+
+
+class FrameSource(ABC):
+    """The selected frames of one input: start <= time - origin < end, and of those every ``every``-th.
+
+    Iterate it, or call ``frames``, as often as you like; each call reads from the beginning. ``warning`` is set when a
+    pass met damage in the middle of the input.
+    """
+
+    info: VideoInfo
+    origin: float = 0.0  # time at which the container's clock starts, seconds
+    warning: str | None = None
+
+    def __init__(self, start: float | None, end: float | None, every: int) -> None:
+        if every < 1:
+            raise InputError(f"every must be at least 1, not {every}")
+        if start is not None and end is not None and end <= start:
+            raise InputError(f"end ({end:g} s) must come after start ({start:g} s)")
+        self.start, self.end, self.every = start, end, every
+
+    @property
+    def clip_origin(self) -> float:
+        """Source time at which a video of the selected frames starts its clock.
+
+        0, which keeps the source's timestamps, unless the beginning is cut off or the clock starts far from 0.
+        """
+        if self.start is None and self.origin < 10.0:
+            return 0.0
+        return self.origin + (self.start or 0.0)
+
+    @abstractmethod
+    def pictures(self) -> Iterator[tuple[float, Any]]:
+        """Time and undeveloped picture of every frame of the input, in order."""
+
+    @abstractmethod
+    def develop(self, picture: Any) -> NDArray[np.uint8]:
+        """RGB image [H, W, 3] of what ``pictures`` gave."""
+
+    def frames(self, first: int = 0) -> Iterator[Frame]:
+        """The selected frames from the ``first``-th on; those before it are decoded but not converted.
+
+        Frames are counted from the beginning of the input: a container's index cannot be trusted after seeking.
+        Raises InputError when nothing is selected or nothing can be decoded.
+        """
+        self.warning = None
+        in_range = selected = seen = 0
+        pictures = self.pictures()
+        try:
+            for index, (time, picture) in enumerate(pictures):
+                seen += 1
+                if self.start is not None and time - self.origin < self.start:
+                    continue
+                if self.end is not None and time - self.origin >= self.end:
+                    break
+                if in_range % self.every == 0:
+                    if selected >= first:
+                        yield Frame(index, time, self.develop(picture))
+                    selected += 1
+                in_range += 1
+        finally:
+            pictures.close()  # type: ignore[attr-defined]  # a generator
+        if not seen:
+            raise InputError(f"{self.info.path}: no frame can be decoded")
+        if not selected:
+            raise InputError(f"{self.info.path}: no frame between the given start and end")
+
+    def __iter__(self) -> Iterator[Frame]:
+        return self.frames()
+
+    def __enter__(self) -> FrameSource:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None  # nothing is held between passes; one under way lets go of the file when it ends or is dropped
+
+
+def open_video(
+    path: str | Path,
+    *,
+    start: float | None = None,
+    end: float | None = None,
+    every: int = 1,
+    backend: str = "av",
+) -> FrameSource:
+    """Open a video, an image, or a folder of images in natural order.
+
+    Args:
+        start, end: seconds from the beginning, as a player shows them; frames with start <= time < end are kept.
+        every: keep each ``every``-th frame of those.
+        backend: "av", or "decord" for videos (needs the extra of that name).
+
+    Raises InputError, with one line for the user, for whatever cannot be read.
+    """
+    path = Path(path)
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_dir():
+            return ImageSource(_images_in(path), start, end, every, folder=path)
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty")
+        with open(path, "rb"):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        moving = _animation(path)
+        if moving is None:
+            return ImageSource([path], start, end, every)
+        if moving == "WEBP":  # FFmpeg reads the other animated formats
+            return AnimationSource(path, start, end, every)
+    if backend == "av":
+        from nphm_track.video.pyav_backend import AvSource
+
+        return AvSource(path, start, end, every)
+    if backend == "decord":
+        from nphm_track.video.decord_backend import DecordSource
+
+        return DecordSource(path, start, end, every)
+    raise InputError(f"unknown video backend '{backend}'; choose from av, decord")
+
+
+class ImageSource(FrameSource):
+    """One image, or the images of a folder, all of one size."""
+
+    def __init__(
+        self, paths: list[Path], start: float | None, end: float | None, every: int, folder: Path | None = None
+    ) -> None:
+        super().__init__(start, end, every)
+        self.paths = paths
+        height, width = read_image(paths[0]).shape[:2]
+        if folder is None:
+            self.info = VideoInfo(paths[0], "image", width, height, frame_count=1)
+        else:
+            seconds = len(paths) / FOLDER_RATE
+            self.info = VideoInfo(
+                folder, "folder", width, height, frame_rate=FOLDER_RATE, frame_count=len(paths), duration=seconds
+            )
+
+    def pictures(self) -> Iterator[tuple[float, Path]]:
+        for index, path in enumerate(self.paths):
+            yield index / FOLDER_RATE, path
+
+    def develop(self, picture: Path) -> NDArray[np.uint8]:
+        image = read_image(picture)
+        if image.shape[:2] != (self.info.height, self.info.width):
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise InputError(f"{picture}: {size}, but the first image is {self.info.width}x{self.info.height}")
+        return image
+
+
+class AnimationSource(FrameSource):
+    """An animated WebP, read with Pillow."""
+
+    def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
+        super().__init__(start, end, every)
+        with Image.open(path) as file:
+            count = getattr(file, "n_frames", 1)
+            self.info = VideoInfo(path, "video", file.width, file.height, frame_count=count, codec="webp")
+
+    def pictures(self) -> Iterator[tuple[float, Image.Image]]:
+        milliseconds = 0.0
+        with Image.open(self.info.path) as file:
+            for index in range(self.info.frame_count or 0):
+                try:
+                    file.seek(index)
+                    file.load()
+                except (OSError, EOFError) as error:
+                    self.warning = f"{self.info.path}: damaged, {index} frames could be decoded ({error})"
+                    return
+                yield milliseconds / 1000, file
+                milliseconds += max(1, file.info.get("duration", 40))
+
+    def develop(self, picture: Image.Image) -> NDArray[np.uint8]:
+        return _flatten(picture)
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] of an image file: EXIF orientation applied, transparency over white, 16 bits brought to 8."""
+    try:
+        with Image.open(path) as file:
+            image: Image.Image = ImageOps.exif_transpose(file)
+            if image.mode.startswith(("I", "F")):
+                values = np.asarray(image, np.float64)
+                scale = 255 / 65535 if image.mode != "F" and values.max() > 255 else 1.0
+                return np.repeat(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+            return _flatten(image)
+    except Image.DecompressionBombError:
+        raise InputError(f"{path}: the image is too large") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable image"
+        raise InputError(f"{path}: {reason}") from None
+
+
+def _flatten(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB [H, W, 3] of an 8-bit image of any mode, over white where it is transparent."""
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.array(image.convert("RGB"))
+
+
+def _images_in(folder: Path) -> list[Path]:
+    paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    if not paths:
+        raise InputError(f"{folder}: the folder holds no images")
+    return sorted(paths, key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sorts img2 before img10."""
+    return [(int(s), "") if s.isdecimal() else (-1, s) for s in re.split(r"(\d+)", path.name.lower())]
+
+
+def _animation(path: Path) -> str | None:
+    """Format of an image that moves, None for one that does not (or cannot be read: ``read_image`` says why)."""
+    try:
+        with Image.open(path) as file:
+            return file.format if getattr(file, "n_frames", 1) > 1 and file.format in ("WEBP", "PNG", "GIF") else None
+    except (OSError, SyntaxError, ValueError):
+        return None

@@ -1,0 +1,131 @@
+"""Following one person: synthetic clips cut from a photograph, and a real one with cuts."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nphm_track.errors import InputError
+from nphm_track.faces.follower import Choice, FaceFollower
+
+SIZE = (240, 320)
+
+
+@pytest.fixture(scope="module")
+def face(astronaut):
+    """The astronaut's head, 128 x 128."""
+    return np.asarray(Image.fromarray(astronaut[0:200, 124:324]).resize((128, 128), Image.Resampling.BILINEAR))
+
+
+def scene(*faces, seed=0, noise=0):
+    """A frame with pictures pasted at (picture, x, y) over a smooth backdrop that depends on ``seed``."""
+    rng = np.random.default_rng(seed)
+    small = rng.integers(30, 200, (5, 7, 3), np.uint8)
+    frame = np.array(Image.fromarray(small).resize(SIZE[::-1], Image.Resampling.BICUBIC))
+    for picture, x, y in faces:
+        frame[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+    return np.clip(frame + np.random.default_rng(noise).normal(0, 2, frame.shape), 0, 255).astype(np.uint8)
+
+
+def run(follower, frames, start=0):
+    return [follower.step(frame, (start + i) / 25) for i, frame in enumerate(frames)]
+
+
+def centre(result):
+    return result.observation.landmarks[:, :2].mean(0)
+
+
+def test_moving_face_is_tracked(landmarker, face):
+    frames = [scene((face, 20 + 6 * i, 30 + 2 * i), noise=i) for i in range(20)]
+    results = run(FaceFollower(landmarker), frames)
+    assert all(r.status == "tracked" and r.confidence > 0.8 and not r.cut for r in results)
+    path = np.array([centre(r) for r in results])
+    np.testing.assert_allclose(np.diff(path, axis=0).mean(0), [6, 2], atol=0.2)
+
+
+@pytest.mark.parametrize("split", [1, 4, 7, 9])
+def test_resumes_exactly(landmarker, face, split):
+    """Going on from a stored state gives the same bits, while tracked, lost and found again."""
+    frames = [scene((face, 40 + 3 * i, 50), noise=i) for i in range(5)] + [scene(noise=9)] * 2
+    frames += [scene((face, 60, 50), noise=i) for i in range(4)]
+    whole = run(FaceFollower(landmarker), frames)
+    first, second = FaceFollower(landmarker), FaceFollower(landmarker)
+    run(first, frames[:split])
+    stored = first.state()
+    assert stored.dtype == np.float32 and stored.ndim == 1
+    second.restore(stored)
+    for expected, result in zip(whole[split:], run(second, frames[split:], split), strict=True):
+        assert (result.status, result.confidence, result.cut) == (expected.status, expected.confidence, expected.cut)
+        if expected.observation is not None:
+            np.testing.assert_array_equal(result.observation.landmarks, expected.observation.landmarks)
+            np.testing.assert_array_equal(result.observation.blendshapes, expected.observation.blendshapes)
+
+
+def test_state_of_another_version(landmarker):
+    follower = FaceFollower(landmarker)
+    for vector in (np.zeros(3), np.full(follower.state().shape, np.nan)):
+        with pytest.raises(InputError, match="state"):
+            follower.restore(vector)
+
+
+def test_brief_loss_within_a_shot(landmarker, face):
+    frames = [scene((face, 60, 50), noise=i) for i in range(3)] + [scene(noise=i) for i in range(3)]
+    frames += [scene((face, 70, 50), noise=i) for i in range(3)]
+    status = [r.status for r in run(FaceFollower(landmarker), frames)]
+    assert status == ["tracked"] * 3 + ["lost"] * 3 + ["tracked"] * 3
+
+
+def test_no_jump_to_another_place_within_a_shot(landmarker, face):
+    """The person disappears; a face far away in the next frame is somebody else, even if it looks the same."""
+    frames = [scene((face, 0, 50), noise=i) for i in range(3)] + [scene((face, 190, 50), noise=i) for i in range(5)]
+    results = run(FaceFollower(landmarker), frames)
+    assert [r.status for r in results] == ["tracked"] * 3 + ["lost"] * 5 and not any(r.cut for r in results)
+
+
+def test_hard_cut_back_to_the_person(landmarker, face):
+    frames = [scene((face, 0, 50), noise=i) for i in range(4)] + [scene((face, 190, 100), seed=5, noise=i) for i in range(4)]
+    results = run(FaceFollower(landmarker), frames)
+    assert [r.cut for r in results] == [False] * 4 + [True] + [False] * 3
+    assert all(r.status == "tracked" for r in results)
+    assert centre(results[4])[0] > centre(results[3])[0] + 150
+
+
+def test_flash_is_no_cut(landmarker, face):
+    plain = scene((face, 60, 50))
+    flash = np.clip(plain.astype(int) + 120, 0, 255).astype(np.uint8)
+    results = run(FaceFollower(landmarker), [plain, plain, flash, np.full_like(plain, 255), plain, plain])
+    assert not any(r.cut for r in results)
+    assert [r.status for r in results][-2:] == ["tracked"] * 2
+
+
+def test_choice(landmarker, face):
+    small = np.asarray(Image.fromarray(face).resize((96, 96)))
+    frame = scene((small, 10, 20), (face, 170, 60))
+    follow = lambda **choice: FaceFollower(landmarker, Choice(**choice)).step(frame, 0.0)  # noqa: E731
+    assert centre(follow())[0] > 160
+    assert centre(follow(index=0))[0] < 120
+    assert centre(follow(index=1))[0] > 160
+    assert centre(follow(at=(60, 70)))[0] < 120
+    for choice in ({"index": 2}, {"at": (150, 235)}):
+        with pytest.raises(InputError):
+            follow(**choice)
+
+
+def test_nothing_to_follow(landmarker):
+    results = run(FaceFollower(landmarker, Choice(index=0)), [scene(seed=i) for i in range(3)])
+    assert all(r.status == "lost" and r.observation is None and r.confidence == 0 for r in results)
+
+
+def test_real_clip_with_cuts(landmarker, shared_data):
+    """d09: the singer, then (frame 20) a man in profile, the singer again (82), the audience (211)."""
+    av = pytest.importorskip("av")
+    follower = FaceFollower(landmarker)
+    status = {}
+    with av.open(str(next((shared_data / "videos").glob("d09*")))) as container:
+        for index, frame in enumerate(container.decode(video=0)):
+            if index in (0, 1, 10, 18, 20, 21, 40, 81, 82, 83, 84, 90, 91, 92, 100, 101, 102, 211, 212, 220, 240, 270):
+                status[index] = follower.step(frame.to_ndarray(format="rgb24"), frame.time)
+    assert [i for i, r in status.items() if r.cut] == [20, 82, 211]
+    assert [i for i, r in status.items() if r.status == "tracked" and not (i < 20 or 82 <= i < 211)] == []
+    assert all(status[i].status == "tracked" for i in (0, 1, 100, 101, 102))

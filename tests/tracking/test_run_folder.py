@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nphm_track import read_run
+from nphm_track.errors import InputError, OutputError
+from nphm_track.tracking.observations import ObservationLog
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.records import InputInfo, RunInfo, Track
+from nphm_track.tracking.run_folder import RUN_JSON, RunFolder, default_output
+from nphm_track.video.reader import VideoInfo
+
+RECORD = np.dtype([("time", "f8"), ("points", "f4", (3, 2))])
+INPUT = InputInfo(path="clip.mp4", sha256="ab", size=10, width=96, height=64)
+OTHER_INPUT = INPUT.model_copy(update={"sha256": "cd", "path": "other.mp4"})
+
+
+def records(n: int, first: int = 0) -> np.ndarray:
+    out = np.zeros(n, RECORD)
+    out["time"] = np.arange(first, first + n)
+    out["points"] = out["time"][:, None, None]
+    return out
+
+
+class TestObservationLog:
+    def test_survives_a_torn_tail(self, tmp_path: Path) -> None:
+        path = tmp_path / "work" / "log.bin"
+        with ObservationLog(path, RECORD) as log:
+            log.append(records(3))
+            log.append(records(1, first=3)[0])
+            np.testing.assert_array_equal(log.read(), records(4))
+        with open(path, "ab") as file:
+            file.write(b"torn")
+        with ObservationLog(path, RECORD) as log:
+            assert len(log) == 4
+            log.append(records(1, first=4))
+            np.testing.assert_array_equal(log.read(), records(5))
+
+    def test_is_readable_while_open_and_mapped(self, tmp_path: Path) -> None:
+        with ObservationLog(tmp_path / "log.bin", RECORD) as log:
+            assert len(log.read()) == 0
+            log.append(records(2))
+            assert isinstance(log.read(), np.memmap)
+
+    def test_refuses_records_without_a_fixed_size(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="fixed size"):
+            ObservationLog(tmp_path / "log.bin", np.dtype(object))
+
+
+class TestOpening:
+    def test_resumes_the_same_run(self, tmp_path: Path) -> None:
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()).log(RECORD) as log:
+            log.append(records(2))
+        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda", batch=4))
+        with folder.log(RECORD) as log:
+            assert len(log) == 2
+
+    def test_knows_a_finished_run(self, run_path: Path) -> None:
+        assert RunFolder.open(run_path, INPUT, TrackOptions()).complete
+        assert not (run_path / "work").exists()
+
+    def test_refuses_another_input_even_with_overwrite(self, run_path: Path) -> None:
+        before = {p: p.read_bytes() for p in run_path.rglob("*") if p.is_file()}
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match=r"another input \(clip.mp4\)"):
+                RunFolder.open(run_path, OTHER_INPUT, TrackOptions(), overwrite=overwrite)
+        assert before == {p: p.read_bytes() for p in run_path.rglob("*") if p.is_file()}
+
+    def test_refuses_other_options_and_names_them(self, run_path: Path) -> None:
+        with pytest.raises(OutputError, match=r"options \(every, smooth\); pass --overwrite"):
+            RunFolder.open(run_path, INPUT, TrackOptions(every=2, smooth=0.5))
+        with pytest.raises(OutputError, match="model files"):
+            RunFolder.open(run_path, INPUT, TrackOptions(), models={"head": "00"})
+
+    def test_overwrite_deletes_what_the_run_owns_only(self, run_path: Path) -> None:
+        keep = [run_path / "notes.txt", run_path / "meshes" / "sculpted.ply"]
+        for path in keep:
+            path.write_text("mine")
+        folder = RunFolder.open(run_path, INPUT, TrackOptions(every=2), overwrite=True)
+        left = {p for p in run_path.rglob("*") if p.is_file()}
+        assert left == {*keep, run_path / RUN_JSON}
+        assert folder.info.state == "running" and folder.info.options["every"] == 2
+
+    def test_refuses_folders_and_files_that_are_no_runs(self, tmp_path: Path) -> None:
+        (tmp_path / "photo.png").write_text("mine")
+        with pytest.raises(OutputError, match="not a run folder"):
+            RunFolder.open(tmp_path, INPUT, TrackOptions(), overwrite=True)
+        with pytest.raises(OutputError, match="is a file"):
+            RunFolder.open(tmp_path / "photo.png", INPUT, TrackOptions())
+
+    def test_damaged_record_needs_overwrite(self, run_path: Path) -> None:
+        (run_path / RUN_JSON).write_text("{")
+        with pytest.raises(OutputError, match="--overwrite"):
+            RunFolder.open(run_path, INPUT, TrackOptions())
+        assert not RunFolder.open(run_path, INPUT, TrackOptions(), overwrite=True).complete
+
+    @pytest.mark.parametrize(
+        ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("disk on fire"), "failed")]
+    )
+    def test_records_how_it_ended(self, tmp_path: Path, error: BaseException, state: str) -> None:
+        with pytest.raises(type(error)), RunFolder.open(tmp_path / "run", INPUT, TrackOptions()):
+            raise error
+        info = RunInfo.load(tmp_path / "run" / RUN_JSON)
+        assert (info.state, info.message) == (state, str(error))
+
+
+class TestReading:
+    def test_round_trip(self, run_path: Path, tmp_path: Path) -> None:
+        track = read_run(run_path).track
+        track.save(tmp_path / "again.npz")
+        again = Track.load(tmp_path / "again.npz")
+        for f in fields(Track):
+            np.testing.assert_array_equal(getattr(track, f.name), getattr(again, f.name), strict=True)
+        assert not list(tmp_path.glob("*.partial"))
+
+    def test_meshes(self, run_path: Path) -> None:
+        run = read_run(run_path)
+        vertices, faces = run.mesh(0)
+        assert vertices.shape == (42, 3) and faces.shape == (80, 3)
+        np.testing.assert_allclose(np.linalg.norm(run.canonical()[0], axis=1), 0.1, atol=1e-5)
+        with pytest.raises(InputError, match="cannot read"):
+            run.mesh(5)
+
+    def test_refuses_what_is_no_finished_run(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="not a run folder"):
+            read_run(tmp_path)
+        RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+        with pytest.raises(InputError, match=r"not finished \(state: running\)"):
+            read_run(tmp_path / "run")
+
+    def test_refuses_a_truncated_track(self, run_path: Path) -> None:
+        path = run_path / "track.npz"
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(InputError, match="not a readable track"):
+            _ = read_run(run_path).track
+
+    def test_quality(self, run_path: Path) -> None:
+        track = read_run(run_path).track
+        track.landmarks[:, 33], track.landmarks[:, 263] = [10, 10], [40, 50]  # 50 px apart
+        quality = track.quality()
+        assert (quality["tracked"], quality["filled"], quality["lost"]) == (4, 1, 1)
+        assert quality["landmark_error_px"] == 1.5
+        assert quality["landmark_error_percent"] == 3.0
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("wrong", "message"),
+        [
+            ({"every": 0}, "option every: .* greater than or equal to 1"),
+            ({"end": 1.0, "start": 2.0}, "must come after start"),
+            ({"focal": 900.0, "fov": 40.0}, "focal and fov exclude each other"),
+            ({"fov": float("nan")}, "option fov"),
+            ({"colour": "red"}, "option colour"),
+        ],
+    )
+    def test_refused_in_one_line(self, wrong: dict[str, object], message: str) -> None:
+        with pytest.raises(InputError, match=message) as caught:
+            TrackOptions.build(**wrong)
+        assert "\n" not in str(caught.value)
+
+    def test_overrides_go_over_the_base(self) -> None:
+        built = TrackOptions.build(TrackOptions(every=2, smooth=0.5), smooth=0)
+        assert (built.every, built.smooth) == (2, 0)
+
+    def test_fingerprint_reads_back(self) -> None:
+        options = TrackOptions(face_at=(3, 4), intrinsics=Path("camera.json"))
+        assert TrackOptions(**options.fingerprint()) == options
+
+
+class TestInput:
+    def test_folder_digest_follows_names_and_contents(self, tmp_path: Path) -> None:
+        video = VideoInfo(tmp_path, "folder", 4, 4)
+        (tmp_path / "a.png").write_bytes(b"one")
+        (tmp_path / "notes.txt").write_bytes(b"ignored")
+        first = InputInfo.of(tmp_path, video)
+        assert (first.size, first.kind) == (3, "folder")
+        (tmp_path / "notes.txt").unlink()
+        assert InputInfo.of(tmp_path, video) == first
+        (tmp_path / "a.png").rename(tmp_path / "b.png")
+        assert InputInfo.of(tmp_path, video).sha256 != first.sha256
+
+
+def test_default_output_is_named_after_the_input(tmp_path: Path) -> None:
+    assert default_output(tmp_path / "my.clip.mp4") == Path("my.clip_nphm")
+    assert default_output(f"{tmp_path}/photos/") == Path("photos_nphm")

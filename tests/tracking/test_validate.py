@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+
+from nphm_track.export.meshes import write_ply
+from nphm_track.tracking.records import RunInfo, Track
+from nphm_track.tracking.validate import validate_run
+
+
+def test_a_good_run_has_no_problems(run_path: Path) -> None:
+    assert validate_run(run_path) == []
+
+
+def change(path: Path, **values: Callable[[np.ndarray], object]) -> None:
+    """Rewrite arrays of ``track.npz``; each function mends its array in place or returns another."""
+    track = Track.load(path / "track.npz")
+    for name, function in values.items():
+        changed = function(getattr(track, name))
+        if changed is not None:
+            setattr(track, name, changed)
+    track.save(path / "track.npz")
+
+
+def put(index: object, value: object) -> Callable[[np.ndarray], None]:
+    return lambda array: array.__setitem__(index, value)
+
+
+TRACK_MUTATIONS = {
+    "frame numbers": {"frame": put(3, 9)},
+    "times do not increase": {"time": put(2, 0.0)},
+    "unknown values": {"status": put(1, 7)},
+    "landmarks_fit is not finite in 1 frames, first in frame 4": {"landmarks_fit": put((4, 3, 1), np.nan)},
+    "landmark_error_px is not finite": {"landmark_error_px": put(0, np.nan)},
+    "z_id has values": {"z_id": put(0, np.inf)},
+    "R is no rotation in 1 frames, first in frame 2": {"R": put((2, 0, 0), 0.3)},
+    "R is no rotation in 5": {"R": lambda R: -R},
+    "behind the camera": {"t": put((1, 2), -0.5)},
+    "focal length": {"K": put((0, 0), -90.0)},
+    "not an intrinsics matrix": {"K": put((1, 0), 1.0)},
+    "z_ex has shape": {"z_ex": lambda z: z[:-1]},
+    "image_size": {"image_size": put(0, 95)},
+    "does not match the track": {"distortion": put(0, 0.1)},
+    "other camera poses": {"t": lambda t: t + 0.01},
+    "run.json counts 4 'tracked', the track 3": {"status": put(0, 1)},
+}
+
+
+@pytest.mark.parametrize("problem", TRACK_MUTATIONS)
+def test_bad_tracks_are_found(run_path: Path, problem: str) -> None:
+    change(run_path, **TRACK_MUTATIONS[problem])
+    assert any(problem in line for line in validate_run(run_path)), validate_run(run_path)
+
+
+def box(path: Path, scale: float = 0.1) -> None:
+    mesh = trimesh.creation.box(extents=(scale, scale, scale))
+    write_ply(path, mesh.vertices, mesh.faces)
+
+
+def giant(path: Path) -> None:
+    mesh = trimesh.creation.icosphere(subdivisions=1, radius=100)
+    write_ply(path, mesh.vertices, mesh.faces)
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+FILE_MUTATIONS: dict[str, Callable[[Path], object]] = {
+    "run.json cannot be read": lambda run: (run / "run.json").unlink(),
+    "schema_version": lambda run: edit_json(run / "run.json", schema_version=2),
+    "not finished (state: running)": lambda run: edit_json(run / "run.json", state="running"),
+    "not a readable track": lambda run: (run / "track.npz").write_bytes(b"PK"),
+    "1 of 5 meshes are missing, first 000003.ply": lambda run: (run / "meshes" / "000003.ply").unlink(),
+    "1 files that are no mesh of this run, first 000005.ply": lambda run: box(run / "meshes" / "000005.ply"),
+    "another header": lambda run: box(run / "meshes" / "000002.ply"),
+    "another topology": lambda run: box(run / "canonical.ply"),
+    "cannot read": lambda run: (run / "canonical.ply").unlink(),
+    "are these metres": lambda run: giant(run / "meshes" / "000000.ply"),
+    "overlay.mp4 is missing": lambda run: (run / "overlay.mp4").unlink(),
+    "not a readable video": lambda run: (run / "overlay.mp4").write_bytes(b"x" * 500),
+    "transforms.json is missing": lambda run: (run / "transforms.json").unlink(),
+    "transforms.json is damaged": lambda run: (run / "transforms.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("problem", FILE_MUTATIONS)
+def test_bad_files_are_found(run_path: Path, problem: str) -> None:
+    FILE_MUTATIONS[problem](run_path)
+    assert any(problem in line for line in validate_run(run_path)), validate_run(run_path)
+
+
+def test_overlay_must_keep_frames_and_time(run_path: Path) -> None:
+    change(run_path, time=lambda time: time * 2)
+    assert any("keeps another time" in line for line in validate_run(run_path))
+
+
+def test_what_was_not_asked_for_is_not_missed(run_path: Path) -> None:
+    info = RunInfo.load(run_path / "run.json")
+    info.options |= {"meshes": False, "overlay": False}
+    info.save(run_path / "run.json")
+    for path in [run_path / "overlay.mp4", *(run_path / "meshes").iterdir()]:
+        path.unlink()
+    assert validate_run(run_path) == []

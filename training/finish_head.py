@@ -1,0 +1,43 @@
+"""Turn a finished head-model run into a released model: attach the 478 landmarks in closed form, round to float16.
+
+    python training/finish_head.py RUN/model.safetensors --ict FOLDER --out models/nphm-small/model.safetensors
+
+Landmarks of ICT heads are linear in the identity weights, and so are the codes: landmarks = mean + L pinv(A) z_id.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.models import read_weights, write_weights
+from nphm_track.training.ict import load_ict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--ict", required=True)
+    parser.add_argument("--landmarks", default="training/assets/ict_landmarks478.npz")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    tensors, config = read_weights(args.model)
+    heads = load_ict(args.ict)
+    where = np.load(args.landmarks)
+    corner, bary = heads.faces[where["face"]], where["bary"][..., None]
+    mean = (heads.neutral[corner] * bary).sum(1) / MODEL_UNIT  # [478, 3]
+    modes = (heads.identity[:, corner] * bary).sum(2).reshape(100, -1) / MODEL_UNIT  # [100, 1434]
+    tensors["mean_landmarks"] = torch.from_numpy(mean).float()
+    # Unit-length rows of the pseudo-inverse keep both factors in float16's range.
+    inverse = torch.linalg.pinv(tensors["identity_basis"].double())  # [100, D_id]
+    scale = inverse.norm(dim=1, keepdim=True)
+    tensors["landmark_down.weight"] = (inverse / scale).float()
+    tensors["landmark_up.weight"] = (torch.from_numpy(modes).double().T * scale.T).float()
+    write_weights(args.out, tensors, config, half=True)
+
+
+if __name__ == "__main__":
+    main()
