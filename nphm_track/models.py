@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nphm_track.errors import ModelError
+from nphm_track.errors import ModelError, OutputError
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -68,6 +68,7 @@ def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dic
 
 def write_weights(path: str | Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], *, half: bool = False) -> None:
     """Write ``model.safetensors`` atomically; ``half`` stores floating point tensors as float16."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = Path(path)
@@ -76,7 +77,10 @@ def write_weights(path: str | Path, tensors: dict[str, torch.Tensor], config: di
         k: (v.half() if half and v.is_floating_point() else v).detach().cpu().contiguous() for k, v in tensors.items()
     }
     partial = path.with_name(path.name + ".partial")
-    save_file(stored, str(partial), metadata={"config": json.dumps(config, sort_keys=True)})
+    try:
+        save_file(stored, str(partial), metadata={"config": json.dumps(config, sort_keys=True)})
+    except SafetensorError as error:
+        raise OutputError(f"{path} cannot be written ({error})") from None
     os.replace(partial, path)
 
 

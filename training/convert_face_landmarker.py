@@ -1,8 +1,8 @@
 """Convert Google's ``face_landmarker.task`` (three TensorFlow Lite networks) to one safetensors file.
 
-    python training/convert_face_landmarker.py face_landmarker.task models/face_landmarker --faces photographs
+    python training/convert_face_landmarker.py face_landmarker.task models/face_landmarker
+    python training/fit_face_signature.py FACES models/face_landmarker
 
-``--faces`` names a folder of photographs of many people, from which the spread of the appearance signature is measured.
 Needs the ``tflite`` package (the flatbuffer schema). The bundle stores float16 weights; so does the result.
 """
 
@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import tflite
 import torch
-from PIL import Image
 from torch import nn
 
-from nphm_track.faces.landmarker import FaceLandmarker
-from nphm_track.faces.networks import AppearanceSignature, BlendshapeNet, LandmarkNet, build_networks
+from nphm_track.faces.networks import BlendshapeNet, LandmarkNet, build_networks
 from nphm_track.models import WEIGHTS_NAME, sha256, write_weights
 
 BLENDSHAPE_POINTS = (
@@ -45,7 +43,7 @@ CONFIG: dict[str, Any] = {
         "points": list(BLENDSHAPE_POINTS), "tokens": 96, "width": 64, "token_hidden": 384, "channel_hidden": 256,
         "blocks": 4,
     },
-    "signature": {"channels": 128, "cells": 2},
+    "signature": {"channels": 128, "cells": 2, "size": 128},
 }  # fmt: skip
 
 OPERATORS = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
@@ -118,24 +116,7 @@ def copy_into(parameter: torch.Tensor, values: torch.Tensor) -> None:
     parameter.data.copy_(values)
 
 
-def fill_signature(networks: dict[str, nn.Module], photographs: list[Path]) -> int:
-    """Measure mean and deviation of the signature over the largest face of each photograph; returns their number."""
-    signature = networks["signature"]
-    assert isinstance(signature, AppearanceSignature)
-    landmarker = FaceLandmarker(networks)
-    rows = []
-    for path in photographs:
-        image = np.array(Image.open(path).convert("RGB"))
-        faces = landmarker.find(image, thorough=False)
-        if faces:
-            roi = max((face.next_roi for face in faces), key=lambda roi: float(roi[2]))
-            rows.append(signature(landmarker.encode([image], roi[None], return_features=True)["features_16"])[0])
-    values = torch.stack(rows)
-    signature.mean, signature.deviation = values.mean(0), values.std(0)
-    return len(rows)
-
-
-def convert(task: Path, out: Path, photographs: list[Path]) -> Path:
+def convert(task: Path, out: Path) -> Path:
     """Write ``out/model.safetensors`` from the bundle ``task`` and return its path."""
     with zipfile.ZipFile(task) as bundle:
         files = {"detector": "face_detector", "landmarks": "face_landmarks_detector", "blendshapes": "face_blendshapes"}
@@ -149,8 +130,6 @@ def convert(task: Path, out: Path, photographs: list[Path]) -> Path:
     fill_convolutions(networks["detector"], graphs["detector"])
     fill_convolutions(networks["landmarks"], graphs["landmarks"])
     fill_blendshapes(networks["blendshapes"], mixer)  # type: ignore[arg-type]
-    if photographs:
-        config["source"]["signature_faces"] = fill_signature(networks, photographs)
     tensors = {f"{key}.{name}": value for key, net in networks.items() for name, value in net.state_dict().items()}
     path = out / WEIGHTS_NAME
     write_weights(path, tensors, config, half=True)
@@ -161,7 +140,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("task", type=Path, help="face_landmarker.task")
     parser.add_argument("out", type=Path, help="folder for model.safetensors")
-    parser.add_argument("--faces", type=Path, help="folder of photographs (every fourth is used)")
     args = parser.parse_args()
-    written = convert(args.task, args.out, sorted(args.faces.rglob("*.jpg"))[::4] if args.faces else [])
+    written = convert(args.task, args.out)
     print(f"{written}: {written.stat().st_size} bytes, sha256 {sha256(written)}")

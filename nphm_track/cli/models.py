@@ -42,11 +42,13 @@ def verify_models() -> None:
 @app.command("import-mononphm")
 def import_mononphm(
     folder: Annotated[
-        Path, typer.Argument(metavar="FOLDER", help="Public model folder: configs.yaml and checkpoints/checkpoint_epoch_2500.tar.")
+        Path, typer.Argument(metavar="FOLDER", help="Public model folder: configs.yaml, checkpoints/, anchors_65.npy.")
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="DIR", help="Model folder to write. (default: mononphm, beside the released models)"),
+        typer.Option(
+            "-o", "--output", metavar="DIR", help="Model folder to write. (default: beside the released models)"
+        ),
     ] = None,
     anchors: Annotated[
         Path | None,

@@ -23,7 +23,8 @@ class FaceAlignmentBackend:
         except ImportError as error:
             if error.name == "face_alignment":
                 raise ModelError("face-alignment is not installed: pip install 'nphm-track[face-alignment]'") from None
-            raise ModelError(f"face-alignment cannot be imported ({error}); OpenCV may need libgl1 and libglib2.0-0") from None
+            hint = "OpenCV may need the system packages libgl1 and libglib2.0-0"
+            raise ModelError(f"face-alignment cannot be imported ({error}); {hint}") from None
         try:
             self._aligner: Any = package.FaceAlignment(
                 package.LandmarksType.TWO_D, device=device, compile=device != "cpu", face_detector="folder"

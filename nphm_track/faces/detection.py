@@ -41,17 +41,17 @@ def anchors() -> np.ndarray:
     return np.concatenate(rows).astype(np.float32)
 
 
-def tiles(width: int, height: int) -> np.ndarray:
-    """Squares [T, 3] (x0, y0, side) overlapping by at least half, at the short side's size and at half of it."""
-    out = []
+def tiles(width: int, height: int) -> list[tuple[int, int, int]]:
+    """Squares (x0, y0, side) overlapping by at least half, at the short side's size and at half of it."""
+    out: list[tuple[int, int, int]] = []
     short = min(width, height)
     for side in (short, short // 2):
         if side < INPUT_SIZE // 2:
             break
         columns = np.linspace(0, width - side, -(-2 * (width - side) // side) + 1).astype(int)
         rows = np.linspace(0, height - side, -(-2 * (height - side) // side) + 1).astype(int)
-        out += [(x, y, side) for y in np.unique(rows) for x in np.unique(columns)]
-    return np.array(out, int).reshape(-1, 3)
+        out += [(int(x), int(y), side) for y in np.unique(rows) for x in np.unique(columns)]
+    return out
 
 
 def letterbox(image: np.ndarray, device: torch.device | str) -> tuple[Tensor, np.ndarray]:

@@ -12,10 +12,10 @@ from nphm_track.faces.detection import same_face
 from nphm_track.faces.landmarker import MIN_PRESENCE, FaceLandmarker, FaceObservation
 from nphm_track.faces.roi import ROI_SCALE, roi_from_detection
 
-SAME_SHOT = 0.8
+SAME_SHOT = 0.85
 """Cosine distance of signatures up to which a face found near the last place is the same person."""
 
-SAME_PERSON = 0.55
+SAME_PERSON = 0.65
 """The same where the place says nothing: after a cut or a long absence."""
 
 SWAPPED = 0.5
@@ -32,7 +32,8 @@ MIN_EYE_DISTANCE = 6.0  # px, outer corners
 MIN_INSIDE = 0.4  # share of the landmarks inside the frame
 
 THUMB = (12, 16)
-BLANK = 0.02  # contrast of a picture that shows nothing: a fade, a flash
+BLANK = 0.02  # contrast of a picture that shows nothing
+FLASH, FLASH_RISE = 0.8, 0.25  # mean brightness of an overexposed picture, and by how much it is a surprise
 CUT_CORRELATION = 0.6
 CUT_CHANGE = 0.04
 
@@ -47,8 +48,8 @@ MEMORY = np.dtype(
         ("roi", "f4", 5),
         ("place", "f4", 3),  # centre x, y and size of the face, px
         ("frames", "f4"),  # that the appearance averages
-        ("appearance", "f4", 512),
-        ("last", "f4", 512),  # signature when last seen
+        ("appearance", "f4", 128),
+        ("last", "f4", 128),  # signature when last seen
         ("thumb", "f4", THUMB),
     ]
 )
@@ -66,7 +67,7 @@ class Choice:
         """One of ``faces`` (from left to right, at least one). Raises InputError when the asked one is not there."""
         if self.index is not None:
             if not 0 <= self.index < len(faces):
-                raise InputError(f"face {self.index} asked for, but the first frame with faces has {len(faces)} (from 0)")
+                raise InputError(f"no face {self.index}: the first frame with faces has {len(faces)}, counted from 0")
             return faces[self.index]
         if self.at is not None:
             point = np.asarray(self.at, np.float32)
@@ -99,8 +100,8 @@ class FaceFollower:
     """Follows one person: the crop of the previous frame while it works, the detector when it does not.
 
     Within a shot a face is accepted where the person was; after a hard cut, or an absence of more than 2 s, only when
-    it looks like the person. That judgement is weak (see ``AppearanceSignature``): about one stranger in thirty passes,
-    and the person in a new pose or light may be refused for a while.
+    it looks like the person. That judgement is weak (see ``AppearanceSignature``): about one stranger in twenty passes,
+    and the person in another pose or light is refused until the pose comes back.
     """
 
     def __init__(self, landmarker: FaceLandmarker, choose: Choice | None = None) -> None:
@@ -129,8 +130,6 @@ class FaceFollower:
         if found is None:
             found = self._search(image, time)
         if found is None:
-            if memory["mode"] == FOLLOWING:
-                memory["mode"] = NEAR
             return FollowResult("lost", None, 0.0, cut)
         face, signature = found
         confidence = self._confidence(face, signature, image)
@@ -138,19 +137,20 @@ class FaceFollower:
         return FollowResult("tracked", face, confidence, cut)
 
     def _see(self, image: np.ndarray) -> bool:
-        """Whether this picture starts another shot. Blank pictures are skipped, so a flash or a fade is no cut itself."""
-        thumb, before = _thumbnail(image), self._memory["thumb"]
+        """Whether this picture starts another shot, judged against the last one that was not blank or overexposed."""
+        thumb, before = _thumbnail(image), self._memory["thumb"].copy()
         new, old = thumb - thumb.mean(), before - before.mean()
-        if new.std() < BLANK:
+        flash = thumb.mean() > FLASH and thumb.mean() - before.mean() > FLASH_RISE and before.any()
+        if new.std() < BLANK or flash:
             return False
-        change = np.abs(thumb - before).mean()
         self._memory["thumb"] = thumb
         if old.std() < BLANK:
             return False
         correlation = (new * old).mean() / (new.std() * old.std())
-        return bool(correlation < CUT_CORRELATION and change > CUT_CHANGE)
+        return bool(correlation < CUT_CORRELATION and np.abs(thumb - before).mean() > CUT_CHANGE)
 
     def _continue(self, image: np.ndarray) -> tuple[FaceObservation, np.ndarray] | None:
+        """The face seen through the roi of the last frame; None, with the mode of the search to come, if it is gone."""
         memory = self._memory
         ((face, signature),) = self._observe(image, memory["roi"][None])
         if not _plausible(face, image) or not self._is_near(face, 0.0):
@@ -162,6 +162,7 @@ class FaceFollower:
         return face, signature
 
     def _search(self, image: np.ndarray, time: float) -> tuple[FaceObservation, np.ndarray] | None:
+        """The person among the faces the detector finds, by place or by looks."""
         memory = self._memory
         missing = float(np.float32(time) - memory["time"])
         if memory["mode"] == NEAR and missing > FORGET_PLACE_S:
@@ -190,7 +191,8 @@ class FaceFollower:
 
     def _faces(self, image: np.ndarray, thorough: bool) -> list[tuple[FaceObservation, np.ndarray]]:
         """Faces that detector and landmark network agree on, from left to right, seen through their landmarks' roi."""
-        detections = self.landmarker.detect(image, thorough=thorough)
+        place = self._memory["place"] if self._memory["mode"] == NEAR else None
+        detections = self.landmarker.detect(image, thorough=thorough, place=place)
         rois = np.array([roi_from_detection(d.box, d.keypoints) for d in detections], np.float32).reshape(-1, 5)
         rois = np.array([f.next_roi for f in self.landmarker.observe(image, rois) if _plausible(f, image)], np.float32)
         found: list[tuple[FaceObservation, np.ndarray]] = []

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from nphm_track.errors import InputError, ModelError
-from nphm_track.faces.detection import FaceDetection, decode, letterbox, same_face, suppress, tiles
+from nphm_track.faces.detection import INPUT_SIZE, FaceDetection, decode, letterbox, same_face, suppress, tiles
 from nphm_track.faces.networks import build_networks
 from nphm_track.faces.roi import crop_points_to_frame, crop_rois, roi_from_detection, roi_from_landmarks
 from nphm_track.models import read_weights
 
 MIN_PRESENCE = 0.5
 MAX_BATCH = 16
+PLACE_MARGIN = 3.0  # side of the square searched around a place, in face sizes
 
 
 @dataclass(frozen=True)
@@ -79,29 +80,39 @@ class FaceLandmarker:
         return cls(networks, device)
 
     @torch.inference_mode()
-    def detect(self, image: np.ndarray, *, thorough: bool | None = None) -> list[FaceDetection]:
+    def detect(
+        self, image: np.ndarray, *, thorough: bool | None = None, place: np.ndarray | None = None
+    ) -> list[FaceDetection]:
         """Faces of the image, best score first.
 
         ``thorough`` also looks at overlapping tiles, which finds small and off-centre faces (about 20 times the work);
-        the default does so only when the whole frame shows none.
+        the default does so only when the whole frame shows none. ``place`` (x, y, face size in px) adds one look at the
+        surroundings of that place.
         """
         _check_image(image)
-        found = self._detect_squares([letterbox(image, self.device)])
+        height, width = image.shape[:2]
+        squares = [(0, 0, max(width, height))]
+        if place is not None:
+            side = max(INPUT_SIZE // 2, int(PLACE_MARGIN * place[2]))
+            squares.append((max(0, int(place[0] - side / 2)), max(0, int(place[1] - side / 2)), side))
+        found = self._detect_squares(image, squares)
         if thorough or (thorough is None and not found):
-            squares = []
-            for x, y, side in tiles(image.shape[1], image.shape[0]):
-                square, place = letterbox(image[y : y + side, x : x + side], self.device)
-                squares.append((square, place + np.array([x, y, 0], np.float32)))
-            found += self._detect_squares(squares)
+            found += self._detect_squares(image, tiles(width, height))
         return suppress(found)
 
-    def _detect_squares(self, squares: Sequence[tuple[Tensor, np.ndarray]]) -> list[FaceDetection]:
+    def _detect_squares(self, image: np.ndarray, squares: Sequence[tuple[int, int, int]]) -> list[FaceDetection]:
         found = []
         for start in range(0, len(squares), MAX_BATCH):
-            some = squares[start : start + MAX_BATCH]
-            batch = torch.cat([square for square, _ in some]).contiguous(memory_format=torch.channels_last)
+            inputs, places = [], []
+            for x, y, side in squares[start : start + MAX_BATCH]:
+                part = image[y : y + side, x : x + side]
+                if part.size:
+                    pixels, place = letterbox(part, self.device)
+                    inputs.append(pixels)
+                    places.append(place + np.array([x, y, 0], np.float32))
+            batch = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
             boxes, logits = (out.cpu().numpy() for out in self.detector(batch))
-            for index, (_, place) in enumerate(some):
+            for index, place in enumerate(places):
                 found += decode(boxes[index], logits[index], place)
         return found
 
@@ -124,7 +135,7 @@ class FaceLandmarker:
         return [FaceObservation(landmarks[i], scores[i], float(presence[i]), rois[i]) for i in range(len(rois))]
 
     def signature(self, encoded: dict[str, Tensor]) -> np.ndarray:
-        """Appearance signatures [N, 512] from the output of ``encode`` with features; compare their directions."""
+        """Appearance signatures [N, 128] from the output of ``encode`` with features; compare their directions."""
         with torch.inference_mode():
             signatures: Tensor = self.signature_net(encoded["features_16"])
         return signatures.cpu().numpy()

@@ -193,21 +193,25 @@ class BlendshapeNet(nn.Module):
 class AppearanceSignature(nn.Module):
     """What a face looks like, as a vector whose direction tells people apart a little.
 
-    Not a face recogniser: the landmark network's own ``features_16``, averaged over a grid of cells and measured in
-    standard deviations over many people. Pose and light show in it as well.
+    Not a face recogniser: a linear discriminant of the landmark network's own ``features_16``, averaged over a grid of
+    ``cells`` x ``cells``. Pose shows in it as well.
     """
 
-    def __init__(self, channels: int, cells: int) -> None:
+    def __init__(self, channels: int, cells: int, size: int) -> None:
         super().__init__()
         self.cells = cells
         self.mean: Tensor
-        self.deviation: Tensor
+        self.projection: Tensor
         self.register_buffer("mean", torch.zeros(channels * cells * cells))
-        self.register_buffer("deviation", torch.ones(channels * cells * cells))
+        self.register_buffer("projection", torch.eye(channels * cells * cells, size))
+
+    def pool(self, features: Tensor) -> Tensor:  # [B, channels, 16, 16]
+        """Averages [B, channels * cells * cells]."""
+        return F.adaptive_avg_pool2d(features, self.cells).flatten(1)
 
     def forward(self, features: Tensor) -> Tensor:  # [B, channels, 16, 16]
-        """Signatures [B, channels * cells * cells]."""
-        return (F.adaptive_avg_pool2d(features, self.cells).flatten(1) - self.mean) / self.deviation
+        """Signatures [B, size]."""
+        return (self.pool(features) - self.mean) @ self.projection
 
 
 def build_networks(config: dict[str, Any]) -> dict[str, nn.Module]:

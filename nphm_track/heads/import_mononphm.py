@@ -1,7 +1,7 @@
 """The public MonoNPHM folder -> our safetensors.
 
-The checkpoint is an untrusted pickle, read only by torch's restricted unpickler (``weights_only``), which builds tensors and plain
-containers and calls nothing else. Layout of the folder::
+The checkpoint is an untrusted pickle, read only by torch's restricted unpickler (``weights_only``), which builds
+tensors and plain containers and calls nothing else. Layout of the folder::
 
     {name}/configs.yaml
     {name}/checkpoints/checkpoint_epoch_2500.tar
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,12 +38,12 @@ LARGEST_ANCHOR = 1.0
 def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: str | Path | None = None) -> Path:
     """Convert the public folder to ``out/model.safetensors``, which ``load_head_model`` opens; returns that path.
 
-    ``out`` defaults to ``mononphm`` among the released models, where ``--head-model mononphm`` finds it. The file's configuration
-    carries under ``codes`` the statistics of the training codes (see :func:`code_statistics`) by ``geo``, ``app`` and ``exp``.
-    Raises ModelError for a missing, truncated, foreign or code-carrying file, OutputError when ``out`` cannot be written.
+    ``out`` defaults to ``mononphm`` among the released models, where ``--head-model mononphm`` finds it. The file's
+    configuration carries the statistics of the training codes (:func:`code_statistics`) under ``codes``, by ``geo``,
+    ``app`` and ``exp``. Raises ModelError for a missing, truncated, foreign or code-carrying file, OutputError when
+    ``out`` cannot be written.
     """
     folder = Path(folder)
-    out = Path(out) if out is not None else models_root() / NAME
     config = _read_config(folder)
     checkpoint_path = _find_checkpoint(folder)
     mean_anchors = _read_anchors(_find_anchors(folder) if anchors is None else Path(anchors), config)
@@ -54,6 +55,7 @@ def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: 
         for kind, dim in (("geo", config.identity_dim), ("app", config.identity_dim), ("exp", config.expression_dim))
     }
     stored = {"kind": "nphm", "head": config.to_dict(), "codes": codes, "source": checkpoint_path.name}
+    out = Path(out) if out is not None else models_root() / NAME
     try:
         write_weights(out / WEIGHTS_NAME, model.state_dict(), stored)
     except OSError as error:
@@ -62,12 +64,15 @@ def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: 
 
 
 def read_checkpoint(path: Path) -> Mapping[str, Any]:
-    """Top level of a torch checkpoint. Raises ModelError when it is not one, is truncated, or would run code on loading."""
+    """Top level of a torch checkpoint. Raises ModelError for another file, a truncated one, one that would run code."""
     try:
-        checkpoint = torch.load(path, weights_only=True, map_location="cpu")
+        with warnings.catch_warnings(action="ignore"):  # torch muses about pickle versions before it fails
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu")
     except pickle.UnpicklingError as error:
-        if "GLOBAL" in str(error) or "weights_only" in str(error).lower():
-            raise ModelError(f"{path} is refused: it holds more than weights, and loading it would run foreign code") from None
+        if "GLOBAL" in str(error):
+            raise ModelError(
+                f"{path} is refused: it holds more than weights; loading it would run foreign code"
+            ) from None
         raise ModelError(f"{path} is truncated or not a torch checkpoint") from None
     except Exception:  # the reader meets arbitrary bytes, and each kind of damage has its own exception
         raise ModelError(f"{path} is truncated or not a torch checkpoint") from None
@@ -77,7 +82,7 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 
 def code_statistics(table: Tensor) -> dict[str, Any]:
-    """``mean`` [D], ``spread`` [D] (standard deviation), ``norm_bound`` and ``count`` of codes [N, D] as the networks saw them."""
+    """``mean`` [D], ``spread`` [D] (standard deviation), ``norm_bound``, ``count`` of codes [N, D] as used."""
     table = table.double()
     used = table * (CODE_NORM_BOUND / table.norm(dim=1, keepdim=True).clamp_min(CODE_NORM_BOUND))
     return {
@@ -108,7 +113,7 @@ def _read_config(folder: Path) -> HeadConfig:
         sigma_divisor=float(found.get("blend_std", MONONPHM.sigma_divisor)),
     )
     if not config.sigma_rank <= config.nearest <= config.n_anchors or config.sigma_divisor <= 0:
-        raise ModelError(f"{path}: nneigh {config.nearest}, blend_std {config.sigma_divisor} describe no MonoNPHM model")
+        raise ModelError(f"{path}: nneigh {config.nearest}, blend_std {config.sigma_divisor} fit no MonoNPHM model")
     return config
 
 
@@ -129,7 +134,9 @@ def _find_anchors(folder: Path) -> Path:
     for place in places:
         if (place / ANCHORS_NAME).is_file():
             return place / ANCHORS_NAME
-    raise ModelError(f"no {ANCHORS_NAME} in {folder} or beside it: give the public repository's assets/{ANCHORS_NAME} with --anchors")
+    raise ModelError(
+        f"no {ANCHORS_NAME} in {folder} or beside it: give the public repository's assets/{ANCHORS_NAME} with --anchors"
+    )
 
 
 def _read_anchors(path: Path, config: HeadConfig) -> Tensor:

@@ -22,6 +22,6 @@ def load_head_model(name_or_path: str | Path = DEFAULT, *, device: torch.device 
     try:
         model = NphmDecoder(HeadConfig.from_dict(config["head"]))
         model.load_state_dict(tensors)
-    except (RuntimeError, TypeError, KeyError) as error:
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(f"{name_or_path} does not fit its architecture: {str(error).splitlines()[-1].strip()}") from None
     return model.to(device).eval().requires_grad_(False)

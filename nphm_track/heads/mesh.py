@@ -5,6 +5,7 @@ Public results are metres in head space. The grid is rectilinear with cells that
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,6 @@ FACE = ((-0.07, 0.07), (-0.085, 0.075), (0.0, 0.11))
 """Metres; the part with fine cells."""
 NECK_PLANE = (np.array([0.0, -0.1, 0.0]), np.array([0.0, 0.94, 0.34]))
 """Point and normal (metres, head space) of the cut under which the neck is removed; it rises towards the back."""
-
 
 @dataclass(frozen=True)
 class CanonicalMesh:
@@ -48,15 +48,17 @@ def grid_axes(fine: float = 0.0021, coarse: float = 0.006) -> list[NDArray[np.fl
     return axes
 
 
-@torch.no_grad()
-def evaluate_grid(
-    model: NphmDecoder, z_id: Tensor, axes: list[NDArray[np.float64]], *, chunk: int = 40_000
-) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
-    """Canonical SDF (metres) on the grid, evaluated only near the surface.
+Field = Callable[[NDArray[np.floating]], NDArray[np.float32]]
+"""Signed distance [N] (metres) at points [N, 3] (metres, head space)."""
 
-    Strides 8, 4, 2, 1: a block is refined when the distance at one of its corners is within .6 of its diagonal (a true
-    distance needs half; the rest allows for the network's). Elsewhere the coarse value stands, with its sign.
-    Returns values [X, Y, Z], the cells [X-1, Y-1, Z-1] that may hold the surface, and the number of evaluations.
+
+def evaluate_grid(field: Field, axes: list[NDArray[np.float64]]) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
+    """A signed distance on the grid, evaluated only near its surface.
+
+    Strides 8, 4, 2, 1: a block is refined when the distance at one of its corners, known or interpolated from the stride before, is
+    within .7 of its diagonal (a true distance needs half; the rest allows for the network's and for curvature). Elsewhere the
+    coarse value stands, with its sign. Returns values [X, Y, Z], the cells [X-1, Y-1, Z-1] that may hold the surface, and
+    the number of evaluations.
     """
     padded = [_pad_axis(a, 8) for a in axes]
     shape = tuple(len(a) for a in padded)
@@ -64,58 +66,68 @@ def evaluate_grid(
     evaluations = 0
     active = np.ones(tuple((n - 1) // 8 for n in shape), bool)
     for stride in (8, 4, 2, 1):
-        if stride < 8:
-            active = active.repeat(2, 0).repeat(2, 1).repeat(2, 2)
-        nodes = _corners_of(active)
-        index = np.argwhere(nodes) * stride
+        index = np.argwhere(_corners_of(active)) * stride
         index = index[np.isnan(values[tuple(index.T)])]
-        points = np.stack([padded[i][index[:, i]] for i in range(3)], 1)
-        values[tuple(index.T)] = canonical_distance(model, z_id, points, chunk)
+        values[tuple(index.T)] = field(np.stack([padded[i][index[:, i]] for i in range(3)], 1))
         evaluations += len(index)
         lattice = values[::stride, ::stride, ::stride]
-        spacing = [np.diff(a[::stride]) for a in padded]
-        diagonal = np.sqrt(
-            spacing[0][:, None, None] ** 2 + spacing[1][None, :, None] ** 2 + spacing[2][None, None, :] ** 2
-        )
-        nearest = _corner_reduce(np.abs(lattice), np.fmin)
-        active &= nearest <= 0.6 * diagonal
+        active &= _corner_reduce(np.abs(lattice), np.fmin) <= 0.7 * _diagonals(padded, stride)
+        if stride > 1:  # which of a block's eight children the surface may cross, judged by interpolation
+            children = active.repeat(2, 0).repeat(2, 1).repeat(2, 2)
+            guess = _corner_reduce(np.abs(_interpolated(lattice)), np.fmin)
+            active = children & ~(guess > 0.7 * _diagonals(padded, stride // 2))
     filled = _fill_from_coarse(values)
     crop = tuple(slice(0, len(a)) for a in axes)
     cells = tuple(slice(0, len(a) - 1) for a in axes)
     return filled[crop], active[cells], evaluations
 
 
-def canonical_distance(
-    model: NphmDecoder, z_id: Tensor, points: NDArray[np.floating], chunk: int = 40_000
-) -> NDArray[np.float32]:
-    """Canonical signed distance [N] (metres) at points [N, 3] (metres)."""
-    device = z_id.device
-    out = np.empty(len(points), np.float32)
-    for k in range(0, len(points), chunk):
-        x = torch.as_tensor(points[k : k + chunk] / MODEL_UNIT, dtype=torch.float32, device=device)
-        out[k : k + chunk] = model.canonical_sdf(x, z_id).cpu().numpy()
-    return out * MODEL_UNIT
+@torch.no_grad()
+def model_field(model: NphmDecoder, z_id: Tensor, z_ex: Tensor | None, chunk: int = 30_000) -> Field:
+    """The model's distance in metres: of the canonical head, or of the head posed by z_ex."""
+
+    def field(points: NDArray[np.floating]) -> NDArray[np.float32]:
+        out = np.empty(len(points), np.float32)
+        with torch.no_grad():
+            for k in range(0, len(points), chunk):
+                x = torch.as_tensor(points[k : k + chunk] / MODEL_UNIT, dtype=torch.float32, device=z_id.device)
+                sdf = model.canonical_sdf(x, z_id) if z_ex is None else model.sdf(x, z_id, z_ex)
+                out[k : k + chunk] = sdf.cpu().numpy()
+        return out * MODEL_UNIT
+
+    return field
 
 
 @torch.no_grad()
 def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) -> CanonicalMesh:
     """Neutral head of identity code z_id [D_id], cut at the neck; ``detail`` scales the grid's density (1: about 25,000 vertices).
 
+    At rest the lips touch and the zero level runs across them like a skin. The surface is therefore extracted with the jaw slightly
+    open, where the lips are apart and the mouth is a pocket, and its vertices are taken back to the canonical head.
     Raises ModelError when the code has no surface.
     """
     from skimage.measure import marching_cubes
 
     axes = grid_axes(0.0021 / detail, 0.006 / detail)
-    values, cells, _ = evaluate_grid(model, z_id, axes)
+    z_ex = open_mouth_code(model)
+    values, cells, _ = evaluate_grid(model_field(model, z_id, z_ex), axes)
     if not cells.any() or values.min() > 0 or values.max() < 0:
         raise ModelError("the identity code has no surface")
     index, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
     vertices = np.stack([np.interp(index[:, i], np.arange(len(axes[i])), axes[i]) for i in range(3)], 1)
-    vertices, faces = _largest_component(vertices, faces)
-    vertices, faces = cut_plane(vertices, faces, *NECK_PLANE)
-    vertices, faces = _largest_component(vertices, faces)
     vertices, faces = merge_short_edges(vertices, faces)
+    if z_ex is not None:
+        x = torch.as_tensor(vertices / MODEL_UNIT, dtype=torch.float32, device=z_id.device)
+        vertices = (x + model.deform(x, z_id, z_ex)[0]).cpu().numpy().astype(np.float64) * MODEL_UNIT
+    vertices, faces = cut_plane(vertices, faces, *NECK_PLANE)
+    vertices, faces = drop_small_parts(vertices, faces)
     return CanonicalMesh(vertices.astype(np.float32), faces.astype(np.int32))
+
+
+def open_mouth_code(model: NphmDecoder) -> Tensor | None:
+    """Expression code [D_ex] of a slightly open jaw, for models that know ARKit weights."""
+    names = model.config.expression_names
+    return model.expression_basis[:, names.index("jawOpen")] * 0.4 if "jawOpen" in names else None
 
 
 def cut_plane(
@@ -123,6 +135,7 @@ def cut_plane(
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
     """Keep the side of a plane its normal points to, with a straight border; crossing triangles are split."""
     height = (vertices - point) @ (normal / np.linalg.norm(normal))
+    height[height == 0] = 1e-12  # a vertex on the plane stays, without a double
     above = height > 0
     count = above[faces].sum(1)
     pieces = [faces[count == 3]]
@@ -167,17 +180,18 @@ def merge_short_edges(
     return merged, f
 
 
-def _largest_component(
-    vertices: NDArray[np.floating], faces: NDArray[np.integer]
+def drop_small_parts(
+    vertices: NDArray[np.floating], faces: NDArray[np.integer], share: float = 0.01
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
+    """Remove connected parts with less than ``share`` of the faces."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     n = len(vertices)
     graph = coo_matrix((np.ones(len(faces) * 2), (faces[:, [0, 1]].ravel(), faces[:, [1, 2]].ravel())), shape=(n, n))
-    label = connected_components(graph, directed=False)[1]
-    keep = label == np.bincount(label[faces[:, 0]]).argmax()
-    return compact(vertices, faces[keep[faces[:, 0]]])
+    label = connected_components(graph, directed=False)[1][faces[:, 0]]
+    keep = np.bincount(label)[label] >= share * len(faces)
+    return compact(vertices, faces[keep])
 
 
 def compact(
@@ -194,6 +208,27 @@ def _pad_axis(axis: NDArray[np.float64], stride: int) -> NDArray[np.float64]:
     missing = -(len(axis) - 1) % stride
     step = axis[-1] - axis[-2]
     return np.concatenate([axis, axis[-1] + step * np.arange(1, missing + 1)])
+
+
+def _diagonals(axes: list[NDArray[np.float64]], stride: int) -> NDArray[np.floating]:
+    x, y, z = (np.diff(a[::stride]) ** 2 for a in axes)
+    return np.sqrt(x[:, None, None] + y[None, :, None] + z[None, None, :])
+
+
+def _interpolated(lattice: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Halve the spacing of a lattice by linear interpolation (NaN where a neighbour is unknown)."""
+    out = lattice
+    for axis in range(3):
+        shape = list(out.shape)
+        shape[axis] = 2 * shape[axis] - 1
+        fine = np.empty(shape, out.dtype)
+        even, odd, low, high = ([slice(None)] * 3 for _ in range(4))
+        even[axis], odd[axis] = slice(0, None, 2), slice(1, None, 2)
+        low[axis], high[axis] = slice(None, -1), slice(1, None)
+        fine[tuple(even)] = out
+        fine[tuple(odd)] = (out[tuple(low)] + out[tuple(high)]) / 2
+        out = fine
+    return out
 
 
 def _corners_of(cells: NDArray[np.bool_]) -> NDArray[np.bool_]:

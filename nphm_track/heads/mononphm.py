@@ -27,14 +27,16 @@ def decoder_from_state(
     state: dict[str, Tensor] = {"mean_anchors": torch.as_tensor(mean_anchors, dtype=torch.float32)}
     identity, expression = dict(id_decoder), dict(ex_decoder)
     if state["mean_anchors"].shape != shapes["mean_anchors"]:
-        raise ModelError(f"mean anchors have shape {list(mean_anchors.shape)} instead of {list(shapes['mean_anchors'])}")
+        wrong, right = list(state["mean_anchors"].shape), list(shapes["mean_anchors"])
+        raise ModelError(f"mean anchors have shape {wrong} instead of {right}")
 
     def take(source: dict[str, Tensor], name: str, shape: torch.Size) -> Tensor:
         if name not in source:
             raise ModelError(f"not a MonoNPHM checkpoint: tensor '{name}' is missing")
         tensor = source.pop(name)
         if tensor.shape != shape:
-            raise ModelError(f"not a MonoNPHM checkpoint: '{name}' has shape {list(tensor.shape)} instead of {list(shape)}")
+            found = f"'{name}' has shape {list(tensor.shape)} instead of {list(shape)}"
+            raise ModelError(f"not a MonoNPHM checkpoint: {found}")
         return tensor.float()
 
     for target, prefix in (("ensemble", "deepSDFensemble"), ("appearance", "aggr_app")):

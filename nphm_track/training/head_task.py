@@ -36,6 +36,9 @@ class HeadData(Strict):
     posed_points: int = Field(96, gt=0, description="per head")
     correspondences: int = Field(128, gt=0, description="per head")
     normal_points: int = Field(0, ge=0, description="per head; points whose SDF gradient is supervised (double backward)")
+    freeze_codes_after: int | None = Field(
+        None, ge=0, description="step from which the code maps A and B stay as they are, so that a regressor can be trained meanwhile"
+    )
 
 
 class HeadTask:
@@ -79,6 +82,9 @@ class HeadTask:
         model, data = self.model, self.data
         shard = self._load_shard(step)
         chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.heads]
+        frozen = data.freeze_codes_after is not None and step >= data.freeze_codes_after
+        for basis in (model.identity_basis, model.expression_basis):
+            basis.requires_grad_(not frozen)
         z_id = shard["w"][chosen] @ model.identity_basis.T
         z_ex = shard["e"][chosen] @ model.expression_basis.T
         x, s = _pick(shard, "neutral", chosen, data.neutral_points, generator)

@@ -44,8 +44,8 @@ class Recipe(Strict):
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a TOML recipe; ``overrides`` are ``table.key=value`` with TOML values. Raises InputError with the offending key."""
     try:
-        values = tomllib.loads(Path(path).read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read recipe {path}: {error}") from None
     for item in overrides or []:
         key, separator, text = item.partition("=")
@@ -59,6 +59,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
         *parents, leaf = key.split(".")
         for parent in parents:
             table = table.setdefault(parent, {})
+            if not isinstance(table, dict):
+                raise InputError(f"override '{item}': {parent} is not a table")
         table[leaf] = value
     return parse(Recipe, values)
 

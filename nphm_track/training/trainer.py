@@ -70,9 +70,12 @@ class Trainer:
                 raise InputError(f"{self.folder} holds a checkpoint: continue it with --resume or choose another folder")
             self.restore()
         metrics: dict[str, float] = {}
+        if self.step >= self.config.steps:
+            return self.task.evaluate(self._averaged_model())
         started, saved = time.monotonic(), time.monotonic()
         board = _tensorboard(self.folder)
         sums: dict[str, float] = {}
+        count = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not _is_terminal()) as bar:
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
@@ -80,11 +83,12 @@ class Trainer:
                 terms = self.train_step()
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
+                count += 1
                 bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
                 last = self.step == self.config.steps
                 if self.step % 100 == 0 or last:
-                    self._log(board, {k: v / 100 for k, v in sums.items()})
-                    sums = {}
+                    self._log(board, {k: v / count for k, v in sums.items()})
+                    sums, count = {}, 0
                 if self.step % self.config.evaluate_every == 0 or last:
                     metrics = self.task.evaluate(self._averaged_model())
                     self._log(board, {f"heldout/{k}": v for k, v in metrics.items()})
@@ -134,8 +138,12 @@ class Trainer:
         write_weights(self.folder / MODEL, self.averaged, config)
 
     def restore(self) -> None:
-        state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location="cpu")
-        self.model.load_state_dict(state["model"])
+        """Continue from the checkpoint. Raises InputError when it is damaged or another model's."""
+        try:
+            state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location="cpu")
+            self.model.load_state_dict(state["model"])
+        except Exception as error:  # torch raises anything on a damaged file
+            raise InputError(f"{self.folder / CHECKPOINT} cannot be continued: {str(error).splitlines()[0]}") from None
         self.averaged = state["averaged"]
         self.optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds = state["step"], state["seconds"]

@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,14 @@ SOFTPLUS = HeadConfig(
     n_middle=3,
 )
 SILU = replace(
-    SOFTPLUS, name="silu", activation="silu", bilinear=True, local_scale=4.0, deform_scale=2.0, sdf_scale=0.1, offset_scale=0.1
+    SOFTPLUS,
+    name="silu",
+    activation="silu",
+    bilinear=True,
+    local_scale=4.0,
+    deform_scale=2.0,
+    sdf_scale=0.1,
+    offset_scale=0.1,
 )
 CONFIGS = {"softplus": SOFTPLUS, "silu": SILU, "mononphm": MONONPHM}
 
@@ -51,7 +59,7 @@ def fast_denormals() -> None:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Tensor]:
-    """Arrays of the golden file; its README lies in the project's shared folder, the specification in docs/head-model.md."""
+    """Arrays of the golden file: inputs and the reference implementation's float32 outputs (``out_*``)."""
     with np.load(GOLDEN, allow_pickle=False) as data:
         return {name: torch.from_numpy(data[name]) for name in data.files}
 
@@ -63,13 +71,13 @@ def public_state() -> tuple[State, State]:
 
 
 @pytest.fixture
-def build() -> Callable[..., NphmDecoder]:
+def build() -> Callable[..., Any]:
     """``build("silu", seed=0, dtype=torch.float64)``: a random decoder with mirror-symmetric mean anchors."""
 
     def make(kind: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> NphmDecoder:
         config = CONFIGS[kind]
         torch.manual_seed(seed)
-        model = NphmDecoder(config)
+        model: Any = NphmDecoder(config)
         right = torch.rand(config.n_pairs, 3) * 0.6 - torch.tensor([0.7, 0.3, 0.3])
         left = right * torch.tensor([-1.0, 1.0, 1.0])
         middle = torch.rand(config.n_middle, 3) * torch.tensor([0.0, 0.6, 0.6]) - torch.tensor([0.0, 0.3, 0.3])
@@ -98,7 +106,9 @@ def _identity_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
 
 def _expression_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from _linear("compressor.0", 16, 2371)
-    for k, (out, inputs) in enumerate([(400, 119), (400, 400), (400, 400), (400, 519), (400, 400), (400, 400), (5, 400)]):
+    for k, (out, inputs) in enumerate(
+        [(400, 119), (400, 400), (400, 400), (400, 519), (400, 400), (400, 400), (5, 400)]
+    ):
         yield from _linear(f"defDeepSDF.lin{k}", out, inputs)
 
 

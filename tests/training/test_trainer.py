@@ -1,0 +1,149 @@
+"""The trainer on a quadratic bowl: nothing about a run may depend on where it was interrupted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nphm_track.errors import InputError
+from nphm_track.models import read_weights
+from nphm_track.training import trainer as T
+from nphm_track.training.recipe import TrainerConfig
+
+GOAL = torch.tensor([[1.0, -2.0, 0.5]])
+EVERY_STEP = 1e-9  # minutes between checkpoints
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(T, "_tensorboard", lambda folder: None)
+
+
+class Bowl:
+    """Noisy quadratic; stops like a killed process after ``stop`` steps."""
+
+    def __init__(self, stop: int | None = None, poison: int | None = None) -> None:
+        torch.manual_seed(0)
+        self.model: Any = nn.Linear(3, 1)
+        self.model.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self.stop, self.poison = stop, poison
+        self.evaluated: list[dict[str, Tensor]] = []
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        if step == self.stop:
+            raise KeyboardInterrupt
+        assert self.model.training
+        self.model.seen += 1
+        noise = torch.randn(GOAL.shape, generator=generator)
+        error = (self.model.weight - GOAL + 0.1 * noise).square().sum()
+        bias = self.model.bias.square().sum()
+        return {"error": (1.0, error * (torch.nan if step == self.poison else 1.0)), "bias": (0.5, bias)}
+
+    @torch.no_grad()
+    def evaluate(self, model: Any) -> dict[str, float]:
+        assert not model.training
+        self.evaluated.append({k: v.clone() for k, v in model.state_dict().items()})
+        return {"distance": float((model.weight - GOAL).norm())}
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "bowl"}
+
+
+def settings(**changes: Any) -> TrainerConfig:
+    values = {"steps": 40, "learning_rate": 0.2, "warmup": 5, "evaluate_every": 20, "checkpoint_minutes": EVERY_STEP}
+    return TrainerConfig(**{**values, **changes})
+
+
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
+    whole = T.Trainer(Bowl(), settings(), tmp_path / "whole")
+    metrics = whole.run()
+    for stop in (13, 27):
+        with pytest.raises(KeyboardInterrupt):
+            T.Trainer(Bowl(stop), settings(), tmp_path / "broken").run(resume=stop == 27)
+    resumed = T.Trainer(Bowl(), settings(), tmp_path / "broken")
+    assert resumed.run(resume=True) == metrics
+    assert resumed.step == 40
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+        assert torch.equal(resumed.averaged[name], whole.averaged[name])
+    files = [read_weights(tmp_path / f / T.MODEL)[0] for f in ("whole", "broken")]
+    assert all(torch.equal(files[0][k], files[1][k]) for k in files[0])
+    assert metrics["distance"] < 1, "the bowl was not descended"
+
+
+def test_resuming_starts_where_it_stopped(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        T.Trainer(Bowl(stop=13), settings(), tmp_path).run()
+    task = Bowl()
+    trainer = T.Trainer(task, settings(), tmp_path)
+    trainer.restore()
+    assert trainer.step == 13
+    assert int(task.model.seen) == 13
+
+
+def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
+    T.Trainer(Bowl(), settings(steps=3), tmp_path).run()
+    before = (tmp_path / T.CHECKPOINT).read_bytes()
+    with pytest.raises(InputError, match="--resume"):
+        T.Trainer(Bowl(), settings(steps=3), tmp_path).run()
+    assert (tmp_path / T.CHECKPOINT).read_bytes() == before
+
+
+def test_averaged_weights_are_evaluated_and_released(tmp_path: Path) -> None:
+    task = Bowl()
+    trainer = T.Trainer(task, settings(ema=0.5, steps=6, evaluate_every=6), tmp_path)
+    averaged = task.model.weight.detach().clone()
+    for step in range(6):
+        trainer.train_step()
+        decay = min(0.5, (1 + step) / (10 + step))
+        averaged = decay * averaged + (1 - decay) * task.model.weight.detach()
+    torch.testing.assert_close(trainer.averaged["weight"], averaged)
+    assert not torch.allclose(averaged, task.model.weight)
+    assert int(trainer.averaged["seen"]) == 6
+    again = Bowl()
+    T.Trainer(again, settings(ema=0.5, steps=6, evaluate_every=6), tmp_path / "run").run()
+    tensors, config = read_weights(tmp_path / "run" / T.MODEL)
+    torch.testing.assert_close(tensors["weight"], averaged)
+    torch.testing.assert_close(again.evaluated[-1]["weight"], averaged)
+    assert config["kind"] == "bowl" and config["training"]["steps"] == 6
+    assert config["training"]["distance"] == pytest.approx(float((averaged - GOAL).norm()), rel=1e-5)
+
+
+def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path: Path) -> None:
+    task = Bowl(poison=2)
+    trainer = T.Trainer(task, settings(), tmp_path)
+    for _ in range(2):
+        trainer.train_step()
+    before = task.model.weight.detach().clone()
+    trainer.train_step()
+    assert torch.equal(task.model.weight, before)
+    trainer.train_step()
+    assert task.model.weight.isfinite().all()
+
+
+def test_the_log_holds_mean_terms_and_held_out_metrics(tmp_path: Path) -> None:
+    class Constant(Bowl):
+        def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+            return {"flat": (2.0, self.model.weight.sum() * 0 + 3.0)}
+
+    T.Trainer(Constant(), settings(steps=150, evaluate_every=150), tmp_path).run()
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    terms = [row for row in rows if "total" in row]
+    assert [(row["step"], row["flat"], row["total"]) for row in terms] == [(100, 3.0, 6.0), (150, 3.0, 6.0)]
+    assert rows[-1]["step"] == 150 and rows[-1]["heldout/distance"] > 0
+
+
+def test_learning_rate_warms_up_and_falls_to_its_last_fraction() -> None:
+    config = settings(steps=100, warmup=10, final_fraction=0.1, learning_rate=1.0)
+    rates = [T.learning_rate(config, step) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in pairwise(rates[10:]))
