@@ -1,8 +1,9 @@
 """Where released models live and how their files are opened.
 
 A model is a folder of ``models/`` with ``model.safetensors`` (the weights; its configuration is JSON in the file's
-metadata under ``config``), ``README.md`` (model card) and ``LICENSE``. ``models/index.json`` lists size, SHA-256, licence and recipe.
-The same lookup serves a wheel (``nphm_track/_models``), an editable install and a bare checkout (``models/`` beside the package).
+metadata under ``config``), ``README.md`` (model card) and ``LICENSE``. ``models/index.json`` lists size, SHA-256,
+licence and recipe. The same lookup serves a wheel (``nphm_track/_models``), an editable install and a bare checkout
+(``models/`` beside the package).
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dic
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, config
 
 
-def write_weights(path: str | Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], *, half: bool = False) -> None:
+def write_weights(
+    path: str | Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], *, half: bool = False
+) -> None:
     """Write ``model.safetensors`` atomically; ``half`` stores floating point tensors as float16."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file

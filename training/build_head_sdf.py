@@ -2,9 +2,9 @@
 
     python training/build_head_sdf.py --ict FOLDER --out SHARDS [--heads 2000] [--seed 0]
 
-Each shard holds, for every head: identity and expression weights, points near its neutral surface with their distance, and points
-near its posed surface with their distance (metres, head space, float16 points; distances are exact for the rounded points).
-Seeds below 900000 are for training; 900000 and above are held out for evaluation.
+Each shard holds, for every head: identity and expression weights, points near its neutral surface with their distance,
+and points near its posed surface with their distance (metres, head space, float16 points; distances are exact for the
+rounded points). Seeds below 900000 are for training; 900000 and above are held out for evaluation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ HEADS_A_SHARD = 100
 def sample_points(
     rng: np.random.Generator, heads: IctHeads, vertices: NDArray[np.float32], count: int
 ) -> NDArray[np.float32]:
-    """Points [count, 3]: 60 % within about 2 mm of the surface, 25 % within 10 mm, the rest in the box; denser in the face."""
+    """Points [count, 3]: 60 % within 2 mm of the surface, 25 % within 10 mm, the rest in the box; more on the face."""
     corners = vertices[heads.faces]
     normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
     area = np.linalg.norm(normal, axis=1)

@@ -1,9 +1,9 @@
-"""Landmark samples without rendering: project the 478 points of ICT heads, add the landmark network's own errors, score blendshapes.
+"""Landmark samples without rendering: project 478 points of ICT heads, add the network's own errors, score blendshapes.
 
     python training/build_landmark_projections.py --ict FOLDER --renders SHARDS --out FOLDER [--samples 40000]
 
-The errors are those of the detections on renders (``build_landmark_renders.py``), taken in the face's frame and unit, and put
-onto other heads and views at random, scaled by .3 to 1.2.
+The errors are those of the detections on renders (``build_landmark_renders.py``), taken in the face's frame and unit,
+and put onto other heads and views at random, scaled by .3 to 1.2.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ A_SHARD = 5000
 
 
 def project(points: np.ndarray, K: np.ndarray, R: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Head points [B, 478, 3] (metres) -> [B, 478, 3]: pixels, and depth relative to the mean in pixels of the face's scale."""
+    """Head points [B, 478, 3] (metres) -> [B, 478, 3]: pixels, and depth about its mean at the face's scale."""
     camera = points @ R.swapaxes(-1, -2) + t[:, None]
     focal = K[:, None, :1, 0]
     pixels = camera[..., :2] / camera[..., 2:] * focal + K[:, None, :2, 2]
@@ -65,7 +65,8 @@ def main() -> None:
     errors /= radius[:, None, None]
     good = np.median(np.linalg.norm(errors[..., :2], axis=-1), axis=1) < 0.15
     errors = errors[good]
-    print(f"{len(errors)} error samples; median {np.median(np.linalg.norm(errors[..., :2], axis=-1)):.4f} of the RMS radius")
+    median = np.median(np.linalg.norm(errors[..., :2], axis=-1))
+    print(f"{len(errors)} error samples; median {median:.4f} of the RMS radius")
 
     landmarker = FaceLandmarker.from_pretrained()
     out = Path(args.out)
@@ -77,7 +78,9 @@ def main() -> None:
         rng = np.random.default_rng([k, 4780])
         w = sample_identity(rng, A_SHARD)
         e = sample_expression(rng, A_SHARD, heads.expression_names)
-        views = [random_view(rng, size=256, yaw=50 if rng.random() < 0.4 else 25, pitch=20, roll=15) for _ in range(A_SHARD)]
+        views = [
+            random_view(rng, size=256, yaw=50 if rng.random() < 0.4 else 25, pitch=20, roll=15) for _ in range(A_SHARD)
+        ]
         K, R, t = (np.stack([getattr(v, a) for v in views]).astype(np.float32) for a in ("K", "R", "t"))
         landmarks = project(place(w, e), K, R, t)
         turn, radius = face_frame(landmarks)
@@ -87,7 +90,8 @@ def main() -> None:
         with torch.inference_mode():
             parts = torch.from_numpy(landmarks[..., :2]).split(64)
             scores = torch.cat([landmarker.blendshape_net(p) for p in parts]).numpy()
-        np.savez(path, w=w, e=e, K=K, R=R, t=t, landmarks=landmarks, blendshapes=scores, presence=np.ones(A_SHARD, np.float32))
+        presence = np.ones(A_SHARD, np.float32)
+        np.savez(path, w=w, e=e, K=K, R=R, t=t, landmarks=landmarks, blendshapes=scores, presence=presence)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python training/build_landmark_renders.py --ict FOLDER --out SHARDS [--renders 3000] [--seed 0]
 
-A shard holds identity and expression weights, camera (K, R, t, size), the detected 478 points, blendshape scores and presence. Seeds
-below 900000 are for training.
+A shard holds identity and expression weights, camera (K, R, t), the detected 478 points, blendshape scores and
+presence. Seeds below 900000 are for training.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from nphm_track.training.paint import paint, random_view, render
 A_SHARD = 250
 
 
-def build_shard(heads: IctHeads, landmarks68: NDArray[np.int64], landmarker: FaceLandmarker, seed: int) -> dict[str, NDArray]:
+def build_shard(
+    heads: IctHeads, landmarks68: NDArray[np.int64], landmarker: FaceLandmarker, seed: int
+) -> dict[str, NDArray]:
     rng = np.random.default_rng([seed, 68])
     w = sample_identity(rng, A_SHARD)
     e = sample_expression(rng, A_SHARD, heads.expression_names)

@@ -1,11 +1,13 @@
 """Find where the landmark network's 478 points lie on ICT-FaceKit: detect them on renders and look where they fall.
 
-Most points stay at one place of the skin: the median of their hits. Points of the face's outline slide along the silhouette with
-the view (hits spread by centimetres); they get the vertex whose projections lie nearest to the detections over all views.
+Most points stay at one place of the skin: the median of their hits. Points of the face's outline slide along the
+silhouette with the view (hits spread by centimetres); they get the vertex whose projections lie nearest to the
+detections over all views.
 
     python training/calibrate_landmarks.py --ict FOLDER [--renders 200] [--out training/assets/ict_landmarks478.npz]
 
-Writes ``face`` [478] and ``bary`` [478, 3] on the surface of ``nphm_track.training.ict`` and the spread of the detections in mm.
+Writes ``face`` [478] and ``bary`` [478, 3] on the surface of ``nphm_track.training.ict`` and the spread of the
+detections in mm.
 """
 
 from __future__ import annotations
@@ -69,14 +71,18 @@ def main() -> None:
             hits[i].append((heads.neutral[heads.faces[face[i]]] * bary[i][:, None]).sum(0))
     points = np.array([np.median(h, axis=0) if len(h) > 5 else np.full(3, np.nan) for h in hits])
     print("landmarks without hits:", np.flatnonzero(np.isnan(points[:, 0])))
-    spread = np.array([1000 * np.median(np.linalg.norm(np.array(h) - p, axis=1)) if h else np.nan for h, p in zip(hits, points, strict=True)])
+    spread = np.full(len(hits), np.nan)
+    for i, h in enumerate(hits):
+        if h:
+            spread[i] = 1000 * np.median(np.linalg.norm(np.array(h) - points[i], axis=1))
     sliding = ~(spread < SLIDING_MM)
     skin = np.isin(np.arange(len(heads.neutral)), heads.faces) & ~heads.is_pocket & ~heads.is_eye
     points[sliding] = heads.neutral[np.where(skin, reprojection[sliding], np.inf).argmin(1)]
     print("sliding points:", int(sliding.sum()))
     points = _symmetric(points)
-    _, face, closest = igl.point_mesh_squared_distance(points, heads.neutral.astype(float), heads.faces.astype(np.int64))
-    corners = heads.neutral[heads.faces[face]].astype(float)
+    neutral = heads.neutral.astype(float)
+    _, face, closest = igl.point_mesh_squared_distance(points, neutral, heads.faces.astype(np.int64))
+    corners = neutral[heads.faces[face]]
     bary = igl.barycentric_coordinates(closest, *(np.ascontiguousarray(corners[:, i]) for i in range(3)))
     np.savez(args.out, face=face.astype(np.int32), bary=bary.astype(np.float32), spread_mm=spread.astype(np.float32))
     print(f"spread mm: median {np.nanmedian(spread):.2f}, 90 % {np.nanquantile(spread, 0.9):.2f}")

@@ -10,8 +10,8 @@ from typing import Any, Literal
 class HeadConfig:
     """Every size of an NPHM head model (MonoNPHM, CVPR 2024; layout in docs/head-model.md).
 
-    Members 0..2*n_pairs-1 are symmetric pairs (the odd one mirrored), then come ``n_middle`` members on the symmetry plane and one
-    member without an anchor. A pair shares one MLP.
+    Members 0..2*n_pairs-1 are symmetric pairs (the odd one mirrored), then come ``n_middle`` members on the symmetry
+    plane and one member without an anchor. A pair shares one MLP.
     """
 
     name: str
@@ -37,7 +37,7 @@ class HeadConfig:
     deform_scale: float = 1.0  # factor on points before the deformation MLP
     sdf_scale: float = 1.0  # factor on the ensemble's output; distances and offsets are small numbers in model units
     offset_scale: float = 1.0  # factor on the deformation's output
-    bilinear: bool = False  # the deformation adds fields linear in z_ex, read from its last hidden layer (ours, not MonoNPHM's)
+    bilinear: bool = False  # not MonoNPHM's: the last hidden layer of the deformation also gives fields linear in z_ex
     appearance: bool = False
     n_landmarks: int = 0
     landmark_rank: int = 0
@@ -65,7 +65,8 @@ class HeadConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> HeadConfig:
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**fields)
 
 
 MONONPHM = HeadConfig(

@@ -1,12 +1,15 @@
-"""The NPHM decoder: F(x; z_id, z_ex) -> signed distance, a backward deformation into a canonical ensemble of local SDFs.
+"""The NPHM decoder, F(x; z_id, z_ex) -> signed distance: a backward deformation into an ensemble of local SDFs.
 
 Source: MonoNPHM (CVPR 2024), sections 3.1-3.2; NPHM (CVPR 2023) for the ensemble. Everything here is in model units
-(``conventions.MODEL_UNIT`` metres), head space; leading batch dimensions are free: points [..., N, 3], z_id [..., D_id], z_ex [..., D_ex].
+(``conventions.MODEL_UNIT`` metres), head space; leading batch dimensions are free: points [..., N, 3],
+z_id [..., D_id], z_ex [..., D_ex].
 """
 
 from __future__ import annotations
 
 import math
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,7 @@ from nphm_track.heads.config import HeadConfig
 
 
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-    """Rows of ``x`` [P, I] in G consecutive groups of ``counts`` rows, each through its own ``weight`` [G, O, I] -> [P, O]."""
+    """Rows of ``x`` [P, I] in consecutive groups of ``counts``, each through its own ``weight`` [G, O, I] -> [P, O]."""
     parts = x.split(counts)
     rows = [F.linear(p, weight[g], None if bias is None else bias[g]) for g, p in enumerate(parts) if counts[g]]
     return torch.cat(rows) if rows else x.new_zeros(0, weight.shape[1])
@@ -31,7 +34,7 @@ class GroupedMlp(nn.Module):
         self.condition = condition
         self.weights = nn.ParameterList()
         self.biases = nn.ParameterList()
-        for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        for fan_in, fan_out in pairwise(widths):
             bound = math.sqrt(3.0 / fan_in)
             self.weights.append(nn.Parameter(torch.empty(groups, fan_out, fan_in).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.zeros(groups, fan_out)))
@@ -39,6 +42,11 @@ class GroupedMlp(nn.Module):
 
 class NphmDecoder(nn.Module):
     """Head model of one :class:`HeadConfig`; see the methods for shapes. All outputs are in model units."""
+
+    mean_anchors: Tensor
+    mean_landmarks: Tensor
+    mlp_of_member: Tensor
+    mirrored: Tensor
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -51,22 +59,17 @@ class NphmDecoder(nn.Module):
                 nn.Linear(c.anchor_hidden, c.n_anchors * 3),
             ]
         )
-        self.ensemble = GroupedMlp(
-            c.n_mlps, c.global_dim + c.local_dim, 3 + c.hyper_dim, c.hidden, c.hidden_layers, 1
-        )
+        self.ensemble = GroupedMlp(c.n_mlps, c.global_dim + c.local_dim, 3 + c.hyper_dim, c.hidden, c.hidden_layers, 1)
         self.compressor = nn.Linear(c.identity_dim + c.n_anchors * 3, c.compressed_dim)
         widths = [3 + c.compressed_dim + c.expression_dim] + [c.deform_hidden] * c.deform_layers + [3 + c.hyper_dim]
         self.deformation = nn.ModuleList(
-            nn.Linear(i + (widths[0] if k == c.deform_skip else 0), o)
-            for k, (i, o) in enumerate(zip(widths[:-1], widths[1:], strict=True))
+            nn.Linear(i + (widths[0] if k == c.deform_skip else 0), o) for k, (i, o) in enumerate(pairwise(widths))
         )
         if c.bilinear:
             self.expression_field = nn.Linear(c.deform_hidden, 3 * c.expression_dim)
         if c.appearance:
             self.bottleneck = nn.ModuleList([nn.Linear(c.hidden, 16), nn.Linear(16, 16)])
-            self.appearance = GroupedMlp(
-                c.n_mlps, c.global_dim + c.local_dim, 16, c.hidden, c.hidden_layers, 3
-            )
+            self.appearance = GroupedMlp(c.n_mlps, c.global_dim + c.local_dim, 16, c.hidden, c.hidden_layers, 3)
         if c.n_landmarks:
             self.register_buffer("mean_landmarks", torch.zeros(c.n_landmarks, 3))
             self.landmark_down = nn.Linear(c.identity_dim, c.landmark_rank, bias=False)
@@ -77,9 +80,7 @@ class NphmDecoder(nn.Module):
             self.expression_basis = nn.Parameter(torch.randn(c.expression_dim, len(c.expression_names)) * 0.3)
         member = torch.arange(c.n_members)
         self.register_buffer("mlp_of_member", _mlp_of_member(c), persistent=False)
-        self.register_buffer(
-            "mirrored", (member < 2 * c.n_pairs) & (member % 2 == 1), persistent=False
-        )
+        self.register_buffer("mirrored", (member < 2 * c.n_pairs) & (member % 2 == 1), persistent=False)
 
     # -- codes ---------------------------------------------------------------------------------------------------------
     def split_identity(self, z_id: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +101,14 @@ class NphmDecoder(nn.Module):
 
     # -- deformation ---------------------------------------------------------------------------------------------------
     def deform(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
-        """Backward deformation at posed ``points``: offsets to the canonical head [..., N, 3], hyper coordinates [..., N, H]."""
+        """At posed ``points``: offsets to the canonical head [..., N, 3] and hyper coordinates [..., N, H]."""
         anchors = self.anchors(z_id)
         compressed = self.compressor(torch.cat([z_id, anchors.flatten(-2)], -1))
         condition = torch.cat([compressed, z_ex], -1).unsqueeze(-2)  # [..., 1, C]
         x = points * self.config.deform_scale
         h = x
         features = x
-        for k, layer in enumerate(self.deformation):
+        for k, layer in enumerate(cast("list[nn.Linear]", self.deformation)):
             features = h
             if k == 0:
                 h = _linear_of_parts(layer, (x, condition))
@@ -119,8 +120,10 @@ class NphmDecoder(nn.Module):
                 h = self._activate(h)
         offset, hyper = h[..., :3], h[..., 3:]
         if self.config.bilinear:
-            field = self.expression_field(features).unflatten(-1, (3, -1))
-            offset = offset + (field @ z_ex[..., None, :, None]).squeeze(-1)
+            # The code is the same for all points: contract it with the weights first, [..., 3, hidden].
+            weight = torch.einsum("cko,...k->...co", self.expression_field.weight.unflatten(0, (3, -1)), z_ex)
+            bias = z_ex @ self.expression_field.bias.unflatten(0, (3, -1)).mT
+            offset = offset + features @ weight.mT + bias.unsqueeze(-2)
         return offset * self.config.offset_scale, hyper * self.config.offset_scale
 
     def canonical_queries(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
@@ -194,7 +197,8 @@ class NphmDecoder(nn.Module):
         """Members [B, N, K] evaluated for canonical points x [B, N, 3] and their normalised blend weights."""
         c = self.config
         with torch.no_grad():
-            near = torch.cdist(x, anchors, compute_mode="donot_use_mm_for_euclid_dist").topk(c.nearest, largest=False)[1]
+            distance = torch.cdist(x, anchors, compute_mode="donot_use_mm_for_euclid_dist")
+            near = distance.topk(c.nearest, largest=False).indices
         offset = x.unsqueeze(2) - _gather_rows(anchors, near)
         squared = offset.square().sum(-1)  # [B, N, nearest], ascending
         sigma2 = squared[..., c.sigma_rank - 1 : c.sigma_rank] / c.sigma_divisor**2
@@ -214,7 +218,7 @@ class NphmDecoder(nn.Module):
     def _first_layer(
         self, mlp: GroupedMlp, z: Tensor, pair: Tensor, point: Tensor, counts: list[int], relu: bool = False
     ) -> Tensor:
-        """First layer of the local MLPs; the part that depends on the code alone is computed once a member, not once a point."""
+        """First layer of the local MLPs; what depends on the code alone is computed once a member, not once a point."""
         glob, local = self.split_identity(z)
         weight, bias = mlp.weights[0], mlp.biases[0]
         of = self.mlp_of_member
@@ -245,7 +249,7 @@ def _sort_by_mlp(mlp: Tensor, groups: int) -> tuple[Tensor, Tensor, list[int]]:
 
 
 def _linear_of_parts(layer: nn.Linear, parts: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
-    """``layer(cat(parts, -1) * scale)`` where the last part is constant over points and broadcast only after its product."""
+    """``layer(cat(parts, -1) * scale)``; the last part is constant over points and broadcast only after its product."""
     sizes = [p.shape[-1] for p in parts]
     columns = (layer.weight * scale if scale != 1.0 else layer.weight).split(sizes, -1)
     out = F.linear(parts[-1], columns[-1], layer.bias)

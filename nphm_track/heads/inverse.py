@@ -1,7 +1,7 @@
-"""Forward posing by inverting the backward deformation: find x with x + offset(x; z_id, z_ex) = v for canonical points v.
+"""Forward posing by inverting the backward deformation: find x with x + offset(x; z_id, z_ex) = v for canonical v.
 
-Broyden's method for every point at once (as SNARF, ICCV 2021, does for bodies): one network evaluation an iteration, warm-started from
-the previous frame. All quantities in model units.
+Broyden's method for every point at once (as SNARF, ICCV 2021, does for bodies): one network evaluation an iteration,
+warm-started from the previous frame. All quantities in model units.
 """
 
 from __future__ import annotations
@@ -37,20 +37,26 @@ def pose_points(
     z_ex: Tensor,
     *,
     warm: PosedPoints | None = None,
+    origin: tuple[Tensor, Tensor] | None = None,
     tolerance: float = 2e-4,
     max_iterations: int = 12,
     cold_steps: int = 4,
 ) -> PosedPoints:
     """Carry canonical points [..., N, 3] to the expression z_ex [..., D_ex].
 
-    Without ``warm`` the expression is reached in ``cold_steps`` equal steps from neutral, so that large motions stay on the right branch.
-    Points that do not reach ``tolerance`` (model units; 2e-4 = .05 mm) keep their best position and say so in ``residual``.
+    Without ``warm`` the expression is reached in ``cold_steps`` equal steps from neutral, so that large motions stay on
+    the right branch; or from ``origin``, (points [..., N, 3], z_ex [..., D_ex]) known to belong together. The lips need
+    one with the mouth open: at rest they touch, and a canonical point between them belongs to both.
+    Points that do not reach ``tolerance`` (model units; 2e-4 = .05 mm) keep their best position and
+    say so in ``residual``.
     """
     if warm is None:
         eye = torch.eye(3, dtype=canonical.dtype, device=canonical.device).expand(*canonical.shape, 3)
-        warm = PosedPoints(canonical, eye, torch.zeros_like(canonical[..., 0]))
+        points, code = (canonical, torch.zeros_like(z_ex)) if origin is None else origin
+        warm = PosedPoints(points.expand_as(canonical), eye, torch.zeros_like(canonical[..., 0]))
         for k in range(1, cold_steps):
-            warm = _broyden(model, canonical, z_id, z_ex * (k / cold_steps), warm, 4 * tolerance, max_iterations)
+            between = torch.lerp(code.expand_as(z_ex), z_ex, k / cold_steps)
+            warm = _broyden(model, canonical, z_id, between, warm, 4 * tolerance, max_iterations)
     return _broyden(model, canonical, z_id, z_ex, warm, tolerance, max_iterations)
 
 

@@ -15,7 +15,7 @@ DEFAULT = "nphm-small"
 
 
 def load_head_model(name_or_path: str | Path = DEFAULT, *, device: torch.device | str = "cpu") -> NphmDecoder:
-    """A head model ready for inference. Raises ModelError when the file is missing, damaged or of another architecture."""
+    """A head model ready for inference. Raises ModelError when it is missing, damaged or of another kind."""
     tensors, config = read_weights(name_or_path)
     if config.get("kind") != "nphm":
         raise ModelError(f"{name_or_path} is not a head model")
@@ -23,5 +23,6 @@ def load_head_model(name_or_path: str | Path = DEFAULT, *, device: torch.device 
         model = NphmDecoder(HeadConfig.from_dict(config["head"]))
         model.load_state_dict(tensors)
     except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-        raise ModelError(f"{name_or_path} does not fit its architecture: {str(error).splitlines()[-1].strip()}") from None
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{name_or_path} does not fit its architecture: {reason}") from None
     return model.to(device).eval().requires_grad_(False)

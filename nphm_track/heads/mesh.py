@@ -1,6 +1,6 @@
 """From codes to meshes: the canonical surface once per person, then its vertices carried to every expression.
 
-Public results are metres in head space. The grid is rectilinear with cells that are fine in the face and coarse elsewhere.
+Public results are metres in head space. The grid is rectilinear: its cells are fine in the face and coarse elsewhere.
 """
 
 from __future__ import annotations
@@ -24,15 +24,24 @@ FACE = ((-0.07, 0.07), (-0.085, 0.075), (0.0, 0.11))
 NECK_PLANE = (np.array([0.0, -0.1, 0.0]), np.array([0.0, 0.94, 0.34]))
 """Point and normal (metres, head space) of the cut under which the neck is removed; it rises towards the back."""
 
+
 @dataclass(frozen=True)
 class CanonicalMesh:
-    """The neutral head of one person: vertices [V, 3] float32 metres (head space), faces [F, 3] int32, outward."""
+    """The neutral head of one person.
+
+    Attributes:
+        vertices: [V, 3] metres, head space.
+        faces: [F, 3] outward.
+        open_vertices: [V, 3] metres, the vertices with the mouth slightly open (``open_mouth_code``), where the lips
+            are apart; None for models without that expression.
+    """
 
     vertices: NDArray[np.float32]
     faces: NDArray[np.int32]
+    open_vertices: NDArray[np.float32] | None = None
 
 
-def grid_axes(fine: float = 0.0021, coarse: float = 0.006) -> list[NDArray[np.float64]]:
+def grid_axes(fine: float = 0.0023, coarse: float = 0.008) -> list[NDArray[np.float64]]:
     """Node coordinates (metres) along each axis: spacing ``fine`` in the face, growing to ``coarse`` away from it."""
     axes = []
     for (low, high), (a, b) in zip(BOX, FACE, strict=True):
@@ -55,10 +64,10 @@ Field = Callable[[NDArray[np.floating]], NDArray[np.float32]]
 def evaluate_grid(field: Field, axes: list[NDArray[np.float64]]) -> tuple[NDArray[np.float32], NDArray[np.bool_], int]:
     """A signed distance on the grid, evaluated only near its surface.
 
-    Strides 8, 4, 2, 1: a block is refined when the distance at one of its corners, known or interpolated from the stride before, is
-    within .7 of its diagonal (a true distance needs half; the rest allows for the network's and for curvature). Elsewhere the
-    coarse value stands, with its sign. Returns values [X, Y, Z], the cells [X-1, Y-1, Z-1] that may hold the surface, and
-    the number of evaluations.
+    Strides 8, 4, 2, 1: a block is refined when the distance at one of its corners, known or interpolated from the
+    stride before, is within .7 of its diagonal (a true distance needs half; the rest allows for the network's and for
+    curvature). Elsewhere the coarse value stands, with its sign. Returns values [X, Y, Z], the cells [X-1, Y-1, Z-1]
+    that may hold the surface, and the number of evaluations.
     """
     padded = [_pad_axis(a, 8) for a in axes]
     shape = tuple(len(a) for a in padded)
@@ -100,15 +109,16 @@ def model_field(model: NphmDecoder, z_id: Tensor, z_ex: Tensor | None, chunk: in
 
 @torch.no_grad()
 def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) -> CanonicalMesh:
-    """Neutral head of identity code z_id [D_id], cut at the neck; ``detail`` scales the grid's density (1: about 25,000 vertices).
+    """Neutral head of identity code z_id [D_id], cut at the neck.
 
-    At rest the lips touch and the zero level runs across them like a skin. The surface is therefore extracted with the jaw slightly
-    open, where the lips are apart and the mouth is a pocket, and its vertices are taken back to the canonical head.
-    Raises ModelError when the code has no surface.
+    At rest the lips touch and the zero level runs across them like a skin. The surface is therefore extracted with the
+    jaw slightly open, where the lips are apart and the mouth is a pocket, and its vertices are taken back to the
+    canonical head. ``detail`` scales the grid's density (1: about 25,000 vertices). Raises ModelError when the code has
+    no surface.
     """
     from skimage.measure import marching_cubes
 
-    axes = grid_axes(0.0021 / detail, 0.006 / detail)
+    axes = grid_axes(0.0023 / detail, 0.008 / detail)
     z_ex = open_mouth_code(model)
     values, cells, _ = evaluate_grid(model_field(model, z_id, z_ex), axes)
     if not cells.any() or values.min() > 0 or values.max() < 0:
@@ -118,10 +128,12 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
     vertices, faces = merge_short_edges(vertices, faces)
     if z_ex is not None:
         x = torch.as_tensor(vertices / MODEL_UNIT, dtype=torch.float32, device=z_id.device)
-        vertices = (x + model.deform(x, z_id, z_ex)[0]).cpu().numpy().astype(np.float64) * MODEL_UNIT
+        canonical = (x + model.deform(x, z_id, z_ex)[0]).cpu().numpy().astype(np.float64) * MODEL_UNIT
+        vertices = np.concatenate([canonical, vertices], 1)
     vertices, faces = cut_plane(vertices, faces, *NECK_PLANE)
     vertices, faces = drop_small_parts(vertices, faces)
-    return CanonicalMesh(vertices.astype(np.float32), faces.astype(np.int32))
+    opened = None if z_ex is None else vertices[:, 3:].astype(np.float32)
+    return CanonicalMesh(vertices[:, :3].astype(np.float32), faces.astype(np.int32), opened)
 
 
 def open_mouth_code(model: NphmDecoder) -> Tensor | None:
@@ -131,10 +143,16 @@ def open_mouth_code(model: NphmDecoder) -> Tensor | None:
 
 
 def cut_plane(
-    vertices: NDArray[np.floating], faces: NDArray[np.integer], point: NDArray[np.floating], normal: NDArray[np.floating]
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    point: NDArray[np.floating],
+    normal: NDArray[np.floating],
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Keep the side of a plane its normal points to, with a straight border; crossing triangles are split."""
-    height = (vertices - point) @ (normal / np.linalg.norm(normal))
+    """Keep the side of a plane its normal points to, with a straight border; crossing triangles are split.
+
+    Columns of ``vertices`` [V, 3 + C] beyond the position are interpolated along.
+    """
+    height = (vertices[:, :3] - point) @ (normal / np.linalg.norm(normal))
     height[height == 0] = 1e-12  # a vertex on the plane stays, without a double
     above = height > 0
     count = above[faces].sum(1)
@@ -157,14 +175,14 @@ def cut_plane(
             a, b, c = (triangle[(lone + k) % 3] for k in range(3))
             ab, ac = crossing(a, b), crossing(a, c)
             pieces.append(np.array([[a, ab, ac]] if kept == 1 else [[ab, b, c], [ab, c, ac]]))
-    all_vertices = np.concatenate([vertices, np.array(new_vertices).reshape(-1, 3)])
+    all_vertices = np.concatenate([vertices, np.array(new_vertices).reshape(-1, vertices.shape[1])])
     return compact(all_vertices, np.concatenate(pieces))
 
 
 def merge_short_edges(
     vertices: NDArray[np.floating], faces: NDArray[np.integer], length: float = 0.00035
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
-    """Collapse marching cubes' slivers: vertices closer than about ``length`` (metres) become one; degenerate faces go."""
+    """Collapse marching cubes' slivers: vertices within about ``length`` (metres) become one; degenerate faces go."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 

@@ -1,6 +1,7 @@
-"""From the landmarks of a frame to NPHM codes: classifier tokens read out by a small transformer (Pix2NPHM, section 3.3).
+"""From the landmarks of a frame to NPHM codes: classifier tokens of a small transformer (Pix2NPHM, section 3.3).
 
-The tokens of the image encoders are replaced by landmark tokens: the 478 points, grouped by place, and the blendshape scores.
+The tokens of the image encoders are replaced by landmark tokens: the 478 points, grouped by place, and the blendshape
+scores.
 """
 
 from __future__ import annotations
@@ -42,8 +43,9 @@ class RegressorConfig:
 def normalise_landmarks(landmarks: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor]:
     """Landmarks [B, 478, 3] px and image sizes [B, 2] px -> points without place, size and roll, and a camera vector.
 
-    Points [B, 478, 3]: x along the outer eye corners, y down the face, origin between the eyes and the mouth, unit = RMS radius of
-    the points; z in the same unit, without its mean. Camera [B, 6]: place in the image, size and roll of the face.
+    Points [B, 478, 3]: x along the outer eye corners, y down the face, origin between the eyes and the mouth,
+    unit = RMS radius of the points; z in the same unit, without its mean. Camera [B, 6]: place in the image, size and
+    roll of the face.
     """
     xy = landmarks[..., :2]
     centre = xy.mean(1, keepdim=True)
@@ -52,8 +54,10 @@ def normalise_landmarks(landmarks: Tensor, image_size: Tensor) -> tuple[Tensor, 
     turn = torch.stack([along, torch.stack([-along[:, 1], along[:, 0]], -1)], 1)  # rows: face axes in the image
     points = torch.cat([(xy - centre) @ turn.mT, landmarks[..., 2:] - landmarks[..., 2:].mean(1, keepdim=True)], -1)
     longest = image_size.amax(-1, keepdim=True)
-    camera = torch.cat([(centre[:, 0] - image_size / 2) / longest, (radius[:, None] / longest), along, radius[:, None] * 0 + 1], -1)
-    return points / radius[:, None, None], camera
+    place = (centre[:, 0] - image_size / 2) / longest
+    radius = radius[:, None]
+    camera = torch.cat([place, radius / longest, along, torch.ones_like(radius)], -1)
+    return points / radius[..., None], camera
 
 
 class Block(nn.Module):
@@ -77,6 +81,13 @@ class Block(nn.Module):
 class LandmarkRegressor(nn.Module):
     """Landmarks and scores of B frames -> identity codes [B, D_id], expression codes [B, D_ex] (model units)."""
 
+    groups: Tensor
+    mean_points: Tensor
+    spread_points: Tensor
+    mean_id: Tensor
+    spread_id: Tensor
+    spread_ex: Tensor
+
     def __init__(self, config: RegressorConfig) -> None:
         super().__init__()
         self.config = c = config
@@ -88,7 +99,8 @@ class LandmarkRegressor(nn.Module):
         self.register_buffer("spread_points", torch.ones(N_LANDMARKS, 3))
         self.scores = nn.Sequential(nn.Linear(c.n_scores, c.width), nn.GELU(), nn.Linear(c.width, c.width))
         self.camera = nn.Linear(6, c.width)
-        self.classifiers = nn.Parameter(torch.randn(c.n_members + 1, c.width) * 0.02)  # expression, then locals, then global
+        # expression, then locals, then global
+        self.classifiers = nn.Parameter(torch.randn(c.n_members + 1, c.width) * 0.02)
         self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
         self.to_expression = _head(c.width, c.expression_dim)
@@ -117,7 +129,9 @@ class LandmarkRegressor(nn.Module):
         return self.mean_id + z_id * self.spread_id, z_ex
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str = "landmark-regressor", *, device: torch.device | str = "cpu") -> LandmarkRegressor:
+    def from_pretrained(
+        cls, name_or_path: str = "landmark-regressor", *, device: torch.device | str = "cpu"
+    ) -> LandmarkRegressor:
         """The released regressor. Raises ModelError when the file is missing, damaged or of another kind."""
         tensors, config = read_weights(name_or_path)
         if config.get("kind") != "landmark-regressor":
@@ -131,7 +145,7 @@ class LandmarkRegressor(nn.Module):
 
 
 def group_landmarks(points: Tensor, groups: int = 24) -> tuple[tuple[int, ...], ...]:
-    """Split landmark positions [478, 3] into compact groups (farthest-point centres), padded by repetition to one length."""
+    """Split landmark positions [478, 3] into compact groups (farthest-point centres), repeated up to one length."""
     centres = [int(points[:, 2].argmax())]
     distance = (points - points[centres[0]]).norm(dim=-1)
     while len(centres) < groups:

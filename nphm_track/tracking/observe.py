@@ -14,7 +14,7 @@ from nphm_track.video.reader import FrameSource
 
 
 def observation_dtype(state_size: int) -> np.dtype[Any]:
-    """One frame: where and when, what was seen (NaN when lost), and the follower's state after it, from which it can go on."""
+    """One frame: its place in the clip, what was seen (NaN when lost), and the follower's state, to go on from."""
     return np.dtype(
         [
             ("frame", "i8"),

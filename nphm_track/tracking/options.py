@@ -18,7 +18,7 @@ class TrackOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device", "batch"})
+    SPEED_ONLY: ClassVar[frozenset[str]] = frozenset({"device"})
     """Options that change how long a run takes and not what it writes; a run resumes under other values of them."""
 
     start: float | None = Field(
@@ -68,7 +68,6 @@ class TrackOptions(BaseModel):
     mesh_resolution: int = Field(
         default=192, ge=32, le=512, description="Cells along the longest axis of the grid the mesh is extracted from."
     )
-    batch: int = Field(default=8, ge=1, le=256, description="Frames in one network batch.")
     refine: bool = Field(default=False, description="Refine the feed-forward result (not available in this version).")
 
     @model_validator(mode="after")

@@ -27,7 +27,7 @@ from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status, Track
-from nphm_track.tracking.render import SurfaceCarrier, draw_clip
+from nphm_track.tracking.render import SurfaceCarrier, Vertices, WrittenBlocks, draw_clip
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.video.reader import FrameSource, open_video
@@ -49,14 +49,16 @@ def track(
 
     Args:
         input: the clip.
-        output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued or returned as it is.
+        output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued, or returned
+            as it is when it is done.
         options: see :class:`TrackOptions`; ``overrides`` are single options by name.
         overwrite: start over when the folder holds a run of this clip with other options.
         progress: told where the run is.
 
     Raises:
         InputError: the clip or an option cannot be used. NoFaceError: no face in the whole clip.
-        ModelError: a model file is missing or damaged. OutputError: the folder cannot be written or belongs to another clip.
+        ModelError: a model file is missing or damaged.
+        OutputError: the folder cannot be written or belongs to another clip.
     """
     options = TrackOptions.build(options, **overrides)
     progress = progress or NullProgress()
@@ -68,7 +70,8 @@ def track(
     with source:
         models = {name: sha256(resolve(name)) for name in MODELS}
         info = InputInfo.of(input, source.info)
-        with RunFolder.open(output or default_output(input), info, options, models=models, overwrite=overwrite) as folder:
+        path = output or default_output(input)
+        with RunFolder.open(path, info, options, models=models, overwrite=overwrite) as folder:
             if folder.complete:
                 progress.note(f"{folder.path} is already done")
                 return Run(folder.path, folder.info)
@@ -87,7 +90,8 @@ def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> st
         count = max(1, min(count, round(length * source.info.frame_rate / options.every)))
     per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0)
     minutes = (6 + count * per_frame) / 60
-    return f"{info}; about {count} frames, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else f"{info}; about {count} frames"
+    line = f"{info}; about {count} frames"
+    return f"{line}, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else line
 
 
 class _Job:
@@ -131,7 +135,8 @@ class _Job:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
         with self.folder.log(observation_dtype(len(follower.state()))) as log:
-            self.progress.stage("faces", self.source.info.frame_count and self.source.info.frame_count // self.options.every)
+            count = self.source.info.frame_count
+            self.progress.stage("faces", count and count // self.options.every)
             observe_clip(self.source, follower, log, self.progress)
             return log.read()
 
@@ -156,17 +161,20 @@ class _Job:
             write_ply(self.folder.canonical, mesh.vertices, mesh.faces)
             self.folder.mesh_path(0).parent.mkdir(exist_ok=True)
 
-        def vertices_of(row: int) -> np.ndarray:
+        written = WrittenBlocks(self.folder, track)
+
+        def vertices_of(row: int) -> Vertices:
+            if not o.meshes:
+                return carry(row)
             path = self.folder.mesh_path(int(track.frame[row]))
-            block_done = self._block_done(track, row) if o.meshes else False
-            if block_done:
+            if row in written:
                 return read_ply(path)[0]
             vertices = carry(row)
-            if o.meshes:
-                write_ply(path, vertices, mesh.faces)
+            write_ply(path, vertices, mesh.faces)
             return vertices
 
-        self.progress.stage("meshes and overlay" if o.meshes and o.overlay else "overlay" if o.overlay else "meshes", len(track))
+        outputs = [name for name, wanted in (("meshes", o.meshes), ("overlay", o.overlay)) if wanted]
+        self.progress.stage(" and ".join(outputs), len(track))
         if not o.overlay:
             draw_clip(self.source, track, None, None, vertices_of, self.progress)
             return
@@ -182,19 +190,6 @@ class _Job:
             origin=self.source.clip_origin,
         ) as writer:
             draw_clip(self.source, track, writer, renderer, vertices_of, self.progress)
-
-    def _block_done(self, track: Track, row: int) -> bool:
-        """Whether an earlier, killed run left every mesh of the block of ``row``; decided once, at the block's first row."""
-        from nphm_track.tracking.render import BLOCK
-
-        block = row // BLOCK
-        if getattr(self, "_known_block", None) != block:
-            rows = range(block * BLOCK, min((block + 1) * BLOCK, len(track)))
-            self._known_block = block
-            self._known_done = all(
-                track.status[r] == Status.LOST or self.folder.mesh_path(int(track.frame[r])).exists() for r in rows
-            )
-        return self._known_done
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -10,19 +10,21 @@ import torch
 from numpy.typing import NDArray
 
 from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, pose_points
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import CanonicalMesh
+from nphm_track.heads.mesh import CanonicalMesh, extract_canonical, open_mouth_code
+from nphm_track.models import sha256
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.run_folder import OVERLAY_MP4, read_run
+from nphm_track.tracking.run_folder import OVERLAY_MP4, Run, RunFolder, read_run
 from nphm_track.video.reader import FrameSource, open_video
 from nphm_track.video.writer import VideoWriter
 
-BLOCK = 32
-"""Frames carried with warm starts before a cold start, so that a resumed run repeats at most a block and gives the same meshes."""
+BLOCK = 64
+"""Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
 
 Vertices = NDArray[np.float32]
 
@@ -35,6 +37,10 @@ class SurfaceCarrier:
         device = model.mean_anchors.device
         self.canonical = torch.from_numpy(mesh.vertices / MODEL_UNIT).to(device)
         self.z_id = torch.from_numpy(track.z_id).to(device)
+        self.origin: tuple[torch.Tensor, torch.Tensor] | None = None
+        code = open_mouth_code(model)
+        if mesh.open_vertices is not None and code is not None:
+            self.origin = torch.from_numpy(mesh.open_vertices / MODEL_UNIT).to(device), code
         self._warm: PosedPoints | None = None
         self._block = -1
 
@@ -43,8 +49,29 @@ class SurfaceCarrier:
         if row // BLOCK != self._block:
             self._block, self._warm = row // BLOCK, None
         z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.canonical.device)
-        self._warm = pose_points(self.model, self.canonical, self.z_id, z_ex, warm=self._warm)
+        self._warm = pose_points(self.model, self.canonical, self.z_id, z_ex, warm=self._warm, origin=self.origin)
         return (self._warm.points * MODEL_UNIT).cpu().numpy()
+
+
+class WrittenBlocks:
+    """Rows whose meshes an earlier, killed run left, block by block: a block counts when none of its meshes is missing.
+
+    Asked in ascending order; a block is judged once, at its first row, since the run that asks writes meshes itself.
+    """
+
+    def __init__(self, folder: RunFolder, track: Track) -> None:
+        self.folder, self.track = folder, track
+        self._block, self._whole = -1, False
+
+    def __contains__(self, row: int) -> bool:
+        if row // BLOCK != self._block:
+            self._block = row // BLOCK
+            rows = range(len(self.track))[self._block * BLOCK :][:BLOCK]
+            self._whole = all(map(self._on_disk, rows))
+        return self._whole
+
+    def _on_disk(self, row: int) -> bool:
+        return self.track.status[row] == Status.LOST or self.folder.mesh_path(int(self.track.frame[row])).exists()
 
 
 def draw_clip(
@@ -92,11 +119,9 @@ def render_overlay(
 ) -> Path:
     """Draw a finished run's overlay again; returns the video written (default: the run's own overlay.mp4).
 
-    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the video cannot be written.
+    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the video cannot
+    be written.
     """
-    from nphm_track.errors import InputError
-    from nphm_track.models import sha256
-
     progress = progress or NullProgress()
     done = read_run(run)
     track, info = done.track, done.info
@@ -110,19 +135,17 @@ def render_overlay(
     mesh, vertices_of = _surface_of(done)
     size = (int(track.image_size[0]), int(track.image_size[1]))
     painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer)
-    source = open_video(clip, start=options["start"], end=options["end"], every=options["every"], backend=options["reader"])
-    with source, VideoWriter(
-        target, painter.output_size, frame_rate_hint=source.info.frame_rate, source=clip, origin=source.clip_origin
-    ) as writer:
-        progress.stage("overlay", len(track))
-        draw_clip(source, track, writer, painter, vertices_of, progress)
+    part = {name: options[name] for name in ("start", "end", "every")}
+    with open_video(clip, **part, backend=options["reader"]) as source:
+        rate, origin = source.info.frame_rate, source.clip_origin
+        with VideoWriter(target, painter.output_size, frame_rate_hint=rate, source=clip, origin=origin) as writer:
+            progress.stage("overlay", len(track))
+            draw_clip(source, track, writer, painter, vertices_of, progress)
     return target
 
 
-def _surface_of(run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:  # noqa: ANN001
+def _surface_of(run: Run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:
     """Canonical mesh and vertices of a finished run: read from its meshes, or carried again when it wrote none."""
-    from nphm_track.heads.mesh import extract_canonical
-
     if run.info.options["meshes"]:
         vertices, faces = run.canonical()
         return CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0]

@@ -39,6 +39,7 @@ class RunFolder:
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
         self.info = info
+        self._new = False
 
     @classmethod
     def open(
@@ -62,7 +63,9 @@ class RunFolder:
             if not (path / RUN_JSON).exists():
                 _check_empty(path)
                 path.mkdir(parents=True, exist_ok=True)
-                return cls(path, fresh)._begin()
+                folder = cls(path, fresh)._begin()
+                folder._new = True
+                return folder
             stored = _stored_info(path, overwrite)
             if stored and stored.input.sha256 != input_info.sha256:
                 raise OutputError(
@@ -128,6 +131,11 @@ class RunFolder:
             return
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         with suppress(OSError):  # the error on its way out says more
+            if self._new and isinstance(error, InputError):  # an input that cannot be used leaves nothing behind
+                self.clear()
+                (self.path / RUN_JSON).unlink()
+                self.path.rmdir()
+                return
             self.update(state="interrupted" if stopped else "failed", message="" if stopped else str(error))
 
     def clear(self) -> None:

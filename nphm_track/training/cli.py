@@ -22,7 +22,9 @@ def build_task(recipe: Recipe) -> Task:
     raise InputError(f"recipe: unknown task '{recipe.task}' (known: head, regressor)")
 
 
-def train(recipe_path: str | Path, out: str | Path, *, resume: bool = False, overrides: list[str] | None = None) -> dict[str, float]:
+def train(
+    recipe_path: str | Path, out: str | Path, *, resume: bool = False, overrides: list[str] | None = None
+) -> dict[str, float]:
     """Run a recipe in folder ``out``; returns the last held-out metrics."""
     import torch
 

@@ -1,7 +1,8 @@
 """Training of the head model on ICT-FaceKit heads.
 
-Codes are linear images of the source's own parameters, z_id = A w and z_ex = B e, trained with the networks: identities are unlimited, every
-sampled head has a code, and B is the map from ARKit-like weights to expression codes that the model ships with.
+Codes are linear images of the source's own parameters, z_id = A w (trained) and z_ex = B e (fixed, orthogonal):
+identities are unlimited, every sampled head has a code, and B is the map from ARKit-like weights to expression codes
+that the model ships with.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -35,9 +36,11 @@ class HeadData(Strict):
     neutral_points: int = Field(160, gt=0, description="per head")
     posed_points: int = Field(96, gt=0, description="per head")
     correspondences: int = Field(128, gt=0, description="per head")
-    normal_points: int = Field(0, ge=0, description="per head; points whose SDF gradient is supervised (double backward)")
+    normal_points: int = Field(0, ge=0, description="per head; points whose SDF gradient is supervised")
     freeze_codes_after: int | None = Field(
-        None, ge=0, description="step from which the code maps A and B stay as they are, so that a regressor can be trained meanwhile"
+        None,
+        ge=0,
+        description="step from which the code maps A and B stay as they are, for a regressor to train on",
     )
 
 
@@ -57,18 +60,19 @@ class HeadTask:
         self.faces = torch.from_numpy(self.ict.faces).long()
         self.model.mean_anchors.copy_(self.neutral[self.anchor_vertices])
         with torch.no_grad():
-            self.model.anchor_mlp[2].weight.mul_(0.1)
-            for layer in self.model.deformation:  # keep the signal's size through SiLU layers
+            cast("nn.Linear", self.model.anchor_mlp[2]).weight.mul_(0.1)
+            for layer in cast("list[nn.Linear]", self.model.deformation):  # keep the signal's size through SiLU layers
                 layer.weight.normal_(0, 1.6 / layer.in_features**0.5)
                 layer.bias.zero_()
             self.model.expression_field.weight.mul_(0.1)
+            # Orthogonal and fixed: trained with a norm penalty, left and right of a pair come to cancel each other.
+            nn.init.orthogonal_(self.model.expression_basis, gain=1.6)
+        self.model.expression_basis.requires_grad_(False)
         self.face_weight = self._face_weights()
         self.eye_face = torch.from_numpy(self.ict.is_eye[self.ict.faces].any(1))
         names = self.ict.expression_names
-        self.lid = {
-            s: [i for i, n in enumerate(names) if n.endswith(s) and n.startswith(("eyeBlink", "eyeSquint", "eyeLookDown", "cheekRaiser"))]
-            for s in ("_L", "_R")
-        }
+        lids = ("eyeBlink", "eyeSquint", "eyeLookDown", "cheekRaiser")
+        self.lid = {s: [i for i, n in enumerate(names) if n.endswith(s) and n.startswith(lids)] for s in ("_L", "_R")}
         self.shard_paths = sorted(Path(data.shards).glob("heads_??????.npz"))
         if not self.shard_paths:
             raise InputError(f"no shards in {data.shards}: build them with training/build_head_sdf.py")
@@ -83,8 +87,7 @@ class HeadTask:
         shard = self._load_shard(step)
         chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.heads]
         frozen = data.freeze_codes_after is not None and step >= data.freeze_codes_after
-        for basis in (model.identity_basis, model.expression_basis):
-            basis.requires_grad_(not frozen)
+        model.identity_basis.requires_grad_(not frozen)
         z_id = shard["w"][chosen] @ model.identity_basis.T
         z_ex = shard["e"][chosen] @ model.expression_basis.T
         x, s = _pick(shard, "neutral", chosen, data.neutral_points, generator)
@@ -99,7 +102,7 @@ class HeadTask:
             "hyper": (0.05, L.hyper_norm(queries[..., 3:])),
             **self._correspondence_terms(w, e, generator),
         }
-        terms["code"] = (1e-4, L.code_norm(z_id) / 50 + L.code_norm(z_ex))
+        terms["code"] = (1e-4, L.code_norm(z_id) / 50)
         return terms
 
     def _random_weights(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -124,10 +127,10 @@ class HeadTask:
         height = torch.randn(len(w), n, 1, generator=generator) * (0.002 / MODEL_UNIT)
         canonical, normal = _on_surface(neutral, self.faces, face, bary)
         x, posed_normal = _on_surface(posed, self.faces, face, bary)
-        offset, hyper = model.deform(x + height * posed_normal, z_id, z_ex)
+        offset, _ = model.deform(x + height * posed_normal, z_id, z_ex)
         weight = self._visible(face, x, e)
         terms = {
-            "deform": (60.0, L.point_loss(x + height * posed_normal + offset, canonical + height * normal, weight)),
+            "deform": (60.0, L.motion_loss(x + height * posed_normal + offset, canonical + height * normal, weight)),
             "anchors": (30.0, L.point_loss(model.anchors(z_id), neutral[:, self.anchor_vertices])),
         }
         if data.normal_points:
@@ -157,7 +160,9 @@ class HeadTask:
             (np.linalg.norm(centre - [0, -0.033, 0.045], axis=1) < 0.035)
             | (np.abs(centre - [0, 0.035, 0.03]) < [0.055, 0.02, 0.04]).all(1)
         )
-        weight = area * np.where(fine, 12.0, np.where(in_face, 4.0, np.where(pocket, 0.7, 1.0)))
+        to_eye = np.abs(np.abs(centre) - [0.0315, 0.035, 0.03])
+        lid = in_face & (to_eye < [0.018, 0.014, 0.02]).all(1)
+        weight = area * np.where(lid, 60.0, np.where(fine, 12.0, np.where(in_face, 4.0, np.where(pocket, 0.7, 1.0))))
         return torch.from_numpy((weight * (centre[:, 1] > NECK_LEVEL)).astype(np.float32))
 
     def _load_shard(self, step: int) -> dict[str, Tensor]:
@@ -170,7 +175,7 @@ class HeadTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Held-out heads with their linear codes: mean |sdf error| within 5 mm of the surface and deformation error, in mm."""
+        """Held-out heads, linear codes: mean |sdf error| within 5 mm of the surface, deformation error (mm)."""
         assert isinstance(model, NphmDecoder)
         mm = MODEL_UNIT * 1000
         totals: dict[str, list[float]] = {"neutral_mm": [], "posed_mm": []}
@@ -180,7 +185,7 @@ class HeadTask:
                 z_id = shard["w"][k : k + 8] @ model.identity_basis.T
                 z_ex = shard["e"][k : k + 8] @ model.expression_basis.T
                 for name in ("neutral", "posed"):
-                    x, s = shard[name + "_points"][k : k + 8, :2048].float(), shard[name + "_sdf"][k : k + 8, :2048].float()
+                    x, s = (shard[f"{name}_{what}"][k : k + 8, :2048].float() for what in ("points", "sdf"))
                     f = model.canonical_sdf(x, z_id) if name == "neutral" else model.sdf(x, z_id, z_ex)
                     near = s.abs() < 5 / mm
                     totals[name + "_mm"].append(float((f - s)[near].abs().mean()) * mm)

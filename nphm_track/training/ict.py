@@ -1,8 +1,9 @@
 """ICT-FaceKit (MIT, USC ICT) as a source of training heads: one closed outer surface with exact correspondence.
 
-The surface is the outer skin (face, head, neck) with the mouth pocket behind the lips, closed over each eye by the front of the
-eyeball. Teeth, gums, tongue, lashes and the rear of the eyeballs are left out. The neck stays open and is capped only for the sign of distances.
-Positions are metres in head space (docs/architecture.md); ICT's centimetres are scaled and moved by ``ORIGIN``.
+The surface is the outer skin (face, head, neck) with the mouth pocket behind the lips, closed over each eye by the
+front of the eyeball. Teeth, gums, tongue, lashes and the rear of the eyeballs are left out. The neck stays open and is
+capped only for the sign of distances. Positions are metres in head space (docs/architecture.md); ICT's centimetres are
+scaled and moved by ``ORIGIN``.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def load_ict(folder: str | Path) -> IctHeads:
     # Fan centres are appended vertices that follow the mean of their loop.
     n_all = len(neutral)
     fans = np.concatenate(
-        [np.stack([l, np.roll(l, -1), np.full(len(l), n_all + i)], 1) for i, (_, l) in enumerate(caps)]
+        [np.stack([loop, np.roll(loop, -1), np.full(len(loop), n_all + i)], 1) for i, (_, loop) in enumerate(caps)]
     )
     names = [str(n) for n in data["expression_names"]]
     keep = [i for i, n in enumerate(names) if not n.startswith(GAZE_AND_PUPIL)]
@@ -170,6 +171,8 @@ def sample_expression(rng: np.random.Generator, count: int, names: tuple[str, ..
             for pair in ("eyeBlink", "mouthSmile"):
                 if rng.random() < 0.35:
                     e[row, [index[pair + "_L"], index[pair + "_R"]]] = rng.uniform(0.2, 1)
+            if rng.random() < 0.3:
+                e[row, [index["eyeBlink_L"], index["eyeBlink_R"]]] = rng.uniform(0.6, 1)
         elif kind[row] == 3:
             e[row] = rng.uniform(0, 0.25, len(names)) * (rng.random(len(names)) < 0.5)
         if rng.random() < 0.8:
@@ -187,9 +190,7 @@ def sample_expression(rng: np.random.Generator, count: int, names: tuple[str, ..
     return e
 
 
-def signed_distance(
-    heads: IctHeads, vertices: NDArray[np.float32], points: NDArray[np.float32]
-) -> NDArray[np.float32]:
+def signed_distance(heads: IctHeads, vertices: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.float32]:
     """Exact signed distance [N] (metres, positive outside) of ``points`` [N, 3] to a head's surface; needs libigl.
 
     The sign comes from the winding number of the closed surface, so eyeballs and skin form a union.
@@ -204,14 +205,15 @@ def signed_distance(
 
 
 ANCHOR_LANDMARKS = {
-    0: 0, 1: 16, 38: 2, 39: 14, 2: 4, 3: 12, 4: 6, 5: 10, 60: 8, 10: 31, 11: 35, 62: 30, 61: 27, 6: 17, 7: 26, 12: 36, 13: 45, 14: 39,
-    15: 42, 16: 48, 17: 54, 18: 50, 19: 52, 20: 58, 21: 56, 44: 49, 45: 53, 46: 59, 47: 55, 48: 38, 49: 43, 50: 41, 51: 46, 52: 21, 53: 22,
+    0: 0, 1: 16, 38: 2, 39: 14, 2: 4, 3: 12, 4: 6, 5: 10, 60: 8, 10: 31, 11: 35, 62: 30, 61: 27, 6: 17, 7: 26,
+    12: 36, 13: 45, 14: 39, 15: 42, 16: 48, 17: 54, 18: 50, 19: 52, 20: 58, 21: 56, 44: 49, 45: 53, 46: 59, 47: 55,
+    48: 38, 49: 43, 50: 41, 51: 46, 52: 21, 53: 22,
 }  # fmt: skip
 """MonoNPHM anchor -> iBUG-68 point, for the 35 anchors that have one."""
 
 
 def anchor_vertices(heads: IctHeads, folder: str | Path, n_pairs: int = 30, n_middle: int = 5) -> NDArray[np.int64]:
-    """Vertex of each of the 65 anchors: the 35 with an iBUG point at that point, the others spread over the rest of the head.
+    """Vertex of each of the 65 anchors: 35 at an iBUG point each, the others spread over the rest of the head.
 
     Even anchors below ``2 * n_pairs`` lie on the face's right (x < 0), the next odd one at the mirrored vertex.
     """

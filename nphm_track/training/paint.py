@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +22,10 @@ class View:
     size: tuple[int, int]
 
 
-def random_view(rng: np.random.Generator, *, size: int = 320, yaw: float = 25, pitch: float = 15, roll: float = 8) -> View:
-    """A face that fills about half of a square image, within the given angles (degrees), 25-70 degrees field of view."""
+def random_view(
+    rng: np.random.Generator, *, size: int = 320, yaw: float = 25, pitch: float = 15, roll: float = 8
+) -> View:
+    """A face that fills about half of a square image, within the given angles; 25-70 degrees field of view."""
     y, p, r = np.radians([rng.uniform(-yaw, yaw), rng.uniform(-pitch, pitch), rng.uniform(-roll, roll)])
     fov = np.radians(rng.uniform(25, 70))
     focal = size / 2 / np.tan(fov / 2)
@@ -96,7 +99,7 @@ def _in_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) -> 
 
 def _distance_to_line(points: NDArray[np.floating], line: NDArray[np.floating]) -> NDArray[np.floating]:
     best = np.full(len(points), np.inf)
-    for a, b in zip(line[:-1], line[1:], strict=True):
+    for a, b in pairwise(line):
         along = np.clip(((points - a) @ (b - a)) / ((b - a) @ (b - a)), 0, 1)
         best = np.minimum(best, np.linalg.norm(points - a - along[:, None] * (b - a), axis=1))
     return best

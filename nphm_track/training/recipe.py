@@ -42,7 +42,7 @@ class Recipe(Strict):
 
 
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
-    """Read a TOML recipe; ``overrides`` are ``table.key=value`` with TOML values. Raises InputError with the offending key."""
+    """Read a TOML recipe; ``overrides`` are ``table.key=value`` in TOML. Raises InputError with the offending key."""
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

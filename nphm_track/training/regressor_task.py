@@ -1,4 +1,4 @@
-"""Training of the landmark regressor: L = L3D in SDF space + vertex and landmark terms + R, on heads with known codes."""
+"""Training of the landmark regressor on heads with known codes: L3D in SDF space, vertex and landmark terms, R."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor, nn
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
-from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.regressor.landmark_regressor import (
     LandmarkRegressor,
@@ -35,7 +35,7 @@ class RegressorData(Strict):
     heldout: str
     projected: str = Field(description="folder written by training/build_landmark_projections.py")
     batch: int = Field(48, gt=0)
-    rendered_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch that comes from detections on renders")
+    rendered_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch that is detected on renders")
     sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
     sdf_samples: int = Field(16, ge=0, description="samples a batch for L3D")
     jitter: float = Field(0.004, ge=0, description="landmark noise added to every sample, of the face's RMS radius")
@@ -67,7 +67,11 @@ class RegressorTask:
         self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
         landmark = np.load(Path(__file__).parents[2] / "training/assets/ict_landmarks478.npz")
         corner, bary = heads.faces[landmark["face"]], landmark["bary"][None, ..., None]
-        at = lambda basis: torch.from_numpy((basis[:, corner] * bary).sum(2)).float()  # noqa: E731
+
+        def at(basis: NDArray[np.float32]) -> Tensor:
+            """Values [K, 478, 3] of vertex fields [K, V, 3] at the landmarks."""
+            return torch.from_numpy((basis[:, corner] * bary).sum(2)).float()
+
         self.lm_neutral = at(heads.neutral[None])[0] * unit
         self.lm_identity = at(heads.identity).flatten(1) * unit
         self.lm_expression = at(heads.expression).flatten(1) * unit
@@ -88,10 +92,8 @@ class RegressorTask:
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
         data = self.data
         n_rendered = int(data.batch * data.rendered_fraction)
-        batch = {
-            k: torch.cat([_draw(self.rendered, k, n_rendered, generator, step), _draw(self.projected, k, data.batch - n_rendered, generator, step)])
-            for k in self.rendered
-        }
+        parts = ((self.rendered, n_rendered), (self.projected, data.batch - n_rendered))
+        batch = {k: torch.cat([_draw(table, k, count, step) for table, count in parts]) for k in self.rendered}
         landmarks = batch["landmarks"]
         radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
         scale = torch.rand(len(landmarks), 1, 1, generator=generator) * 2 * data.jitter
@@ -100,7 +102,8 @@ class RegressorTask:
         terms = self._vertex_terms(z_id, z_ex, batch)
         if data.sdf_samples:
             terms["sdf"] = (40.0, self._sdf_term(z_id, z_ex, batch, generator))
-        terms["code"] = (1e-3, ((z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()))
+        size = (z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()
+        terms["code"] = (1e-3, size)
         return terms
 
     def _weights(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
@@ -152,10 +155,10 @@ class RegressorTask:
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
-        """Held-out renders: mean vertex errors (mm, head frame, no alignment) and correlation of jaw, smile and blink."""
+        """Held-out renders: mean vertex errors (mm, head frame, no alignment) and expression correlations."""
         h = self.heldout
         z_id, z_ex = model(h["landmarks"], h["scores"], h["size"])
-        w, e = self._weights(z_id, z_ex)
+        _, e = self._weights(z_id, z_ex)
         terms = self._vertex_terms(z_id, z_ex, h)
         mm = MODEL_UNIT * 1000
         mean_head = float(L.point_loss((h["w"] @ self.identity).unflatten(-1, (-1, 3)), torch.zeros(()))) * mm
@@ -174,7 +177,8 @@ def read_samples(folder: Path, kind: str) -> dict[str, Tensor]:
     if not paths:
         raise InputError(f"no {kind} shards in {folder}")
     parts = [np.load(p, allow_pickle=False) for p in paths]
-    table = {k: torch.from_numpy(np.concatenate([p[k] for p in parts])) for k in ("w", "e", "K", "R", "t", "landmarks", "blendshapes", "presence")}
+    names = ("w", "e", "K", "R", "t", "landmarks", "blendshapes", "presence")
+    table = {k: torch.from_numpy(np.concatenate([p[k] for p in parts])) for k in names}
     seen = table.pop("presence") > 0.8
     table = {k: v[seen] for k, v in table.items()}
     table["scores"] = table.pop("blendshapes")
@@ -182,10 +186,7 @@ def read_samples(folder: Path, kind: str) -> dict[str, Tensor]:
     return table
 
 
-def _draw(table: dict[str, Tensor], key: str, count: int, generator: torch.Generator, step: int) -> Tensor:
+def _draw(table: dict[str, Tensor], key: str, count: int, step: int) -> Tensor:
     """``count`` rows of a column; the same rows for every column of a step."""
     rows = torch.Generator().manual_seed(step * 2 + count)
     return table[key][torch.randint(len(table["w"]), (count,), generator=rows)]
-
-
-__all__ = ["NphmDecoder", "RegressorData", "RegressorTask", "read_samples"]

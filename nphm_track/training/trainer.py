@@ -24,7 +24,8 @@ MODEL = "model.safetensors"
 class Task(Protocol):
     """What a task gives the trainer: a model, losses of a step, held-out metrics and the configuration to store."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
         """Named (weight, value) terms of one step; everything random comes from ``generator``."""
@@ -47,8 +48,9 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
 class Trainer:
     """Runs a :class:`Task` in ``folder``; a run killed at any moment continues from its newest checkpoint.
 
-    Files: ``checkpoint.pt`` (weights, averaged weights, optimiser, step; read with ``weights_only``), ``model.safetensors`` (the
-    averaged weights as released), ``log.jsonl`` and TensorBoard events when tensorboard is installed.
+    Files: ``checkpoint.pt`` (weights, averaged weights, optimiser, step; read with ``weights_only``),
+    ``model.safetensors`` (the averaged weights as released), ``log.jsonl`` and TensorBoard events when tensorboard is
+    installed.
     """
 
     def __init__(self, task: Task, config: TrainerConfig, folder: str | Path) -> None:
@@ -61,13 +63,16 @@ class Trainer:
         self.seconds = 0.0
 
     def run(self, *, resume: bool = False) -> dict[str, float]:
-        """Train to the end; returns the last held-out metrics. Raises InputError when the folder holds another run's checkpoint."""
+        """Train to the end; returns the last held-out metrics.
+
+        Raises InputError when the folder holds a checkpoint and ``resume`` is off, or one that does not fit.
+        """
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.folder.mkdir(parents=True, exist_ok=True)
         if (self.folder / CHECKPOINT).exists():
             if not resume:
-                raise InputError(f"{self.folder} holds a checkpoint: continue it with --resume or choose another folder")
+                raise InputError(f"{self.folder} holds a checkpoint: go on with --resume or choose another folder")
             self.restore()
         metrics: dict[str, float] = {}
         if self.step >= self.config.steps:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -21,11 +18,3 @@ def astronaut() -> np.ndarray:
     from skimage import data
 
     return data.astronaut()
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    folder = Path(os.environ.get("NPHM_TRACK_SHARED", Path(__file__).parents[3] / "shared")) / "data"
-    if not folder.is_dir():
-        pytest.skip(f"no shared data at {folder}")
-    return folder

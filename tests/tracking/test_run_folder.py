@@ -55,7 +55,7 @@ class TestOpening:
     def test_resumes_the_same_run(self, tmp_path: Path) -> None:
         with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()).log(RECORD) as log:
             log.append(records(2))
-        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda", batch=4))
+        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda"))
         with folder.log(RECORD) as log:
             assert len(log) == 2
 

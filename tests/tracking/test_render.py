@@ -1,0 +1,195 @@
+"""Going through a clip a second time: which meshes stand, what is asked for and what is drawn."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from nphm_track import read_run
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
+from nphm_track.heads.config import NPHM_SMALL
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.inverse import PosedPoints
+from nphm_track.heads.mesh import CanonicalMesh
+from nphm_track.models import sha256
+from nphm_track.tracking import render
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.progress import NullProgress
+from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.render import SurfaceCarrier, WrittenBlocks, draw_clip, render_overlay
+from nphm_track.tracking.run_folder import RunFolder
+from nphm_track.video.reader import open_video
+
+OK, LOST = Status.TRACKED, Status.LOST
+
+
+def track_of(*status: Status, every: int = 1) -> Track:
+    """A track of which only frame numbers, times, states and one expression code a frame (its row) say anything."""
+    n = len(status)
+    nothing = np.zeros((n, 0), np.float32)
+    return Track(
+        frame=every * np.arange(n),
+        time=np.arange(n) / 25,
+        status=np.array(status, np.uint8),
+        confidence=np.ones(n, np.float32),
+        z_id=np.zeros(1, np.float32),
+        z_ex=np.arange(n, dtype=np.float32)[:, None],
+        R=np.tile(np.eye(3), (n, 1, 1)),
+        t=np.zeros((n, 3)),
+        K=np.eye(3),
+        image_size=np.array([4, 4]),
+        landmarks=nothing,
+        landmarks_fit=nothing,
+        blendshapes=nothing,
+        landmark_error_px=np.zeros(n, np.float32),
+        normal_error_deg=np.zeros(n, np.float32),
+    )
+
+
+class TestWrittenBlocks:
+    @pytest.fixture
+    def folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+        monkeypatch.setattr(render, "BLOCK", 2)
+        info = InputInfo(path="clip.mp4", sha256="ab", size=1, width=4, height=4)
+        folder = RunFolder.open(tmp_path / "run", info, TrackOptions())
+        folder.mesh_path(0).parent.mkdir()
+        return folder
+
+    def rows(self, folder: RunFolder, track: Track, *frames: int) -> list[bool]:
+        for frame in frames:
+            folder.mesh_path(frame).touch()
+        written = WrittenBlocks(folder, track)
+        return [row in written for row in range(len(track))]
+
+    def test_only_whole_blocks_stand(self, folder: RunFolder) -> None:
+        assert self.rows(folder, track_of(*[OK] * 5), 0, 1, 2, 4) == [True, True, False, False, True]
+
+    def test_new_run_has_none(self, folder: RunFolder) -> None:
+        assert self.rows(folder, track_of(OK, OK, OK)) == [False] * 3
+
+    def test_lost_frames_have_no_mesh_to_miss(self, folder: RunFolder) -> None:
+        assert self.rows(folder, track_of(OK, LOST, OK, LOST), 0) == [True, True, False, False]
+
+    def test_meshes_are_named_by_frame_and_not_by_row(self, folder: RunFolder) -> None:
+        assert self.rows(folder, track_of(OK, OK, OK, OK, every=5), 0, 5, 2, 3) == [True, True, False, False]
+
+    def test_mesh_written_meanwhile_does_not_count(self, folder: RunFolder) -> None:
+        folder.mesh_path(1).touch()
+        written = WrittenBlocks(folder, track_of(OK, OK))
+        assert 0 not in written
+        folder.mesh_path(0).touch()
+        assert 1 not in written
+
+
+def test_carrier_starts_cold_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, float | None]] = []
+
+    def pose_points(
+        model: NphmDecoder, canonical: Tensor, z_id: Tensor, z_ex: Tensor, *, warm: PosedPoints | None, **_: object
+    ) -> PosedPoints:
+        asked.append((float(z_ex), None if warm is None else float(warm.residual)))
+        return PosedPoints(canonical + z_ex, torch.eye(3), z_ex)
+
+    monkeypatch.setattr(render, "pose_points", pose_points)
+    monkeypatch.setattr(render, "BLOCK", 3)
+    mesh = CanonicalMesh(np.full((2, 3), 0.5 * MODEL_UNIT, np.float32), np.zeros((0, 3), np.int32))
+    carry = SurfaceCarrier(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 7))
+    carried = [carry(row) for row in (0, 1, 2, 4, 5, 6)]
+    assert asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None)]
+    np.testing.assert_allclose(carried[4], 5.5 * MODEL_UNIT)
+
+
+class Source:
+    """A clip of ``n`` frames; image i has the value i."""
+
+    def __init__(self, n: int) -> None:
+        self.n, self.decoded = n, 0
+
+    def __iter__(self) -> Any:
+        from nphm_track.video.reader import Frame
+
+        for i in range(self.n):
+            self.decoded += 1
+            yield Frame(i, i / 25, np.full((4, 4, 3), i, np.uint8))
+
+
+class Recorder(NullProgress):
+    """Stands in for renderer, writer and progress; keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.written: list[tuple[str, float]] = []
+        self.steps = 0
+
+    def draw(self, image: np.ndarray, vertices: np.ndarray, R: np.ndarray, t: np.ndarray) -> str:
+        return f"head {int(vertices)} on {image[0, 0, 0]}"
+
+    def draw_lost(self, image: np.ndarray) -> str:
+        return f"lost on {image[0, 0, 0]}"
+
+    def write(self, image: str, time: float) -> None:
+        self.written.append((image, time))
+
+    def advance(self, n: int = 1) -> None:
+        self.steps += n
+
+
+class TestDrawClip:
+    def test_every_frame_is_written_and_lost_ones_are_not_asked_for(self) -> None:
+        seen: list[int] = []
+        recorder, track = Recorder(), track_of(OK, LOST, OK)
+        draw_clip(Source(9), track, recorder, recorder, lambda r: seen.append(r) or np.array(r), recorder)  # type: ignore
+        assert seen == [0, 2]
+        images = ["head 0 on 0", "lost on 1", "head 2 on 2"]
+        assert recorder.written == list(zip(images, track.time, strict=True))
+        assert recorder.steps == 3
+
+    def test_meshes_alone_need_no_decoding(self) -> None:
+        seen: list[int] = []
+        recorder, source = Recorder(), Source(3)
+        draw_clip(source, track_of(OK, LOST, OK), None, None, lambda r: seen.append(r), recorder)  # type: ignore
+        assert (seen, source.decoded, recorder.steps) == ([0, 2], 0, 3)
+
+
+class TestRenderOverlay:
+    @pytest.fixture
+    def run(self, run_path: Path, tmp_path: Path) -> Path:
+        """The made-up run, its own overlay taken for the clip it was made of."""
+        run, clip = read_run(run_path), tmp_path / "clip.mp4"
+        shutil.copy(run_path / "overlay.mp4", clip)
+        described = run.info.input.model_copy(update={"path": str(clip), "sha256": sha256(clip)})
+        run.info.model_copy(update={"input": described}).save(run_path / "run.json")
+        return run_path
+
+    def test_draws_the_meshes_of_the_run(self, run: Path, tmp_path: Path) -> None:
+        before = sha256(run / "overlay.mp4")
+        written = render_overlay(run, tmp_path / "again.mp4", style="mesh", scale=0.5, side_by_side=True)
+        with open_video(written) as again:
+            frames = list(again)
+        assert len(frames) == 6 and frames[0].image.shape == (32, 96, 3)
+        first, lost = (frames[i].image[:, 48:].astype(int) for i in (0, 5))
+        assert np.abs(first[12:20, 20:28] - lost[12:20, 20:28]).mean() > 20  # a head in the middle, or the backdrop
+        assert sha256(run / "overlay.mp4") == before
+
+    def test_replaces_the_overlay_of_the_run_by_default(self, run: Path) -> None:
+        before = sha256(run / "overlay.mp4")
+        assert render_overlay(run) == run / "overlay.mp4"
+        assert sha256(run / "overlay.mp4") != before
+
+    def test_clip_that_is_gone(self, run: Path, tmp_path: Path) -> None:
+        (tmp_path / "clip.mp4").unlink()
+        with pytest.raises(InputError, match="not there any more"):
+            render_overlay(run)
+
+    def test_clip_that_has_changed(self, run: Path, tmp_path: Path) -> None:
+        with open(tmp_path / "clip.mp4", "ab") as file:
+            file.write(b"x")
+        with pytest.raises(InputError, match="has changed"):
+            render_overlay(run, tmp_path / "again.mp4")
+        assert not (tmp_path / "again.mp4").exists()
