@@ -140,7 +140,7 @@ def stub(frames_a_round: int) -> None:
         return posed[1][np.arange(len(z_ex)) % len(posed[1])]
 
     def carry(self: SurfaceCarrier, row: int) -> Any:
-        return real_carry(self, row) if row < BLOCK else self.canonical.cpu().numpy() * np.float32(MODEL_UNIT)
+        return real_carry(self, row) if row < BLOCK else self._carry.canonical.cpu().numpy() * np.float32(MODEL_UNIT)
 
     def draw(self: OverlayRenderer, image: Any, *head: Any) -> Any:
         return real_draw(self, image, *head) if turn("draw") % DRAW_EVERY == 0 else image

@@ -19,6 +19,8 @@ LOWER_LIP = (
     146, 91, 181, 84, 17, 314, 405, 321, 375,  # outer rim
 )  # fmt: skip
 """Points of the lower lip without the corners."""
+INNER_LIPS = (13, 82, 81, 80, 191, 78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312)
+"""The inner rim of both lips."""
 BELOW_LIP = 18
 """A point of the chin just below the lower lip, whose motion is like the lip's."""
 

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.export.overlay import OverlayRenderer
+from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.inverse import PosedPoints, pose_points
+from nphm_track.heads.inverse import PosedPoints
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import CanonicalMesh, extract_canonical, open_mouth_code
+from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import sha256
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
@@ -25,6 +26,9 @@ from nphm_track.video.writer import VideoWriter
 
 BLOCK = 64
 """Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
+JUMP = 0.4
+"""Change of the expression code between frames beyond which they are not near enough for a warm start: a quarter of a
+full ARKit expression of nphm-small."""
 
 Vertices = NDArray[np.float32]
 
@@ -33,24 +37,22 @@ class SurfaceCarrier:
     """The vertices of one person's canonical mesh in the frames of a clip, asked for in ascending order."""
 
     def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, track: Track) -> None:
-        self.model, self.track = model, track
-        device = model.mean_anchors.device
-        self.canonical = torch.from_numpy(mesh.vertices / MODEL_UNIT).to(device)
-        self.z_id = torch.from_numpy(track.z_id).to(device)
-        self.origin: tuple[torch.Tensor, torch.Tensor] | None = None
-        code = open_mouth_code(model)
-        if mesh.open_vertices is not None and code is not None:
-            self.origin = torch.from_numpy(mesh.open_vertices / MODEL_UNIT).to(device), code
-        self._warm: PosedPoints | None = None
+        self.track = track
+        self.device = model.mean_anchors.device
+        self._carry = MeshCarrier(model, mesh, torch.from_numpy(track.z_id).to(self.device))
+        self._last: PosedPoints | None = None
+        self._code = torch.zeros(0)
         self._block = -1
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
         if row // BLOCK != self._block:
-            self._block, self._warm = row // BLOCK, None
-        z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.canonical.device)
-        self._warm = pose_points(self.model, self.canonical, self.z_id, z_ex, warm=self._warm, origin=self.origin)
-        return (self._warm.points * MODEL_UNIT).cpu().numpy()
+            self._block, self._last = row // BLOCK, None
+        z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
+        if self._last is not None and (z_ex - self._code).norm() > JUMP:
+            self._last = None
+        self._last, self._code = self._carry(z_ex, self._last), z_ex
+        return (self._last.points * MODEL_UNIT).cpu().numpy()
 
 
 class WrittenBlocks:

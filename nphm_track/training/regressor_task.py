@@ -33,7 +33,9 @@ class RegressorData(Strict):
     head_model: str = Field(description="name or path of the frozen head model")
     shards: str = Field(description="folder written by training/build_landmark_renders.py")
     heldout: str
-    projected: str = Field(description="folder written by training/build_landmark_projections.py")
+    projected: str | None = Field(
+        None, description="folder written by training/build_landmark_projections.py; none: renders only"
+    )
     batch: int = Field(48, gt=0)
     rendered_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch that is detected on renders")
     sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
@@ -50,7 +52,7 @@ class RegressorTask:
         heads = load_ict(data.ict)
         self.heldout = read_samples(Path(data.heldout), "landmarks")
         self.rendered = read_samples(Path(data.shards), "landmarks")
-        self.projected = read_samples(Path(data.projected), "projected")
+        self.projected = read_samples(Path(data.projected), "projected") if data.projected else self.rendered
         c = self.head.config
         self.model = LandmarkRegressor(
             RegressorConfig(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -88,21 +88,28 @@ class TestWrittenBlocks:
         assert 1 not in written
 
 
-def test_carrier_starts_cold_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[float, float | None]] = []
+class FakeCarrier:
+    """Stands in for MeshCarrier: every vertex is moved by the code; remembers what it was started from."""
 
-    def pose_points(
-        model: NphmDecoder, canonical: Tensor, z_id: Tensor, z_ex: Tensor, *, warm: PosedPoints | None, **_: object
-    ) -> PosedPoints:
-        asked.append((float(z_ex), None if warm is None else float(warm.residual)))
-        return PosedPoints(canonical + z_ex, torch.eye(3), z_ex)
+    asked: ClassVar[list[tuple[float, float | None]]] = []
 
-    monkeypatch.setattr(render, "pose_points", pose_points)
+    def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, z_id: Tensor) -> None:
+        self.vertices = torch.from_numpy(mesh.vertices / MODEL_UNIT)
+
+    def __call__(self, z_ex: Tensor, previous: PosedPoints | None) -> PosedPoints:
+        self.asked.append((float(z_ex), None if previous is None else float(previous.residual)))
+        return PosedPoints(self.vertices + z_ex, torch.eye(3), z_ex)
+
+
+def test_carrier_starts_cold_at_every_block_and_after_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCarrier.asked.clear()
+    monkeypatch.setattr(render, "MeshCarrier", FakeCarrier)
     monkeypatch.setattr(render, "BLOCK", 3)
+    monkeypatch.setattr(render, "JUMP", 1.5)
     mesh = CanonicalMesh(np.full((2, 3), 0.5 * MODEL_UNIT, np.float32), np.zeros((0, 3), np.int32))
-    carry = SurfaceCarrier(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 7))
-    carried = [carry(row) for row in (0, 1, 2, 4, 5, 6)]
-    assert asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None)]
+    carry = SurfaceCarrier(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 9))
+    carried = [carry(row) for row in (0, 1, 2, 4, 5, 6, 8)]
+    assert FakeCarrier.asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None), (8, None)]
     np.testing.assert_allclose(carried[4], 5.5 * MODEL_UNIT)
 
 

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.heads.carry import MeshCarrier
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
+
+
+@pytest.fixture(scope="module")
+def model() -> NphmDecoder:
+    return load_head_model()
+
+
+@pytest.fixture(scope="module")
+def mesh(model: NphmDecoder) -> CanonicalMesh:
+    return extract_canonical(model, torch.zeros(model.config.identity_dim), detail=0.5)
+
+
+def expression(model: NphmDecoder, **weights: float) -> torch.Tensor:
+    e = torch.zeros(len(model.config.expression_names))
+    for name, value in weights.items():
+        e[model.config.expression_names.index(name)] = value
+    return model.expression_basis @ e
+
+
+def longest_edge(mesh: CanonicalMesh, points: torch.Tensor) -> float:
+    v = points.numpy() * MODEL_UNIT
+    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]]])
+    return float(np.linalg.norm(v[edges[:, 0]] - v[edges[:, 1]], axis=1).max())
+
+
+def test_mesh_is_one_outward_surface_of_plausible_size(mesh: CanonicalMesh) -> None:
+    v = mesh.vertices.astype(np.float64)[mesh.faces]
+    volume = np.einsum("ij,ij->i", v[:, 0], np.cross(v[:, 1], v[:, 2])).sum() / 6
+    assert 0.002 < volume < 0.006  # cubic metres; the neck is open, the mouth a pocket
+    assert 0.13 < np.ptp(mesh.vertices[:, 0]) < 0.22
+    assert mesh.open_vertices is not None and mesh.open_vertices.shape == mesh.vertices.shape
+
+
+@pytest.mark.parametrize("weights", [{"jawOpen": 1.0}, {"mouthSmile_L": 0.8, "mouthSmile_R": 0.8, "jawOpen": 0.3}])
+def test_open_mouth_has_no_bridge_between_the_lips(
+    model: NphmDecoder, mesh: CanonicalMesh, weights: dict[str, float]
+) -> None:
+    carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
+    assert longest_edge(mesh, carry(expression(model, **weights)).points) < 0.03  # the mouth opens by 50 mm
+
+
+def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmDecoder, mesh: CanonicalMesh) -> None:
+    carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
+    last = None
+    for jaw in np.linspace(0, 0.6, 7):
+        last = carry(expression(model, jawOpen=float(jaw)), last)
+    cold = carry(expression(model, jawOpen=0.6))
+    assert last is not None
+    distance = (last.points - cold.points).norm(dim=-1) * MODEL_UNIT
+    assert (distance > 0.0005).float().mean() < 0.005
+
+
+def test_jaw_and_lids_move_as_named(model: NphmDecoder, mesh: CanonicalMesh) -> None:
+    carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
+    rest = carry(expression(model)).points
+    chin = int(np.linalg.norm(mesh.vertices - [0, -0.07, 0.045], axis=1).argmin())
+    drop = (carry(expression(model, jawOpen=1.0)).points - rest)[chin, 1] * MODEL_UNIT
+    assert drop < -0.02
+    lid = int(np.linalg.norm(mesh.vertices - [0.0315, 0.042, 0.032], axis=1).argmin())  # the face's left is +x
+    left = (carry(expression(model, eyeBlink_L=1.0)).points - rest)[lid, 1] * MODEL_UNIT
+    right = (carry(expression(model, eyeBlink_R=1.0)).points - rest)[lid, 1] * MODEL_UNIT
+    assert left < -0.001 and abs(right) < 0.001
