@@ -32,7 +32,8 @@ def read_calibration(path: str | Path) -> Calibration:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read intrinsics file {path} ({error})") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read intrinsics file {path} ({reason})") from None
     try:
         if path.suffix.lower() in (".yml", ".yaml") or text.lstrip().startswith(("%YAML", "---")):
             return _from_opencv_yaml(text)

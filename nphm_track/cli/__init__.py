@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Entry point of the ``nphm-track`` script; exit codes are those of ``nphm_track.errors``."""
-    from nphm_track.cli.app import run
+    try:
+        from nphm_track.cli.app import run
 
-    run()
+        run()
+    except KeyboardInterrupt:
+        print("nphm-track: interrupted", file=sys.stderr)
+        sys.exit(130)

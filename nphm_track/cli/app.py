@@ -17,7 +17,7 @@ from nphm_track.errors import InputError, NphmTrackError, OutputError
 
 DEFAULT_COMMAND = "track"
 GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DefaultCommandGroup(TyperGroup):

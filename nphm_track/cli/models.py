@@ -55,7 +55,7 @@ def import_mononphm(
         typer.Option(metavar="FILE", help="anchors_65.npy, when it lies neither in FOLDER nor beside it."),
     ] = None,
 ) -> None:
-    """Convert the public MonoNPHM checkpoint for --head-model. Code pickled into it is refused, never run."""
+    """Convert the public MonoNPHM checkpoint to a model folder. Code pickled into it is refused, never run."""
     from nphm_track.heads.import_mononphm import import_mononphm as convert
 
     typer.echo(convert(folder, output, anchors))

@@ -16,7 +16,7 @@ def render_overlay(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", metavar="FILE", help="Video to write. (default: overlay.mp4 of RUN)"),
+        typer.Option("-o", "--output", metavar="FILE", help="Video or image to write. (default: the overlay of RUN)"),
     ] = None,
     style: Annotated[str, typer.Option(help=_FIELDS["style"].description)] = "shaded",
     opacity: Annotated[float | None, typer.Option(min=0, max=1, help=_FIELDS["opacity"].description)] = None,
@@ -25,7 +25,7 @@ def render_overlay(
     renderer: Annotated[str, typer.Option(help=_FIELDS["renderer"].description)] = "numba",
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
-    """Draw the overlay video of a run again, with another look."""
+    """Draw the overlay of a run again, with another look."""
     from nphm_track.cli.progress import show_progress
     from nphm_track.tracking import render
 

@@ -8,7 +8,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nphm_track.tracking.run_folder import CANONICAL_PLY, MESHES, OVERLAY_MP4, TRACK_NPZ, TRANSFORMS_JSON, Run
+from nphm_track.tracking.run_folder import (
+    CANONICAL_PLY,
+    MESHES,
+    OVERLAY_MP4,
+    OVERLAY_PNG,
+    TRACK_NPZ,
+    TRANSFORMS_JSON,
+    Run,
+)
 
 OUTPUTS = {
     TRACK_NPZ: "poses, codes, landmarks, intrinsics",
@@ -16,6 +24,7 @@ OUTPUTS = {
     CANONICAL_PLY: "the person's neutral head",
     MESHES: "one head per frame, fixed topology",
     OVERLAY_MP4: "the head over the video",
+    OVERLAY_PNG: "the head over the image",
 }
 
 

@@ -31,10 +31,10 @@ class TrackOptions(BaseModel):
     face: int | None = Field(
         default=None,
         ge=0,
-        description="Follow the Nth face of the first frame, 0 being the largest. (default: largest)",
+        description="Follow the Nth face from the left, from 0, of the first frame with faces. (default: the largest)",
     )
     face_at: tuple[float, float] | None = Field(
-        default=None, description="Follow the face nearest to this pixel of the first frame, as X,Y."
+        default=None, description="Follow the face at this pixel of the first frame with faces, as X,Y."
     )
     focal: float | None = Field(
         default=None, gt=0, description="Focal length in pixels. (default: solved from the clip)"
@@ -50,7 +50,7 @@ class TrackOptions(BaseModel):
         default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."
     )
     meshes: bool = Field(default=True, description="Write canonical.ply and one mesh per frame.")
-    overlay: bool = Field(default=True, description="Write overlay.mp4.")
+    overlay: bool = Field(default=True, description="Write overlay.mp4, or overlay.png for an image.")
     style: Literal["shaded", "wireframe", "normals", "mesh"] = Field(
         default="shaded", description="Look of the overlay; 'mesh' leaves the video out."
     )

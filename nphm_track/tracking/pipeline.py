@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nphm_track._runtime import prepare_torch
+from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError, NoFaceError
 from nphm_track.export.meshes import read_ply, write_ply
@@ -27,11 +27,10 @@ from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status, Track
-from nphm_track.tracking.render import SurfaceCarrier, Vertices, WrittenBlocks, draw_clip
+from nphm_track.tracking.render import SurfaceCarrier, Vertices, WrittenBlocks, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.video.reader import FrameSource, open_video
-from nphm_track.video.writer import VideoWriter
 
 MODELS = ("face_landmarker", "landmark-regressor", DEFAULT)
 
@@ -65,7 +64,7 @@ def track(
     if options.refine:
         raise InputError("refine is not available in this version")
     prepare_torch()
-    device = torch.device(options.device)
+    device = usable_device(options.device)
     source = open_video(input, start=options.start, end=options.end, every=options.every, backend=options.reader)
     with source:
         models = {name: sha256(resolve(name)) for name in MODELS}
@@ -81,17 +80,24 @@ def track(
 
 def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
     """What is about to happen, with a rough estimate for two CPU cores."""
-    count = source.info.frame_count
-    if not count:
+    count = expected_frames(source, options)
+    if not count or source.info.kind == "image":
         return str(info)
-    count = max(1, count // options.every)
-    if source.info.frame_rate and (options.start or options.end):
-        length = (options.end or source.info.duration or 0) - (options.start or 0)
-        count = max(1, min(count, round(length * source.info.frame_rate / options.every)))
     per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0)
     minutes = (6 + count * per_frame) / 60
     line = f"{info}; about {count} frames"
     return f"{line}, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else line
+
+
+def expected_frames(source: FrameSource, options: TrackOptions) -> int | None:
+    """How many frames the options select, as far as the container tells."""
+    count, rate = source.info.frame_count, source.info.frame_rate
+    if not count:
+        return None
+    if rate and (options.start or options.end):
+        length = (options.end or source.info.duration or 0) - (options.start or 0)
+        count = min(count, round(length * rate))
+    return max(1, -(-count // options.every))
 
 
 class _Job:
@@ -105,11 +111,14 @@ class _Job:
         self.timings = dict(folder.info.timings)
 
     def run(self) -> Run:
-        camera = self._given_camera()  # a wrong calibration file is known before the work begins
+        # A wrong calibration file and a missing renderer are known before the work begins.
+        camera = self._given_camera()
+        if self.options.overlay:
+            OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
         with self._timed("observe"):
             log = self._observe()
         if not log["seen"].any():
-            raise NoFaceError(f"no face found in {self.folder.info.input.path}")
+            raise NoFaceError(f"no face found in {self.source.info.path} (frames looked at: {len(log)})")
         model = load_head_model(device=self.device)
         with self._timed("fit"):
             self.progress.stage("fit", int(log["seen"].sum()))
@@ -117,7 +126,7 @@ class _Job:
             fit = fit_clip(model, regressor, log, self.size, camera, self.options.smooth, self.progress)
             track = to_track(log, fit, self.size)
             track.save(self.folder.track)
-            write_transforms(self.folder.transforms, track)
+            write_transforms(self.folder.transforms, track, meshes=self.options.meshes)
         if self.options.meshes or self.options.overlay:
             with self._timed("surface"):
                 self.progress.stage("canonical head", 1)
@@ -135,8 +144,7 @@ class _Job:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
         with self.folder.log(observation_dtype(len(follower.state()))) as log:
-            count = self.source.info.frame_count
-            self.progress.stage("faces", count and count // self.options.every)
+            self.progress.stage("faces", expected_frames(self.source, self.options))
             observe_clip(self.source, follower, log, self.progress)
             return log.read()
 
@@ -174,22 +182,15 @@ class _Job:
             return vertices
 
         outputs = [name for name, wanted in (("meshes", o.meshes), ("overlay", o.overlay)) if wanted]
-        self.progress.stage(" and ".join(outputs), len(track))
+        stage = " and ".join(outputs)
         if not o.overlay:
+            self.progress.stage(stage, len(track))
             draw_clip(self.source, track, None, None, vertices_of, self.progress)
             return
         renderer = OverlayRenderer(
             mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, renderer=o.renderer
         )
-        clip = self.source.info.path if self.source.info.kind == "video" else None
-        with VideoWriter(
-            self.folder.overlay,
-            renderer.output_size,
-            frame_rate_hint=self.source.info.frame_rate,
-            source=clip,
-            origin=self.source.clip_origin,
-        ) as writer:
-            draw_clip(self.source, track, writer, renderer, vertices_of, self.progress)
+        write_overlay(self.folder.overlay, self.source, track, renderer, vertices_of, self.progress, stage)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

@@ -108,7 +108,7 @@ class InputInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="As the user gave it.")
+    path: str = Field(description="Absolute.")
     sha256: str
     size: int = Field(description="Bytes.")
     width: int = Field(description="Pixels, after the rotation tag was applied.")
@@ -134,7 +134,7 @@ class InputInfo(BaseModel):
             lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
             digests = [hashlib.sha256(lines.encode()).hexdigest()]
         return cls(
-            path=str(path),
+            path=str(path.absolute()),
             sha256=digests[0],
             size=sum(file.stat().st_size for file in files),
             width=video.width,

@@ -20,9 +20,9 @@ from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import sha256
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.run_folder import OVERLAY_MP4, Run, RunFolder, read_run
+from nphm_track.tracking.run_folder import Run, RunFolder, read_run
 from nphm_track.video.reader import FrameSource, open_video
-from nphm_track.video.writer import VideoWriter
+from nphm_track.video.writer import ImageWriter, VideoWriter
 
 BLOCK = 64
 """Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
@@ -79,7 +79,7 @@ class WrittenBlocks:
 def draw_clip(
     source: FrameSource,
     track: Track,
-    writer: VideoWriter | None,
+    writer: VideoWriter | ImageWriter | None,
     renderer: OverlayRenderer | None,
     vertices_of: Callable[[int], Vertices],
     progress: Progress,
@@ -108,6 +108,31 @@ def _rows(source: FrameSource, track: Track, *, pictures: bool) -> Iterator[tupl
         yield row, frame.image, frame.time
 
 
+def write_overlay(
+    path: Path,
+    source: FrameSource,
+    track: Track,
+    renderer: OverlayRenderer,
+    vertices_of: Callable[[int], Vertices],
+    progress: Progress,
+    stage: str,
+) -> None:
+    """Draw the whole clip into a video with the clip's timestamps and sound, or into an image if the clip is one."""
+    info = source.info
+    writer: VideoWriter | ImageWriter
+    if info.kind == "image":
+        writer = ImageWriter(path)
+    else:
+        sound = info.path if info.kind == "video" else None
+        rate, origin = info.frame_rate, source.clip_origin
+        writer = VideoWriter(path, renderer.output_size, frame_rate_hint=rate, source=sound, origin=origin)
+    progress.stage(stage, len(track))
+    with writer:
+        draw_clip(source, track, writer, renderer, vertices_of, progress)
+    if writer.warning:
+        progress.note(writer.warning)
+
+
 def render_overlay(
     run: str | Path,
     output: str | Path | None = None,
@@ -119,9 +144,9 @@ def render_overlay(
     renderer: str = "numba",
     progress: Progress | None = None,
 ) -> Path:
-    """Draw a finished run's overlay again; returns the video written (default: the run's own overlay.mp4).
+    """Draw a finished run's overlay again; returns the file written (default: the run's own overlay).
 
-    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the video cannot
+    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the file cannot
     be written.
     """
     progress = progress or NullProgress()
@@ -133,16 +158,13 @@ def render_overlay(
     if clip.is_file() and sha256(clip) != info.input.sha256:
         raise InputError(f"{clip} is not the clip this run was made of: it has changed")
     options = info.options
-    target = Path(output) if output else done.path / OVERLAY_MP4
+    target = Path(output) if output else done.overlay
     mesh, vertices_of = _surface_of(done)
     size = (int(track.image_size[0]), int(track.image_size[1]))
     painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer)
     part = {name: options[name] for name in ("start", "end", "every")}
     with open_video(clip, **part, backend=options["reader"]) as source:
-        rate, origin = source.info.frame_rate, source.clip_origin
-        with VideoWriter(target, painter.output_size, frame_rate_hint=rate, source=clip, origin=origin) as writer:
-            progress.stage("overlay", len(track))
-            draw_clip(source, track, writer, painter, vertices_of, progress)
+        write_overlay(target, source, track, painter, vertices_of, progress, stage="overlay")
     return target
 
 

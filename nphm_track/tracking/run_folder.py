@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.errors import InputError, OutputError
+from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.export.meshes import read_ply
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
@@ -28,6 +28,8 @@ CANONICAL_PLY = "canonical.ply"
 MESHES = "meshes"
 MESH_NAME = "{:06d}.ply"
 OVERLAY_MP4 = "overlay.mp4"
+OVERLAY_PNG = "overlay.png"
+"""Stands for the video when the input is a single image."""
 TRANSFORMS_JSON = "transforms.json"
 WORK = "work"
 OBSERVATIONS_BIN = "observations.bin"
@@ -53,6 +55,7 @@ class RunFolder:
     ) -> RunFolder:
         """Make a run folder, or go on with the one that is there if input, options and models are the same.
 
+        A run that failed is started over when they differ: there is nothing in it to lose.
         ``overwrite`` starts over, deleting the files a run owns and no others. Raises OutputError when the folder
         belongs to another input or is no run folder, holds another run of this input and ``overwrite`` is off, or
         cannot be written.
@@ -71,10 +74,11 @@ class RunFolder:
                 raise OutputError(
                     f"{path} holds the run of another input ({stored.input.path}); choose another with -o"
                 )
-            if overwrite or stored is None:
+            changed = _difference(stored, fresh) if stored else ""
+            if overwrite or stored is None or (changed and stored.state == "failed"):
                 cls(path, stored or fresh).clear()
                 return cls(path, fresh)._begin()
-            if changed := _difference(stored, fresh):
+            if changed:
                 raise OutputError(f"{path} holds a run with other {changed}; pass --overwrite to start over")
             folder = cls(path, stored)
             return folder if folder.complete else folder._begin()
@@ -96,7 +100,7 @@ class RunFolder:
 
     @property
     def overlay(self) -> Path:
-        return self.path / OVERLAY_MP4
+        return self.path / _overlay_name(self.info.input)
 
     @property
     def transforms(self) -> Path:
@@ -130,8 +134,11 @@ class RunFolder:
         if error is None or self.complete:
             return
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
+        if isinstance(error, NoFaceError):  # nothing to go on from
+            shutil.rmtree(self.path / WORK, ignore_errors=True)
         with suppress(OSError):  # the error on its way out says more
-            if self._new and isinstance(error, InputError):  # an input that cannot be used leaves nothing behind
+            unusable = isinstance(error, InputError) and not self.track.exists()
+            if self._new and unusable:  # an input that cannot be used leaves nothing behind
                 self.clear()
                 (self.path / RUN_JSON).unlink()
                 self.path.rmdir()
@@ -142,10 +149,10 @@ class RunFolder:
         """Delete what a run writes except run.json, and nothing else; killed half-way, it is still a run folder."""
         self.update(state="interrupted")
         (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
-        for name in (TRACK_NPZ, CANONICAL_PLY, OVERLAY_MP4, TRANSFORMS_JSON):
+        for name in (TRACK_NPZ, CANONICAL_PLY, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON):
             for file in (self.path / name, self.path / (name + PARTIAL)):
                 file.unlink(missing_ok=True)
-        self.overlay.with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix
+        (self.path / OVERLAY_MP4).with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix
         for entry in (self.path / MESHES).glob("*.ply*"):
             if entry.name.removesuffix(PARTIAL)[:-4].isdigit():
                 entry.unlink()
@@ -172,6 +179,11 @@ class Run:
         if self._track is None:
             self._track = Track.load(self.path / TRACK_NPZ)
         return self._track
+
+    @property
+    def overlay(self) -> Path:
+        """File of the overlay: a video, or an image if the input is one."""
+        return self.path / _overlay_name(self.info.input)
 
     def mesh_path(self, index: int) -> Path:
         """File of the mesh of the ``index``-th tracked frame (row of ``track``)."""
@@ -203,6 +215,10 @@ def read_run(path: str | Path) -> Run:
 def default_output(input: str | Path) -> Path:
     """Run folder of an input nobody named one for: ``<stem>_nphm`` in the working directory."""
     return Path(f"{Path(input).resolve().stem}_nphm")
+
+
+def _overlay_name(input_info: InputInfo) -> str:
+    return OVERLAY_PNG if input_info.kind == "image" else OVERLAY_MP4
 
 
 def _check_empty(path: Path) -> None:

@@ -23,17 +23,18 @@ def camera_to_world(R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[n
     return matrix
 
 
-def transforms(track: Track) -> dict[str, Any]:
+def transforms(track: Track, *, meshes: bool = True) -> dict[str, Any]:
     """Contents of ``transforms.json``: the world is head space (metres, y up); the head stands still, the camera moves.
 
-    Lost frames are left out. ``file_path`` names where a frame's image goes once extracted, by its index in the clip.
+    Lost frames are left out. ``file_path`` names where a frame's image goes once extracted, by its index in the clip;
+    ``mesh`` is left out of a run without ``meshes``.
     """
     width, height = (int(n) for n in track.image_size)
     names = ("k1", "k2", "p1", "p2", "k3")
     frames = [
         {
             "file_path": f"images/{track.frame[i]:06d}.png",
-            "mesh": f"meshes/{track.frame[i]:06d}.ply",
+            **({"mesh": f"meshes/{track.frame[i]:06d}.ply"} if meshes else {}),
             "frame": int(track.frame[i]),
             "time": float(track.time[i]),
             "transform_matrix": camera_to_world(track.R[i], track.t[i]).tolist(),
@@ -53,7 +54,7 @@ def transforms(track: Track) -> dict[str, Any]:
     }
 
 
-def write_transforms(path: str | Path, track: Track) -> None:
+def write_transforms(path: str | Path, track: Track, *, meshes: bool = True) -> None:
     """Write ``transforms.json`` atomically."""
     with replacing(Path(path)) as partial:
-        partial.write_text(json.dumps(transforms(track), indent=1) + "\n", encoding="utf-8")
+        partial.write_text(json.dumps(transforms(track, meshes=meshes), indent=1) + "\n", encoding="utf-8")

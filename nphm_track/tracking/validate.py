@@ -18,13 +18,13 @@ from nphm_track.tracking.records import RunInfo, Status, Track
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
-    OVERLAY_MP4,
     RUN_JSON,
     TRACK_NPZ,
     TRANSFORMS_JSON,
     Run,
 )
 from nphm_track.tracking.transforms import transforms
+from nphm_track.video.reader import read_image
 
 ROTATION_TOLERANCE = 1e-4
 MATRIX_TOLERANCE = 1e-6
@@ -39,6 +39,8 @@ def validate_run(path: str | Path) -> list[str]:
     path = Path(path)
     try:
         info = RunInfo.load(path / RUN_JSON)
+        if info.state != "done":
+            return [f"the run is not finished (state: {info.state}{info.message and ': '}{info.message})"]
         track = Track.load(path / TRACK_NPZ)
     except InputError as error:
         return [str(error)]
@@ -69,8 +71,6 @@ def _shapes(track: Track) -> Iterator[str]:
 
 
 def _state(run: Run, track: Track) -> Iterator[str]:
-    if run.info.state != "done":
-        yield f"the run is not finished (state: {run.info.state})"
     if tuple(track.image_size) != (run.info.input.width, run.info.input.height):
         yield f"image_size {tuple(track.image_size)} is not the input's {run.info.input.width}x{run.info.input.height}"
     for name in ("frames", *(status.name.lower() for status in Status)):
@@ -171,33 +171,43 @@ def _mesh_against(
 
 
 def _overlay(run: Run, track: Track) -> Iterator[str]:
-    path = run.path / OVERLAY_MP4
+    path = run.overlay
     if not run.info.options.get("overlay", True):
         return
     if not path.is_file():
-        yield f"{OVERLAY_MP4} is missing"
+        yield f"{path.name} is missing"
+        return
+    if run.info.input.kind == "image":
+        yield from _image(path)
         return
     try:
         with av.open(str(path)) as container:
             frames = [(frame.pts, frame.time_base) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError, ValueError) as error:
-        yield f"{OVERLAY_MP4} is not a readable video ({error})"
+        yield f"{path.name} is not a readable video ({error})"
         return
     if len(frames) != len(track):
-        yield f"{OVERLAY_MP4} has {len(frames)} frames, the track {len(track)}"
+        yield f"{path.name} has {len(frames)} frames, the track {len(track)}"
         return
     times = np.array([float(pts * base) if pts is not None and base else np.nan for pts, base in frames])
     tick = float(max((base or Fraction(1) for _, base in frames), default=Fraction(1)))
     off = np.abs((times - times[0]) - (track.time - track.time[0]))
     if not (off <= 2 * tick + 1e-6).all():
-        yield f"{OVERLAY_MP4} keeps another time than the clip, by up to {np.nanmax(off):.4f} s"
+        yield f"{path.name} keeps another time than the clip, by up to {np.nanmax(off):.4f} s"
+
+
+def _image(path: Path) -> Iterator[str]:
+    try:
+        read_image(path)
+    except InputError as error:
+        yield str(error)
 
 
 def _transforms(run: Run, track: Track) -> Iterator[str]:
     path = run.path / TRANSFORMS_JSON
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        want = transforms(track)
+        want = transforms(track, meshes=bool(run.info.options.get("meshes", True)))
         matrices = [np.array([f.pop("transform_matrix") for f in side["frames"]], float) for side in (stored, want)]
     except OSError:
         yield f"{TRANSFORMS_JSON} is missing"

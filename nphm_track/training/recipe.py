@@ -46,7 +46,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     try:
         values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read recipe {path}: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read recipe {path}: {reason}") from None
     for item in overrides or []:
         key, separator, text = item.partition("=")
         if not separator:

@@ -1,4 +1,4 @@
-"""H.264 videos with the source's timestamps and sound."""
+"""H.264 videos with the source's timestamps and sound; single images behind the same interface."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from pathlib import Path
 import av
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from nphm_track.errors import OutputError
+from nphm_track.errors import InputError, OutputError
+from nphm_track.video.reader import IMAGE_SUFFIXES
 from nphm_track.video.sound import SoundTrack
 
 _CLOCK = Fraction(1, 90_000)
@@ -134,3 +136,31 @@ class VideoWriter:
             self.close()
         else:
             self.abort()
+
+
+class ImageWriter:
+    """Writes one image, atomically, in the format its suffix names. Raises InputError for another suffix."""
+
+    warning: str | None = None
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if self.path.suffix.lower() not in IMAGE_SUFFIXES:
+            raise InputError(f"the overlay of an image is an image, too: {self.path} does not end in .png or .jpg")
+
+    def write(self, image: NDArray[np.uint8], time: float) -> None:
+        """Write an image [H, W, 3] RGB; ``time`` is that of ``VideoWriter``. Raises OutputError when it cannot."""
+        partial = self.path.with_name(self.path.name + ".partial")
+        try:
+            Image.fromarray(image).save(partial, Image.registered_extensions()[self.path.suffix.lower()])
+            os.replace(partial, self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise OutputError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def __enter__(self) -> ImageWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None

@@ -44,6 +44,8 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
 
     def render_overlay(run: Path, **arguments: Any) -> Path:
         seen.append({"run": run, **arguments})
+        if seen.error:
+            raise seen.error
         return run / "overlay.mp4"
 
     def train(recipe: Path, out: Path, *, resume: bool, overrides: list[str]) -> dict[str, float]:
@@ -115,6 +117,10 @@ class TestTrack:
         calls.error = OSError(28, "No space left on device", "meshes/000001.ply")
         assert run_cli("clip.mp4") == 5
         assert "cannot write meshes/000001.ply (No space left on device)" in capsys.readouterr().err
+
+    def test_interruption_of_other_commands(self, run_cli: Any, calls: Calls) -> None:
+        calls.error = KeyboardInterrupt()
+        assert run_cli("render-overlay", "run") == 130
 
     def test_interruption_says_how_to_go_on(self, run_cli: Any, calls: Calls, capsys: Any) -> None:
         calls.error = KeyboardInterrupt()

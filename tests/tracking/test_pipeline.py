@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from nphm_track import Run, TrackOptions, track
 from nphm_track.cameras.intrinsics import Intrinsics
@@ -65,6 +66,10 @@ class TestBadInput:
     def test_refinement(self, empty: Path, clip: Path) -> None:
         self.refused(empty, InputError, "refine is not available", clip, refine=True)
 
+    @pytest.mark.parametrize("device", ["toaster", "meta"])
+    def test_device_that_cannot_compute(self, empty: Path, clip: Path, device: str) -> None:
+        self.refused(empty, InputError, f"device '{device}' cannot be used here", clip, device=device)
+
     def test_bad_option(self, empty: Path, clip: Path) -> None:
         self.refused(empty, InputError, "every", clip, every=0)
 
@@ -78,6 +83,7 @@ class TestBadInput:
         monkeypatch.setattr(pipeline, "MODELS", ())
         self.refused(empty, InputError, "intrinsics file", clip, intrinsics="none.json")
         self.refused(empty, InputError, "no frame between", clip, start=100)
+        self.refused(empty, InputError, "no wireframe", clip, renderer="pyrender", style="wireframe", fov=50)
 
     def test_folder_of_another_input(self, run_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(pipeline, "MODELS", ())
@@ -227,6 +233,17 @@ class TestRun:
             assert (whole.path / mesh).read_bytes() == (killed.path / mesh).read_bytes(), mesh
         with open_video(killed.path / "overlay.mp4") as overlay:
             assert len(list(overlay)) == 6
+
+    def test_image_has_an_image_for_overlay(self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        frame = next(iter(open_video(clip)))
+        Image.fromarray(frame.image).save(tmp_path / "face.png")
+        monkeypatch.chdir(tmp_path)
+        run = self.track(Path("face.png"), tmp_path / "run")
+        assert validate_run(run.path) == []
+        names = {"run.json", "track.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png"}
+        assert {path.name for path in run.path.iterdir()} == names
+        monkeypatch.chdir("/")  # a run knows its clip wherever it is opened from
+        assert render.render_overlay(run.path, tmp_path / "again.jpg").exists()
 
     def test_finished_run_is_returned_as_it_is(self, clip: Path, tmp_path: Path) -> None:
         first = self.track(clip, tmp_path / "run")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nphm_track import read_run
-from nphm_track.errors import InputError, OutputError
+from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import InputInfo, RunInfo, Track
@@ -106,6 +106,17 @@ class TestOpening:
             raise error
         info = RunInfo.load(tmp_path / "run" / RUN_JSON)
         assert (info.state, info.message) == (state, str(error))
+
+    def test_failed_run_makes_way_for_other_options(self, tmp_path: Path) -> None:
+        with pytest.raises(NoFaceError), RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder:
+            with folder.log(RECORD) as log:
+                log.append(records(2))
+            raise NoFaceError("no face")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [RUN_JSON]
+        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(start=1))
+        assert (folder.info.state, folder.info.options["start"]) == ("running", 1)
+        with pytest.raises(OutputError, match="other options"):
+            RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
 
 
 class TestReading:

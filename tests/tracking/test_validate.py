@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
+from PIL import Image
 
 from nphm_track.export.meshes import write_ply
 from nphm_track.tracking.records import RunInfo, Track
+from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import validate_run
 
 
@@ -100,10 +102,22 @@ def test_overlay_must_keep_frames_and_time(run_path: Path) -> None:
     assert any("keeps another time" in line for line in validate_run(run_path))
 
 
+def test_overlay_of_an_image_is_an_image(run_path: Path) -> None:
+    described = json.loads((run_path / "run.json").read_text())["input"]
+    edit_json(run_path / "run.json", input=described | {"kind": "image"})
+    assert validate_run(run_path) == ["overlay.png is missing"]
+    Image.new("RGB", (4, 4)).save(run_path / "overlay.png")
+    assert validate_run(run_path) == []
+    (run_path / "overlay.png").write_bytes(b"x")
+    assert "not a readable image" in validate_run(run_path)[0]
+
+
 def test_what_was_not_asked_for_is_not_missed(run_path: Path) -> None:
     info = RunInfo.load(run_path / "run.json")
     info.options |= {"meshes": False, "overlay": False}
     info.save(run_path / "run.json")
     for path in [run_path / "overlay.mp4", *(run_path / "meshes").iterdir()]:
         path.unlink()
+    assert validate_run(run_path) == ["transforms.json does not match the track"]  # it names the meshes
+    write_transforms(run_path / "transforms.json", Track.load(run_path / "track.npz"), meshes=False)
     assert validate_run(run_path) == []

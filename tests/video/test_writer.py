@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from nphm_track.errors import OutputError
+from nphm_track.errors import InputError, OutputError
 from nphm_track.video.reader import open_video
-from nphm_track.video.writer import VideoWriter
+from nphm_track.video.writer import ImageWriter, VideoWriter
 
 VARIABLE = [0.0, 0.033, 0.1, 0.11, 0.25, 0.4, 0.41, 0.5, 0.62, 0.75, 0.76, 0.9, 1.0, 1.2, 1.25, 1.3]
 
@@ -125,6 +125,22 @@ def test_unwritable_places(tmp_path):
         VideoWriter(tmp_path / "no_such_folder" / "out.mp4", (64, 48))
     with pytest.raises(ValueError, match="shape"), VideoWriter(tmp_path / "out.mp4", (64, 48)) as writer:
         writer.write(image(5, 10, 10), 0.0)
+
+
+@pytest.mark.parametrize("name", ["out.png", "OUT.JPG"])
+def test_image(tmp_path, name):
+    with ImageWriter(tmp_path / name) as writer:
+        writer.write(image(120, 33, 21), 0.0)
+    (frame,) = open_video(tmp_path / name)
+    assert frame.image.shape == (21, 33, 3) and abs(frame.image.astype(int) - 120).max() < 3
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+
+
+def test_image_that_cannot_be_written(tmp_path):
+    with pytest.raises(InputError, match=r"out\.mp4"):
+        ImageWriter(tmp_path / "out.mp4")
+    with pytest.raises(OutputError, match="no_such_folder"), ImageWriter(tmp_path / "no_such_folder/out.png") as writer:
+        writer.write(image(5), 0.0)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
