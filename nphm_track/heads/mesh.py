@@ -92,7 +92,7 @@ def evaluate_grid(field: Field, axes: list[NDArray[np.float64]]) -> tuple[NDArra
 
 
 @torch.no_grad()
-def model_field(model: NphmDecoder, z_id: Tensor, z_ex: Tensor | None, chunk: int = 30_000) -> Field:
+def model_field(model: NphmDecoder, z_id: Tensor, z_ex: Tensor | None, chunk: int = 8_000) -> Field:
     """The model's distance in metres: of the canonical head, or of the head posed by z_ex."""
 
     def field(points: NDArray[np.floating]) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -94,4 +95,7 @@ class TrackOptions(BaseModel):
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""
-        return self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+        values = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+        if self.intrinsics is not None and self.intrinsics.is_file():  # the numbers decide, not the file's name
+            values["intrinsics_sha256"] = hashlib.sha256(self.intrinsics.read_bytes()).hexdigest()
+        return values

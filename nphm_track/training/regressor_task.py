@@ -36,6 +36,9 @@ class RegressorData(Strict):
     projected: str | None = Field(
         None, description="folder written by training/build_landmark_projections.py; none: renders only"
     )
+    landmarks: str = Field(
+        "training/assets/ict_landmarks478.npz", description="where the 478 points lie, from calibrate_landmarks.py"
+    )
     batch: int = Field(48, gt=0)
     rendered_fraction: float = Field(0.5, ge=0, le=1, description="share of a batch that is detected on renders")
     sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
@@ -67,7 +70,9 @@ class RegressorTask:
         self.vertices = torch.from_numpy(heads.neutral[chosen]) * unit
         self.identity = torch.from_numpy(heads.identity[:, chosen]).flatten(1) * unit
         self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
-        landmark = np.load(Path(__file__).parents[2] / "training/assets/ict_landmarks478.npz")
+        if not Path(data.landmarks).is_file():
+            raise InputError(f"no {data.landmarks}: it is written by training/calibrate_landmarks.py")
+        landmark = np.load(data.landmarks)
         corner, bary = heads.faces[landmark["face"]], landmark["bary"][None, ..., None]
 
         def at(basis: NDArray[np.float32]) -> Tensor:
