@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -15,10 +17,32 @@ from nphm_track.heads.mesh import CanonicalMesh, open_mouth_code
 
 LIP_ZONE = 0.009
 """Metres around the inner rim of the lips within which a canonical point may belong to either lip."""
+TOLERANCE = 2e-4
+"""Model units (.05 mm)."""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A mesh in one expression, with what the next frame needs (model units).
+
+    Attributes:
+        posed: the vertices [V, 3] and how well they are solved.
+        z_ex: [D_ex] the expression.
+        sensitivity: [V] how far a vertex moved, when last looked at, for a unit change of the code.
+        debt: [V] by how much the code has changed since.
+    """
+
+    posed: PosedPoints
+    z_ex: Tensor
+    sensitivity: Tensor
+    debt: Tensor
 
 
 class MeshCarrier:
     """The vertices of one person's mesh, posed; expressions that follow each other in time are cheapest.
+
+    From frame to frame a vertex is looked at only when, by what it did before, it may have moved by half of
+    ``TOLERANCE``: skull, ears and neck rest most of the time.
 
     Where the lips touch, the deformation folds both onto one canonical place, and a vertex started from a closed mouth
     may end on the other lip. Vertices there are started from where they were with the mouth open, moved along with the
@@ -31,34 +55,60 @@ class MeshCarrier:
         self.canonical = _tensor(mesh.vertices, z_id)
         self.opened: Tensor | None = None
         code = open_mouth_code(model)
-        skin = np.arange(len(mesh.vertices))
+        skin, lips, guide = np.arange(len(mesh.vertices)), np.empty(0, np.int64), np.empty(0, np.int64)
         if mesh.open_vertices is not None and code is not None:
             self.opened, self.code = _tensor(mesh.open_vertices, z_id), code
             rim = (model.landmarks(z_id)[list(INNER_LIPS)] * MODEL_UNIT).cpu().numpy()
             skin, lips, guide = lip_guides(mesh, rim)
-            self.lips, self.guide = (torch.from_numpy(i).to(z_id.device) for i in (lips, guide))
-        self.skin = torch.from_numpy(skin).to(z_id.device)
+        self.skin, self.lips, self.guide = (torch.from_numpy(i).to(z_id.device) for i in (skin, lips, guide))
 
     @torch.no_grad()
-    def __call__(self, z_ex: Tensor, previous: PosedPoints | None = None) -> PosedPoints:
-        """Vertices [V, 3] (model units) for z_ex [D_ex]; ``previous`` is the result for the frame before."""
+    def __call__(self, z_ex: Tensor, previous: Carried | None = None) -> Carried:
+        """Vertices for z_ex [D_ex]; ``previous`` is the result for the frame before, None starts afresh."""
+        if previous is None:
+            return self._afresh(z_ex)
+        debt = previous.debt + (z_ex - previous.z_ex).norm()
+        due = previous.sensitivity * debt > TOLERANCE / 2
+        due[self.lips] = False
+        whole = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
+        index = due.nonzero().squeeze(1)
+        part = self._solve(index, z_ex, _part(whole, index))
+        moved = (part.points - whole.points[index]).norm(dim=-1) + part.residual
+        sensitivity = previous.sensitivity.clone()
+        sensitivity[index] = (moved / debt[index].clamp_min(1e-9)).clamp_min(TOLERANCE / 2)
+        debt[index] = 0
+        _put(whole, index, part)
+        along = whole.points[self.guide] - previous.posed.points[self.guide]
+        self._solve_lips(whole, z_ex, previous.posed.points[self.lips] + along)
+        return Carried(whole, z_ex, sensitivity, debt)
+
+    def _afresh(self, z_ex: Tensor) -> Carried:
+        unknown = torch.full_like(self.canonical[:, 0], torch.inf)
         if self.opened is None:
-            return pose_points(self.model, self.canonical, self.z_id, z_ex, warm=previous)
-        origin = self.opened[self.skin], self.code
-        warm = None if previous is None else _part(previous, self.skin)
+            whole = pose_points(self.model, self.canonical, self.z_id, z_ex, tolerance=TOLERANCE)
+            return Carried(whole, z_ex, unknown, torch.zeros_like(unknown))
         skin = pose_points(
-            self.model, self.canonical[self.skin], self.z_id, z_ex, warm=warm, origin=origin, cold_steps=2
+            self.model,
+            self.canonical[self.skin],
+            self.z_id,
+            z_ex,
+            origin=(self.opened[self.skin], self.code),
+            tolerance=TOLERANCE,
+            cold_steps=2,
         )
-        whole = PosedPoints(
-            self.opened.clone(), torch.eye(3).to(self.opened).repeat(len(self.opened), 1, 1), self.opened[:, 0] * 0
-        )
+        eye = torch.eye(3).to(self.opened).repeat(len(self.opened), 1, 1)
+        whole = PosedPoints(self.opened.clone(), eye, torch.zeros_like(unknown))
         _put(whole, self.skin, skin)
         along = whole.points[self.guide] - self.opened[self.guide]
-        start = PosedPoints(
-            self.opened[self.lips] + along, whole.inverse_jacobian[self.guide], whole.residual[self.lips]
-        )
-        _put(whole, self.lips, pose_points(self.model, self.canonical[self.lips], self.z_id, z_ex, warm=start))
-        return whole
+        self._solve_lips(whole, z_ex, self.opened[self.lips] + along)
+        return Carried(whole, z_ex, unknown, torch.zeros_like(unknown))
+
+    def _solve(self, index: Tensor, z_ex: Tensor, start: PosedPoints) -> PosedPoints:
+        return pose_points(self.model, self.canonical[index], self.z_id, z_ex, warm=start, tolerance=TOLERANCE)
+
+    def _solve_lips(self, whole: PosedPoints, z_ex: Tensor, guess: Tensor) -> None:
+        start = PosedPoints(guess, whole.inverse_jacobian[self.guide], whole.residual[self.lips])
+        _put(whole, self.lips, self._solve(self.lips, z_ex, start))
 
 
 def lip_guides(

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.export.overlay import OverlayRenderer
-from nphm_track.heads.carry import MeshCarrier
+from nphm_track.heads.carry import Carried, MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.inverse import PosedPoints
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import sha256
@@ -40,8 +39,7 @@ class SurfaceCarrier:
         self.track = track
         self.device = model.mean_anchors.device
         self._carry = MeshCarrier(model, mesh, torch.from_numpy(track.z_id).to(self.device))
-        self._last: PosedPoints | None = None
-        self._code = torch.zeros(0)
+        self._last: Carried | None = None
         self._block = -1
 
     def __call__(self, row: int) -> Vertices:
@@ -49,10 +47,10 @@ class SurfaceCarrier:
         if row // BLOCK != self._block:
             self._block, self._last = row // BLOCK, None
         z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
-        if self._last is not None and (z_ex - self._code).norm() > JUMP:
+        if self._last is not None and (z_ex - self._last.z_ex).norm() > JUMP:
             self._last = None
-        self._last, self._code = self._carry(z_ex, self._last), z_ex
-        return (self._last.points * MODEL_UNIT).cpu().numpy()
+        self._last = self._carry(z_ex, self._last)
+        return (self._last.posed.points * MODEL_UNIT).cpu().numpy()
 
 
 class WrittenBlocks:

@@ -47,7 +47,7 @@ def test_open_mouth_has_no_bridge_between_the_lips(
     model: NphmDecoder, mesh: CanonicalMesh, weights: dict[str, float]
 ) -> None:
     carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
-    assert longest_edge(mesh, carry(expression(model, **weights)).points) < 0.03  # the mouth opens by 50 mm
+    assert longest_edge(mesh, carry(expression(model, **weights)).posed.points) < 0.03  # the mouth opens by 50 mm
 
 
 def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmDecoder, mesh: CanonicalMesh) -> None:
@@ -57,17 +57,17 @@ def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmD
         last = carry(expression(model, jawOpen=float(jaw)), last)
     cold = carry(expression(model, jawOpen=0.6))
     assert last is not None
-    distance = (last.points - cold.points).norm(dim=-1) * MODEL_UNIT
+    distance = (last.posed.points - cold.posed.points).norm(dim=-1) * MODEL_UNIT
     assert (distance > 0.0005).float().mean() < 0.005
 
 
 def test_jaw_and_lids_move_as_named(model: NphmDecoder, mesh: CanonicalMesh) -> None:
     carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
-    rest = carry(expression(model)).points
+    rest = carry(expression(model)).posed.points
     chin = int(np.linalg.norm(mesh.vertices - [0, -0.07, 0.045], axis=1).argmin())
-    drop = (carry(expression(model, jawOpen=1.0)).points - rest)[chin, 1] * MODEL_UNIT
+    drop = (carry(expression(model, jawOpen=1.0)).posed.points - rest)[chin, 1] * MODEL_UNIT
     assert drop < -0.02
     lid = int(np.linalg.norm(mesh.vertices - [0.0315, 0.042, 0.032], axis=1).argmin())  # the face's left is +x
-    left = (carry(expression(model, eyeBlink_L=1.0)).points - rest)[lid, 1] * MODEL_UNIT
-    right = (carry(expression(model, eyeBlink_R=1.0)).points - rest)[lid, 1] * MODEL_UNIT
+    left = (carry(expression(model, eyeBlink_L=1.0)).posed.points - rest)[lid, 1] * MODEL_UNIT
+    right = (carry(expression(model, eyeBlink_R=1.0)).posed.points - rest)[lid, 1] * MODEL_UNIT
     assert left < -0.001 and abs(right) < 0.001

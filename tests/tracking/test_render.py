@@ -14,6 +14,7 @@ from torch import Tensor
 from nphm_track import read_run
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
+from nphm_track.heads.carry import Carried
 from nphm_track.heads.config import NPHM_SMALL
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints
@@ -96,9 +97,9 @@ class FakeCarrier:
     def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, z_id: Tensor) -> None:
         self.vertices = torch.from_numpy(mesh.vertices / MODEL_UNIT)
 
-    def __call__(self, z_ex: Tensor, previous: PosedPoints | None) -> PosedPoints:
-        self.asked.append((float(z_ex), None if previous is None else float(previous.residual)))
-        return PosedPoints(self.vertices + z_ex, torch.eye(3), z_ex)
+    def __call__(self, z_ex: Tensor, previous: Carried | None) -> Carried:
+        self.asked.append((float(z_ex), None if previous is None else float(previous.z_ex)))
+        return Carried(PosedPoints(self.vertices + z_ex, torch.eye(3), z_ex), z_ex, z_ex, z_ex)
 
 
 def test_carrier_starts_cold_at_every_block_and_after_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
