@@ -18,10 +18,12 @@ from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
+from nphm_track.tracking.rest import rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
 
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
+REST_FRAMES = 40
 OUTLINE = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
@@ -133,6 +135,8 @@ def fit_clip(
     carry = landmark_carrier(model, z_id)
     if camera is None:
         camera = _solve_camera(carry, log, seen, z_ex, size, progress)
+    if model.config.expression_names:
+        z_ex += _rest_code(carry, log, seen, z_ex, camera)
 
     T = len(log)
     R, t = np.tile(np.eye(3), (T, 1, 1)), np.tile([0.0, 0.0, 1.0], (T, 1))
@@ -174,6 +178,26 @@ def _solve_camera(
     focal = solve_focal(torch.from_numpy(head_landmarks(carry, z_ex[some])), pixels, size, point_weights())
     progress.note(f"focal length {focal.focal_px:.0f} px ({focal.fov_deg:.0f} degrees across), solved from the clip")
     return Intrinsics.from_focal(focal.focal_px, size)
+
+
+def _rest_code(
+    carry: LandmarkCarrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
+) -> NDArray[np.float32]:
+    """Code [D_ex] of the person's rest expression, to be added to every frame."""
+    some = spread_rows(seen, REST_FRAMES)
+    landmarks = log["landmarks"][some][:, :, :2]
+    pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
+    eyes = float(np.median(np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)))
+    basis = carry.model.expression_basis.detach().cpu().numpy()
+    code = np.zeros(z_ex.shape[1], np.float32)
+    for _ in range(2):
+        points = head_landmarks(carry, z_ex[some] + code)
+        R, t = _solve_poses(points, pixels, camera)
+        weight = point_weights().double().numpy()
+        code += (basis @ rest_weights(carry, z_ex[some] + code, points, pixels, R, t, camera, weight, eyes)).astype(
+            np.float32
+        )
+    return code
 
 
 def _solve_poses(
