@@ -16,6 +16,7 @@ from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.rest import rest_weights
@@ -60,7 +61,7 @@ def predict_codes(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Feed-forward codes: z_id of ``identity_rows`` [M, D_id]; z_ex of every frame [T, D_ex], zeros where unseen."""
     device = regressor.classifiers.device
-    rows = np.flatnonzero(log["seen"])
+    rows = np.flatnonzero(column(log, "seen"))
     z_id, z_ex = [], np.zeros((len(log), regressor.config.expression_dim), np.float32)
     for k in range(0, len(rows), batch):
         some = rows[k : k + batch]
@@ -70,6 +71,7 @@ def predict_codes(
         identity, expression = regressor(landmarks, scores, image)
         z_id.append(identity.cpu().numpy()[np.isin(some, identity_rows)])
         z_ex[some] = expression.cpu().numpy()
+        release(log)
     return np.concatenate(z_id), z_ex
 
 
@@ -123,8 +125,7 @@ def fit_clip(
 
     ``log`` has at least one frame in which the face was seen. It is read in pieces.
     """
-    seen = np.asarray(log["seen"])
-    times, shots, confidence = np.asarray(log["time"]), np.asarray(log["shot"]), np.asarray(log["confidence"])
+    seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
     voters = spread_rows(seen, IDENTITY_FRAMES)
     z_id_frames, z_ex = predict_codes(regressor, log, size, voters)
     weight = confidence[voters] * frontalness(log["landmarks"][voters]) ** 2 + 1e-3
@@ -155,12 +156,14 @@ def fit_clip(
             R[frames], t[frames] = _solve_poses(
                 points[visible], camera.undistort(seen_points.astype(np.float64)), camera
             )
+        release(log)
         progress.advance(len(some))
     R, t = smooth_poses(R, t, times, trusted, strength, shots)
 
     projected = np.full((T, 68, 2), np.nan, np.float32)
-    x = points68[needed] @ R[needed].swapaxes(-1, -2) + t[needed, None]
-    projected[needed] = camera.project(x.astype(np.float64))
+    for k in range(0, len(needed), 1024):
+        some = needed[k : k + 1024]
+        projected[some] = camera.project(points68[some] @ R[some].swapaxes(-1, -2) + t[some, None])
     error = np.linalg.norm(projected - observed, axis=-1).mean(1)  # NaN where nothing was observed
     return ClipFit(z_id, z_ex, camera, R, t, projected, error, filled & ~seen)
 

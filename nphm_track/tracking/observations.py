@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -50,3 +52,22 @@ class ObservationLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+
+def pieces(array: np.ndarray[Any, Any], rows: int = 1024) -> Iterator[np.ndarray[Any, Any]]:
+    """An array in pieces of ``rows`` rows. Pages of a mapped one are given back after each piece: memory stays flat."""
+    for k in range(0, max(len(array), 1), rows):
+        yield array[k : k + rows]
+        release(array)
+
+
+def release(array: np.ndarray[Any, Any]) -> None:
+    """Give the pages of a mapped array back to the system; they are read again when needed."""
+    mapping = getattr(array, "_mmap", None)
+    if isinstance(mapping, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def column(records: np.ndarray[Any, Any], name: str) -> np.ndarray[Any, Any]:
+    """A copy of one field of mapped records."""
+    return np.concatenate([np.array(piece[name]) for piece in pieces(records)])

@@ -23,6 +23,7 @@ from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.fit import ClipFit, fit_clip
+from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress, Progress
@@ -117,11 +118,12 @@ class _Job:
             OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
         with self._timed("observe"):
             log = self._observe()
-        if not log["seen"].any():
+        seen = int(column(log, "seen").sum())
+        if not seen:
             raise NoFaceError(f"no face found in {self.source.info.path} (frames looked at: {len(log)})")
         model = load_head_model(device=self.device)
         with self._timed("fit"):
-            self.progress.stage("fit", int(log["seen"].sum()))
+            self.progress.stage("fit", seen)
             regressor = LandmarkRegressor.from_pretrained(device=self.device)
             fit = fit_clip(model, regressor, log, self.size, camera, self.options.smooth, self.progress)
             track = to_track(log, fit, self.size)
@@ -205,17 +207,17 @@ class _Job:
 
 def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int]) -> Track:
     """The arrays of track.npz; what lost frames lack becomes NaN."""
-    seen = np.asarray(log["seen"])
+    seen = column(log, "seen")
     status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
     lost = status == Status.LOST
     z_ex, R, t = fit.z_ex.copy(), fit.R.copy(), fit.t.copy()
     for array in (z_ex, R, t):
         array[lost] = np.nan
     return Track(
-        frame=np.asarray(log["frame"]),
-        time=np.asarray(log["time"]),
+        frame=column(log, "frame"),
+        time=column(log, "time"),
         status=status,
-        confidence=np.where(seen, log["confidence"], 0).astype(np.float32),
+        confidence=np.where(seen, column(log, "confidence"), 0).astype(np.float32),
         z_id=fit.z_id,
         z_ex=z_ex,
         R=R,
@@ -224,7 +226,7 @@ def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int]) -> Track:
         image_size=np.array(size, np.int64),
         landmarks=log["landmarks"][..., :2],
         landmarks_fit=fit.landmarks_fit,
-        blendshapes=log["blendshapes"],
+        blendshapes=column(log, "blendshapes"),
         landmark_error_px=fit.landmark_error_px,
         normal_error_deg=np.full(len(log), np.nan, np.float32),
         distortion=np.zeros(5) if fit.camera.distortion is None else fit.camera.distortion,

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nphm_track import __version__
 from nphm_track.errors import InputError
+from nphm_track.tracking.observations import pieces
 from nphm_track.video.reader import IMAGE_SUFFIXES, VideoInfo
 
 PARTIAL = ".partial"
@@ -77,8 +78,9 @@ class Track:
 
     def save(self, path: str | Path) -> None:
         """Write ``track.npz`` atomically. Arrays may be memory maps: they are streamed, not loaded."""
-        with replacing(Path(path)) as partial, open(partial, "wb") as file:
-            np.savez(file, **{f.name: getattr(self, f.name) for f in fields(self)})
+        with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
+            for f in fields(self):
+                _write_array(archive, f.name, np.asanyarray(getattr(self, f.name)))
 
     @classmethod
     def load(cls, path: str | Path) -> Track:
@@ -94,13 +96,23 @@ class Track:
         outer eye corners; None where nothing was measured."""
         seen = (self.status == Status.TRACKED) & np.isfinite(self.landmark_error_px)
         error = self.landmark_error_px[seen]
-        eyes = np.linalg.norm(self.landmarks[seen, 33] - self.landmarks[seen, 263], axis=-1)
+        corners = [piece[:, 33] - piece[:, 263] for piece in pieces(self.landmarks)]
+        eyes = np.linalg.norm(np.concatenate(corners)[seen], axis=-1)
         return {
             "frames": len(self),
             **{status.name.lower(): int(np.count_nonzero(self.status == status)) for status in Status},
             "landmark_error_px": round(float(error.mean()), 3) if seen.any() else None,
             "landmark_error_percent": round(float((100 * error / eyes).mean()), 3) if seen.any() else None,
         }
+
+
+def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
+    """Add an array to an .npz, piece by piece."""
+    header = {"descr": np.lib.format.dtype_to_descr(array.dtype), "fortran_order": False, "shape": array.shape}
+    with archive.open(name + ".npy", "w", force_zip64=True) as member:
+        np.lib.format.write_array_header_1_0(member, header)
+        for piece in pieces(array) if array.ndim else (array,):
+            member.write(np.ascontiguousarray(piece).tobytes())
 
 
 class InputInfo(BaseModel):
