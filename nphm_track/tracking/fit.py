@@ -19,12 +19,12 @@ from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.rest import rest_weights
+from nphm_track.tracking.rest import landmark_effects, rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
 
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
-REST_FRAMES = 40
+REST_FRAMES = 24
 OUTLINE = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
     152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
@@ -192,14 +192,13 @@ def _rest_code(
     pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
     eyes = float(np.median(np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)))
     basis = carry.model.expression_basis.detach().cpu().numpy()
+    effect = landmark_effects(carry, z_ex[some].mean(0))
     code = np.zeros(z_ex.shape[1], np.float32)
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + code)
         R, t = _solve_poses(points, pixels, camera)
         weight = point_weights().double().numpy()
-        code += (basis @ rest_weights(carry, z_ex[some] + code, points, pixels, R, t, camera, weight, eyes)).astype(
-            np.float32
-        )
+        code += (basis @ rest_weights(effect, points, pixels, R, t, camera, weight, eyes)).astype(np.float32)
     return code
 
 

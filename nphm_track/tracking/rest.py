@@ -26,8 +26,7 @@ LIMIT = 0.5
 
 
 def rest_weights(
-    carry: LandmarkCarrier,
-    z_ex: NDArray[np.float32],
+    effect: NDArray[np.float64],
     points: NDArray[np.float32],
     pixels: NDArray[np.float64],
     R: NDArray[np.float64],
@@ -39,16 +38,14 @@ def rest_weights(
     """Weights [E] of the expression to add.
 
     Args:
-        carry: the head's landmarks.
-        z_ex: [F, D_ex] codes of some frames.
-        points: [F, N, 3] their landmarks, metres, head space.
+        effect: [E, N, 3] from ``landmark_effects``.
+        points: [F, N, 3] landmarks of some frames, metres, head space.
         pixels: [F, N, 2] the observed ones, undistorted.
         R, t: [F, 3, 3], [F, 3] the poses that fit best.
         camera: intrinsics.
         weights: [N] trust in the points.
         eye_distance: between the outer eye corners, pixels.
     """
-    effect = _effects(carry, z_ex.mean(0))  # [E, N, 3]
     n = len(effect)
     frames = len(points)
     evidence = min(1.0, INDEPENDENT_FRAMES / frames) / (LANDMARK_SIGMA * eye_distance) ** 2
@@ -72,7 +69,7 @@ def rest_weights(
     return np.clip(np.linalg.solve(hessian, gradient), -LIMIT, LIMIT)
 
 
-def _effects(carry: LandmarkCarrier, mean: NDArray[np.float32]) -> NDArray[np.float64]:
+def landmark_effects(carry: LandmarkCarrier, mean: NDArray[np.float32]) -> NDArray[np.float64]:
     """Motion of the landmarks [E, N, 3] (metres) for a unit of each expression, near the mean expression."""
     basis = carry.model.expression_basis.detach().T  # [E, D_ex]
     base = torch.from_numpy(mean).to(basis)

@@ -6,7 +6,7 @@ import torch
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.loading import load_head_model
 from nphm_track.tracking.fit import head_landmarks, landmark_carrier, point_weights
-from nphm_track.tracking.rest import LIMIT, rest_weights
+from nphm_track.tracking.rest import LIMIT, landmark_effects, rest_weights
 
 
 def test_recovers_where_a_person_rests() -> None:
@@ -29,7 +29,9 @@ def test_recovers_where_a_person_rests() -> None:
     seen = project(z_ex + rest @ basis.T) + rng.normal(0, 0.3, (6, 1, 2))
     points = head_landmarks(carry, z_ex)
     weights = point_weights().double().numpy()
-    solved = rest_weights(carry, z_ex, points, seen, R, t, camera, weights, eye_distance=130.0)
+    solved = rest_weights(
+        landmark_effects(carry, z_ex.mean(0)), points, seen, R, t, camera, weights, eye_distance=130.0
+    )
     assert np.abs(solved).max() <= LIMIT
     brows = slice(17, 27)
     before = np.linalg.norm(project(z_ex) - seen, axis=-1)[:, brows].mean()
@@ -46,5 +48,7 @@ def test_leaves_a_fitting_head_alone() -> None:
     R, t = np.tile(np.diag([1.0, -1.0, -1.0]), (3, 1, 1)), np.tile([0.0, 0.0, 0.6], (3, 1))
     points = head_landmarks(carry, z_ex)
     pixels = camera.project(points.astype(np.float64) @ R.swapaxes(-1, -2) + t[:, None])
-    solved = rest_weights(carry, z_ex, points, pixels, R, t, camera, point_weights().double().numpy(), 130.0)
+    solved = rest_weights(
+        landmark_effects(carry, z_ex.mean(0)), points, pixels, R, t, camera, point_weights().double().numpy(), 130.0
+    )
     np.testing.assert_allclose(solved, 0, atol=1e-4)
