@@ -60,8 +60,8 @@ def rest_weights(
         to_pixels[:, [0, 1], [0, 1]] = focal / x[:, 2:]
         to_pixels[:, :, 2] = -x[:, :2] * focal / x[:, 2:] ** 2
         jacobian = np.einsum("pij,jk,epk->pie", to_pixels, R[f], effect).reshape(-1, n)
-        turn = -np.cross(np.eye(3)[None], turned[:, None])  # d(omega x p) / d omega_i = e_i x p
-        pose = np.concatenate([np.einsum("pij,pkj->pik", to_pixels, -turn), to_pixels], 2).reshape(-1, 6)
+        turn = np.cross(np.eye(3)[None], turned[:, None])  # d(omega x p) / d omega_i = e_i x p
+        pose = np.concatenate([np.einsum("pij,pkj->pik", to_pixels, turn), to_pixels], 2).reshape(-1, 6)
         solve = np.linalg.pinv(pose * np.sqrt(w)[:, None]) * np.sqrt(w)
         jacobian, residual = jacobian - pose @ (solve @ jacobian), residual - pose @ (solve @ residual)
         hessian += evidence * (jacobian * w[:, None]).T @ jacobian
