@@ -21,6 +21,7 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.heads.config import NPHM_SMALL
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.models import read_weights
 from nphm_track.training import losses as L
 from nphm_track.training.ict import NECK_LEVEL, anchor_vertices, load_ict, sample_expression, sample_identity
 from nphm_track.training.recipe import Strict
@@ -37,6 +38,10 @@ class HeadData(Strict):
     posed_points: int = Field(96, gt=0, description="per head")
     correspondences: int = Field(128, gt=0, description="per head")
     normal_points: int = Field(0, ge=0, description="per head; points whose SDF gradient is supervised")
+    anny: str | None = Field(None, description="folder written by training/build_anny_sdf.py: more heads, full skulls")
+    anny_heldout: str | None = Field(None, description="the same, with held-out seeds")
+    anny_heads: int = Field(6, gt=0, description="of ``heads`` a step, when ``anny`` is given")
+    init: str | None = Field(None, description="model.safetensors to start from")
     freeze_codes_after: int | None = Field(
         None,
         ge=0,
@@ -50,7 +55,10 @@ class HeadTask:
     def __init__(self, data: HeadData) -> None:
         self.data = data
         self.ict = load_ict(data.ict)
-        config = replace(NPHM_SMALL, expression_names=self.ict.expression_names)
+        self.shards = ShardReader(data.shards, "heads")
+        self.anny = ShardReader(data.anny, "anny") if data.anny else None
+        columns = self.anny.load(0)["w"].shape[1] if self.anny else len(self.ict.identity)
+        config = replace(NPHM_SMALL, expression_names=self.ict.expression_names, identity_basis=columns)
         self.model = NphmDecoder(config)
         self.anchor_vertices = torch.from_numpy(anchor_vertices(self.ict, data.ict))
         unit = 1 / MODEL_UNIT
@@ -73,28 +81,35 @@ class HeadTask:
         names = self.ict.expression_names
         lids = ("eyeBlink", "eyeSquint", "eyeLookDown", "cheekRaiser")
         self.lid = {s: [i for i, n in enumerate(names) if n.endswith(s) and n.startswith(lids)] for s in ("_L", "_R")}
-        self.shard_paths = sorted(Path(data.shards).glob("heads_??????.npz"))
-        if not self.shard_paths:
-            raise InputError(f"no shards in {data.shards}: build them with training/build_head_sdf.py")
-        self._shard: dict[str, Tensor] = {}
-        self._shard_index = -1
+        if data.init:
+            self._start_from(data.init)
+
+    def _start_from(self, path: str) -> None:
+        """Take the weights of another run; identity columns that it lacks start small."""
+        tensors, _ = read_weights(path)
+        basis = self.model.identity_basis.detach() * 0.2
+        known = tensors["identity_basis"]
+        basis[:, : known.shape[1]] = known
+        state = {**self.model.state_dict(), **tensors, "identity_basis": basis}
+        self.model.load_state_dict(state)
 
     def config(self) -> dict[str, Any]:
         return {"kind": "nphm", "head": self.model.config.to_dict()}
 
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
         model, data = self.model, self.data
-        shard = self._load_shard(step)
-        chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.heads]
+        n_anny = data.anny_heads if self.anny else 0
+        parts = [self._draw(self.shards.at(step), data.heads - n_anny, generator)]
+        if self.anny:
+            parts.append(self._draw(self.anny.at(step), n_anny, generator))
+        w, e, *points = (torch.cat([part[k] for part in parts]) for k in range(6))
         frozen = data.freeze_codes_after is not None and step >= data.freeze_codes_after
         model.identity_basis.requires_grad_(not frozen)
-        z_id = shard["w"][chosen] @ model.identity_basis.T
-        z_ex = shard["e"][chosen] @ model.expression_basis.T
-        x, s = _pick(shard, "neutral", chosen, data.neutral_points, generator)
-        neutral = L.sdf_loss(model.canonical_sdf(x, z_id), s)
-        x, s = _pick(shard, "posed", chosen, data.posed_points, generator)
-        queries = model.canonical_queries(x, z_id, z_ex)
-        posed = L.sdf_loss(model.canonical_sdf(queries, z_id), s)
+        z_id = w @ model.identity_basis.T
+        z_ex = e @ model.expression_basis.T
+        neutral = L.sdf_loss(model.canonical_sdf(points[0], z_id), points[1])
+        queries = model.canonical_queries(points[2], z_id, z_ex)
+        posed = L.sdf_loss(model.canonical_sdf(queries, z_id), points[3])
         w, e = self._random_weights(generator)
         terms: dict[str, tuple[float, Tensor]] = {
             "neutral": (100.0, neutral),
@@ -102,13 +117,41 @@ class HeadTask:
             "hyper": (0.05, L.hyper_norm(queries[..., 3:])),
             **self._correspondence_terms(w, e, generator),
         }
+        if self.anny:
+            terms.update(self._anny_terms(self.anny.at(step), generator))
         terms["code"] = (1e-4, L.code_norm(z_id) / 50)
         return terms
 
+    def _draw(self, shard: dict[str, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """w, e, neutral points and distances, posed points and distances of ``count`` heads of a shard."""
+        chosen = torch.randperm(len(shard["w"]), generator=generator)[:count]
+        neutral = _pick(shard, "neutral", chosen, self.data.neutral_points, generator)
+        posed = _pick(shard, "posed", chosen, self.data.posed_points, generator)
+        return self._padded(shard["w"][chosen]), shard["e"][chosen], *neutral, *posed
+
+    def _padded(self, w: Tensor) -> Tensor:
+        """Identity weights for all columns of the basis; those of the other source are zero."""
+        return nn.functional.pad(w, (0, self.model.config.identity_basis - w.shape[1]))
+
+    def _anny_terms(self, shard: dict[str, Tensor], generator: torch.Generator) -> dict[str, tuple[float, Tensor]]:
+        """Correspondences and anchors of Anny's heads, as stored."""
+        model, data = self.model, self.data
+        chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.anny_heads]
+        z_id = self._padded(shard["w"][chosen]) @ model.identity_basis.T
+        z_ex = shard["e"][chosen] @ model.expression_basis.T
+        index = torch.randint(shard["posed_corr"].shape[1], (len(chosen), data.correspondences), generator=generator)
+        posed, canonical = (shard[k][chosen[:, None], index] for k in ("posed_corr", "canonical_corr"))
+        offset, _ = model.deform(posed, z_id, z_ex)
+        return {
+            "anny_deform": (15.0, L.motion_loss(posed + offset, canonical, torch.ones_like(posed[..., 0]))),
+            "anny_anchors": (8.0, L.point_loss(model.anchors(z_id), shard["anchors"][chosen])),
+        }
+
     def _random_weights(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        w = sample_identity(rng, self.data.heads)
-        e = sample_expression(rng, self.data.heads, self.ict.expression_names)
+        count = self.data.heads - (self.data.anny_heads if self.anny else 0)
+        w = sample_identity(rng, count)
+        e = sample_expression(rng, count, self.ict.expression_names)
         return torch.from_numpy(w), torch.from_numpy(e)
 
     def _correspondence_terms(
@@ -116,7 +159,7 @@ class HeadTask:
     ) -> dict[str, tuple[float, Tensor]]:
         """Posed surface points, also a little off the surface, must map to where they are on the neutral head."""
         model, data = self.model, self.data
-        z_id, z_ex = w @ model.identity_basis.T, e @ model.expression_basis.T
+        z_id, z_ex = self._padded(w) @ model.identity_basis.T, e @ model.expression_basis.T
         neutral = self.neutral + (w @ self.identity).unflatten(-1, (-1, 3))
         posed = neutral + (e @ self.expression).unflatten(-1, (-1, 3))
         n = data.correspondences
@@ -135,9 +178,10 @@ class HeadTask:
         }
         if data.normal_points:
             k = data.normal_points
-            p = x[:, :k].detach().requires_grad_(True)
-            sdf = model.sdf(p, z_id, z_ex)
-            (gradient,) = torch.autograd.grad(sdf.sum(), p, create_graph=True)
+            with torch.enable_grad():  # also when only evaluated
+                p = x[:, :k].detach().requires_grad_(True)
+                sdf = model.sdf(p, z_id, z_ex)
+                (gradient,) = torch.autograd.grad(sdf.sum(), p, create_graph=True)
             seen = weight[:, :k] > 0
             terms["normal"] = (0.5, L.normal_loss(gradient[seen], posed_normal[:, :k][seen]))
         return terms
@@ -165,49 +209,64 @@ class HeadTask:
         weight = area * np.where(lid, 60.0, np.where(fine, 12.0, np.where(in_face, 4.0, np.where(pocket, 0.7, 1.0))))
         return torch.from_numpy((weight * (centre[:, 1] > NECK_LEVEL)).astype(np.float32))
 
-    def _load_shard(self, step: int) -> dict[str, Tensor]:
-        """A shard serves 50 steps; the order is the same in every run."""
-        index = (step // 50) * 7919 % len(self.shard_paths)
-        if index != self._shard_index:
-            self._shard = read_shard(self.shard_paths[index])
-            self._shard_index = index
-        return self._shard
-
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Held-out heads, linear codes: mean |sdf error| within 5 mm of the surface, deformation error (mm)."""
         assert isinstance(model, NphmDecoder)
         mm = MODEL_UNIT * 1000
-        totals: dict[str, list[float]] = {"neutral_mm": [], "posed_mm": []}
-        for path in sorted(Path(self.data.heldout).glob("heads_9?????.npz")):
-            shard = read_shard(path)
-            for k in range(0, 32, 8):
-                z_id = shard["w"][k : k + 8] @ model.identity_basis.T
-                z_ex = shard["e"][k : k + 8] @ model.expression_basis.T
-                for name in ("neutral", "posed"):
-                    x, s = (shard[f"{name}_{what}"][k : k + 8, :2048].float() for what in ("points", "sdf"))
-                    f = model.canonical_sdf(x, z_id) if name == "neutral" else model.sdf(x, z_id, z_ex)
-                    near = s.abs() < 5 / mm
-                    totals[name + "_mm"].append(float((f - s)[near].abs().mean()) * mm)
+        totals = self._distance_errors(model, ShardReader(self.data.heldout, "heads"))
+        if self.data.anny_heldout:
+            anny = self._distance_errors(model, ShardReader(self.data.anny_heldout, "anny"))
+            totals |= {"anny_" + k: v for k, v in anny.items()}
         generator = torch.Generator().manual_seed(900_000)
         w, e = self._random_weights(generator)
         current, self.model = self.model, model
         terms = self._correspondence_terms(w, e, generator)
         self.model = current
         return {
-            **{k: float(np.mean(v)) for k, v in totals.items()},
+            **totals,
             "deform_mm": float(terms["deform"][1].detach()) * mm,
             "anchors_mm": float(terms["anchors"][1].detach()) * mm,
         }
 
+    def _distance_errors(self, model: NphmDecoder, shards: ShardReader) -> dict[str, float]:
+        mm = MODEL_UNIT * 1000
+        totals: dict[str, list[float]] = {"neutral_mm": [], "posed_mm": []}
+        shard = shards.load(0)
+        for k in range(0, 32, 8):
+            z_id = self._padded(shard["w"][k : k + 8]) @ model.identity_basis.T
+            z_ex = shard["e"][k : k + 8] @ model.expression_basis.T
+            for name in ("neutral", "posed"):
+                x, s = (shard[f"{name}_{what}"][k : k + 8, :2048] for what in ("points", "sdf"))
+                f = model.canonical_sdf(x, z_id) if name == "neutral" else model.sdf(x, z_id, z_ex)
+                near = s.abs() < 5 / mm
+                totals[name + "_mm"].append(float((f - s)[near].abs().mean()) * mm)
+        return {k: float(np.mean(v)) for k, v in totals.items()}
 
-def read_shard(path: Path) -> dict[str, Tensor]:
-    """A shard in model units; points stay float16 until they are picked."""
-    data = np.load(path, allow_pickle=False)
-    shard = {k: torch.from_numpy(data[k]) for k in data.files}
-    for k in ("neutral_points", "neutral_sdf", "posed_points", "posed_sdf"):
-        shard[k] = shard[k].float() / MODEL_UNIT
-    return shard
+
+class ShardReader:
+    """The shards of a folder, one in memory at a time, in model units."""
+
+    def __init__(self, folder: str | Path, kind: str) -> None:
+        """Raises InputError when there are none. ``kind`` is the file names' first part."""
+        self.paths = sorted(Path(folder).glob(f"{kind}_??????.npz"))
+        if not self.paths:
+            raise InputError(f"no {kind} shards in {folder}: training/README.md says how to build them")
+        self._shard: dict[str, Tensor] = {}
+        self._index = -1
+
+    def at(self, step: int) -> dict[str, Tensor]:
+        """The shard of a training step: it serves 50, and the order is the same in every run."""
+        return self.load((step // 50) * 7919 % len(self.paths))
+
+    def load(self, index: int) -> dict[str, Tensor]:
+        if index != self._index:
+            data = np.load(self.paths[index], allow_pickle=False)
+            self._shard = {k: torch.from_numpy(data[k]).float() for k in data.files}
+            for k in self._shard.keys() - {"w", "e"}:
+                self._shard[k] /= MODEL_UNIT
+            self._index = index
+        return self._shard
 
 
 def _pick(

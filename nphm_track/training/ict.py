@@ -94,8 +94,8 @@ def load_ict(folder: str | Path) -> IctHeads:
     vertices = neutral[used]
     return IctHeads(
         neutral=vertices,
-        identity=with_centres[0][:, used],
-        expression=with_centres[1][:, used],
+        identity=np.ascontiguousarray(with_centres[0][:, used]),  # products need no copy
+        expression=np.ascontiguousarray(with_centres[1][:, used]),
         expression_names=tuple(names[i] for i in keep),
         faces=compact[surface].astype(np.int32),
         closing=compact[closing].astype(np.int32),

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -82,7 +83,7 @@ class Trainer:
         sums: dict[str, float] = {}
         count = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not _is_terminal()) as bar:
+        with Progress(*columns, disable=not _is_terminal()) as bar, self._saved_on_interrupt():
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
             while self.step < self.config.steps:
                 terms = self.train_step()
@@ -103,6 +104,15 @@ class Trainer:
                     started = saved = now
                     self.save(metrics)
         return metrics
+
+    @contextmanager
+    def _saved_on_interrupt(self) -> Iterator[None]:
+        """Ctrl-C leaves a checkpoint of the last finished step."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self.save({})
+            raise
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the values of the terms and their weighted ``total``."""
