@@ -123,14 +123,14 @@ class LandmarkNet(nn.Module):
     def forward(self, x: Tensor, return_features: bool = False) -> dict[str, Tensor]:  # [B, 3, 256, 256] in 0..1
         """``landmarks`` [B, 478, 3] in crop pixels (0..256) and ``presence`` [B], a logit.
 
-        With ``return_features`` also ``features_16`` [B, 128, 16, 16], ``features_8`` and ``features_4``:
-        the last activation of the stage of that size.
+        With ``return_features`` also ``features_{n}`` [B, C, n, n] for n = 128, 64, 32, 16, 8, 4 (C = 16, 32, 64,
+        then 128): the last activation of the stage of that size.
         """
         out: dict[str, Tensor] = {}
         x = self.act(self.stem(_pad_same(x, 3)))
         for stage in self.stages:
             x = stage(x)
-            if return_features and x.shape[-1] in (16, 8, 4):
+            if return_features and x.shape[-1] >= 4:
                 out[f"features_{x.shape[-1]}"] = x
         out["landmarks"] = self.landmarks(x).reshape(-1, 478, 3)
         out["presence"] = self.presence(x).reshape(-1)

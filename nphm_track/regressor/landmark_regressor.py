@@ -113,15 +113,26 @@ class LandmarkRegressor(nn.Module):
 
     def forward(self, landmarks: Tensor, scores: Tensor, image_size: Tensor) -> tuple[Tensor, Tensor]:
         """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px (w, h)."""
+        return self.codes(self.read_out(self.tokens(landmarks, scores, image_size)))
+
+    def tokens(self, landmarks: Tensor, scores: Tensor, image_size: Tensor) -> Tensor:
+        """Landmark, score and camera tokens [B, G + 2, width]."""
         points, camera = normalise_landmarks(landmarks, image_size)
         points = (points - self.mean_points) / self.spread_points
         grouped = points[:, self.groups].flatten(2)  # [B, G, size * 3]
         tokens = torch.einsum("bgi,gio->bgo", grouped, self.point_weight) + self.point_bias
-        extra = torch.stack([self.scores(scores), self.camera(camera)], 1)
-        x = torch.cat([self.classifiers.expand(len(points), -1, -1), tokens, extra], 1)
+        return torch.cat([tokens, self.scores(scores)[:, None], self.camera(camera)[:, None]], 1)
+
+    def read_out(self, tokens: Tensor) -> Tensor:
+        """Classifier tokens [B, members + 1, width] after the transformer: expression, locals, global."""
+        x = torch.cat([self.classifiers.expand(len(tokens), -1, -1), tokens], 1)
         for block in self.blocks:
             x = block(x)
-        x = self.norm(x[:, : self.config.n_members + 1])
+        out: Tensor = self.norm(x[:, : self.config.n_members + 1])
+        return out
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Identity codes [B, D_id] and expression codes [B, D_ex] from classifier tokens."""
         z_ex = self.to_expression(x[:, 0]) * self.spread_ex
         whole = self.to_global(x[:, -1])  # the global token also carries the anchor-less member
         glob, free = whole.split([self.config.global_dim, self.config.local_dim], -1)

@@ -19,7 +19,15 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.regressor_task import RegressorData, RegressorTask
 
         return RegressorTask(parse(RegressorData, recipe.data))
-    raise InputError(f"recipe: unknown task '{recipe.task}' (known: head, regressor)")
+    if recipe.task == "geometry":
+        from nphm_track.training.geometry_task import GeometryData, GeometryTask
+
+        return GeometryTask(parse(GeometryData, recipe.data))
+    if recipe.task == "image-regressor":
+        from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask
+
+        return ImageRegressorTask(parse(ImageRegressorData, recipe.data))
+    raise InputError(f"recipe: unknown task '{recipe.task}' (known: geometry, head, image-regressor, regressor)")
 
 
 def train(

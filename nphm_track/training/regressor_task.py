@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
+from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.regressor.landmark_regressor import (
     LandmarkRegressor,
@@ -46,23 +47,15 @@ class RegressorData(Strict):
     jitter: float = Field(0.004, ge=0, description="landmark noise added to every sample, of the face's RMS radius")
 
 
-class RegressorTask:
-    """The head model is frozen; its linear code maps turn predicted codes into vertices for the auxiliary terms."""
+class HeadTerms:
+    """Losses that compare predicted codes with the ICT weights of the true head; the head model is frozen.
 
-    def __init__(self, data: RegressorData) -> None:
-        self.data = data
-        self.head = load_head_model(data.head_model).requires_grad_(False)
-        heads = load_ict(data.ict)
-        self.heldout = read_samples(Path(data.heldout), "landmarks")
-        self.rendered = read_samples(Path(data.shards), "landmarks")
-        self.projected = read_samples(Path(data.projected), "projected") if data.projected else self.rendered
-        c = self.head.config
-        self.model = LandmarkRegressor(
-            RegressorConfig(
-                c.global_dim, c.local_dim, c.n_members, c.expression_dim, group_landmarks(self.head.mean_landmarks)
-            )
-        )
-        self._standardise()
+    Its linear code maps turn predicted codes into vertices for the auxiliary terms.
+    """
+
+    def __init__(self, head_model: str, ict: str, landmarks: str) -> None:
+        self.head = load_head_model(head_model).requires_grad_(False)
+        heads = load_ict(ict)
         rng = np.random.default_rng(0)
         in_face = (heads.neutral[:, 2] > -0.02) & (heads.neutral[:, 1] > -0.1) & ~heads.is_pocket
         chosen = rng.choice(np.flatnonzero(in_face), 800, replace=False)
@@ -70,9 +63,9 @@ class RegressorTask:
         self.vertices = torch.from_numpy(heads.neutral[chosen]) * unit
         self.identity = torch.from_numpy(heads.identity[:, chosen]).flatten(1) * unit
         self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
-        if not Path(data.landmarks).is_file():
-            raise InputError(f"no {data.landmarks}: it is written by training/calibrate_landmarks.py")
-        landmark = np.load(data.landmarks)
+        if not Path(landmarks).is_file():
+            raise InputError(f"no {landmarks}: it is written by training/calibrate_landmarks.py")
+        landmark = np.load(landmarks)
         corner, bary = heads.faces[landmark["face"]], landmark["bary"][None, ..., None]
 
         def at(basis: NDArray[np.float32]) -> Tensor:
@@ -82,48 +75,27 @@ class RegressorTask:
         self.lm_neutral = at(heads.neutral[None])[0] * unit
         self.lm_identity = at(heads.identity).flatten(1) * unit
         self.lm_expression = at(heads.expression).flatten(1) * unit
-        self.from_id = torch.linalg.pinv(self.head.identity_basis)
+        # The first columns are ICT's; the others belong to heads from elsewhere and are not predicted from ICT renders.
+        self.basis_id = self.head.identity_basis[:, : len(heads.identity)]
+        self.from_id = torch.linalg.pinv(self.basis_id)
         self.from_ex = torch.linalg.pinv(self.head.expression_basis)
 
-    def _standardise(self) -> None:
-        model, head = self.model, self.head
-        points = normalise_landmarks(self.rendered["landmarks"], self.rendered["size"])[0]
-        model.mean_points.copy_(points.mean(0))
-        model.spread_points.copy_(points.std(0).clamp_min(0.01))
-        model.spread_id.copy_(head.identity_basis.norm(dim=1).clamp_min(1e-4))
-        model.spread_ex.copy_((head.expression_basis.norm(dim=1) * 0.3).clamp_min(1e-4))
-
-    def config(self) -> dict[str, Any]:
-        return {"kind": "landmark-regressor", "regressor": self.model.config.to_dict()}
-
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
-        data = self.data
-        n_rendered = int(data.batch * data.rendered_fraction)
-        parts = ((self.rendered, n_rendered), (self.projected, data.batch - n_rendered))
-        batch = {k: torch.cat([_draw(table, k, count, step) for table, count in parts]) for k in self.rendered}
-        landmarks = batch["landmarks"]
-        radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
-        scale = torch.rand(len(landmarks), 1, 1, generator=generator) * 2 * data.jitter
-        landmarks = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
-        z_id, z_ex = self.model(landmarks, batch["scores"], batch["size"])
-        terms = self._vertex_terms(z_id, z_ex, batch)
-        if data.sdf_samples:
-            terms["sdf"] = (40.0, self._sdf_term(z_id, z_ex, batch, generator))
-        size = (z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()
-        terms["code"] = (1e-3, size)
-        return terms
-
-    def _weights(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
+    def weights(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
+        """ICT weights nearest to codes: w [B, 100], e [B, E]."""
         return z_id @ self.from_id.T, z_ex @ self.from_ex.T
 
-    def _vertex_terms(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
-        w, e = self._weights(z_id, z_ex)
+    def codes(self, w: Tensor, e: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes of ICT weights."""
+        return w @ self.basis_id.T, e @ self.head.expression_basis.T
+
+    def vertex_terms(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+        w, e = self.weights(z_id, z_ex)
         dw, de = w - batch["w"], e - batch["e"]
         neutral = (dw @ self.identity).unflatten(-1, (-1, 3))
         posed = neutral + (de @ self.expression).unflatten(-1, (-1, 3))
         zero = torch.zeros(())
         reprojection = self._reproject(w, e, batch)
-        off_id = z_id - w @ self.head.identity_basis.T
+        off_id = z_id - w @ self.basis_id.T
         off_ex = z_ex - e @ self.head.expression_basis.T
         return {
             "neutral": (30.0, L.point_loss(neutral, zero)),
@@ -148,34 +120,89 @@ class RegressorTask:
         radius = s.square().sum(-1).mean(1).sqrt()[:, None]
         return ((p - s).norm(dim=-1) / radius).mean() * 0.25
 
-    def _sdf_term(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
-        """L3D: mean |F(x; z_pred) - F(x; z_gt)| at points near the true posed surface."""
-        n, k = self.data.sdf_samples, self.data.sdf_points
+    def sdf_term(
+        self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], generator: torch.Generator, n: int, k: int
+    ) -> Tensor:
+        """L3D: mean |F(x; z_pred) - F(x; z_gt)| at k points near the true posed surface of n samples."""
         w, e = batch["w"][:n], batch["e"][:n]
         posed = self.vertices + (w @ self.identity + e @ self.expression).unflatten(-1, (-1, 3))
         chosen = torch.randint(posed.shape[1], (len(w), k), generator=generator)
         x = posed[torch.arange(len(w))[:, None], chosen]
         x = x + torch.randn(x.shape, generator=generator) * (0.003 / MODEL_UNIT)
         with torch.no_grad():
-            target = self.head.sdf(x, w @ self.head.identity_basis.T, e @ self.head.expression_basis.T)
+            target = self.head.sdf(x, *self.codes(w, e))
         return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
+
+    def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Mean vertex errors (mm, head frame, no alignment), landmark error and expression correlations."""
+        _, e = self.weights(z_id, z_ex)
+        terms = self.vertex_terms(z_id, z_ex, batch)
+        mm = MODEL_UNIT * 1000
+        mean_head = float(L.point_loss((batch["w"] @ self.identity).unflatten(-1, (-1, 3)), torch.zeros(()))) * mm
+        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed")}
+        out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
+        names = self.head.config.expression_names
+        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "browInnerUp_L"):
+            i = names.index(name)
+            out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), batch["e"][:, i].numpy())[0, 1])
+        return {**out, "mean_head_mm": mean_head}
+
+
+def regressor_config(head: NphmDecoder) -> RegressorConfig:
+    """Sizes that fit a head model."""
+    c = head.config
+    return RegressorConfig(
+        c.global_dim, c.local_dim, c.n_members, c.expression_dim, group_landmarks(head.mean_landmarks)
+    )
+
+
+def standardise(model: LandmarkRegressor, head: NphmDecoder, landmarks: Tensor, size: Tensor) -> None:
+    """Set the spreads of inputs (from landmarks [N, 478, 3] px, sizes [N, 2]) and of codes (from the head model)."""
+    points = normalise_landmarks(landmarks, size)[0]
+    model.mean_points.copy_(points.mean(0))
+    model.spread_points.copy_(points.std(0).clamp_min(0.01))
+    model.spread_id.copy_(head.identity_basis[:, :100].norm(dim=1).clamp_min(1e-4))
+    model.spread_ex.copy_((head.expression_basis.norm(dim=1) * 0.3).clamp_min(1e-4))
+
+
+class RegressorTask:
+    """Landmarks of renders and of projections, mixed."""
+
+    def __init__(self, data: RegressorData) -> None:
+        self.data = data
+        self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
+        self.heldout = read_samples(Path(data.heldout), "landmarks")
+        self.rendered = read_samples(Path(data.shards), "landmarks")
+        self.projected = read_samples(Path(data.projected), "projected") if data.projected else self.rendered
+        self.model = LandmarkRegressor(regressor_config(self.terms.head))
+        standardise(self.model, self.terms.head, self.rendered["landmarks"], self.rendered["size"])
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "landmark-regressor", "regressor": self.model.config.to_dict()}
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        data = self.data
+        n_rendered = int(data.batch * data.rendered_fraction)
+        parts = ((self.rendered, n_rendered), (self.projected, data.batch - n_rendered))
+        batch = {k: torch.cat([_draw(table, k, count, step) for table, count in parts]) for k in self.rendered}
+        landmarks = batch["landmarks"]
+        radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
+        scale = torch.rand(len(landmarks), 1, 1, generator=generator) * 2 * data.jitter
+        landmarks = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
+        z_id, z_ex = self.model(landmarks, batch["scores"], batch["size"])
+        terms = self.terms.vertex_terms(z_id, z_ex, batch)
+        if data.sdf_samples:
+            terms["sdf"] = (40.0, self.terms.sdf_term(z_id, z_ex, batch, generator, data.sdf_samples, data.sdf_points))
+        size = (z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()
+        terms["code"] = (1e-3, size)
+        return terms
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Held-out renders: mean vertex errors (mm, head frame, no alignment) and expression correlations."""
         h = self.heldout
         z_id, z_ex = model(h["landmarks"], h["scores"], h["size"])
-        _, e = self._weights(z_id, z_ex)
-        terms = self._vertex_terms(z_id, z_ex, h)
-        mm = MODEL_UNIT * 1000
-        mean_head = float(L.point_loss((h["w"] @ self.identity).unflatten(-1, (-1, 3)), torch.zeros(()))) * mm
-        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed")}
-        out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
-        names = self.head.config.expression_names
-        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "browInnerUp_L"):
-            i = names.index(name)
-            out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), h["e"][:, i].numpy())[0, 1])
-        return {**out, "mean_head_mm": mean_head}
+        return self.terms.metrics(z_id, z_ex, h)
 
 
 def read_samples(folder: Path, kind: str) -> dict[str, Tensor]:

@@ -1,0 +1,89 @@
+"""The landmark mesh as dense input: canonical position and normal of every pixel, as far as 478 points know them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.spatial import Delaunay
+from torch import Tensor
+
+from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
+
+N_MESH = 468
+"""Landmarks of the skin; the last ten are the irises."""
+MAP_CHANNELS = 7
+LOWER_FACE = -0.015
+"""Metres: landmarks of the mean head below this height move with jaw and lips."""
+_FAR = 4096.0  # pixels to the camera: as good as orthographic, which is what the landmarks' depth is meant for
+
+
+def landmark_triangles(points: NDArray[np.floating]) -> NDArray[np.int32]:
+    """Triangles [F, 3] over the landmarks ``points`` [478, 3] of the mean head, counter-clockwise seen from outside.
+
+    Delaunay on the face unrolled around a vertical axis; long thin triangles across the outline are left out.
+    """
+    p = points[:N_MESH]
+    flat = np.stack([np.arctan2(p[:, 0], p[:, 2] + 0.03) * 0.09, p[:, 1]], 1)
+    triangles = Delaunay(flat).simplices
+    a, b, c = (p[triangles[:, i]] for i in range(3))
+    longest = np.max([np.linalg.norm(x - y, axis=1) for x, y in ((a, b), (b, c), (c, a))], axis=0)
+    triangles = triangles[longest < 0.035]
+    a, b, c = (flat[triangles[:, i]] for i in range(3))
+    turn = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    return np.where(turn[:, None] < 0, triangles[:, [0, 2, 1]], triangles).astype(np.int32)
+
+
+def landmark_maps(
+    landmarks: NDArray[np.floating],
+    mean: NDArray[np.floating],
+    triangles: NDArray[np.int32],
+    size: int,
+    crop: int = 256,
+) -> NDArray[np.float32]:
+    """Maps [B, 7, size, size] of crops of ``crop`` px: head-space position (decimetres), unit normal, 1 on the mesh.
+
+    ``landmarks`` [B, 478, 3] in crop pixels (z in the same unit, smaller is nearer); they are brought into head space
+    by the similarity that fits them best to ``mean`` [478, 3] (metres), so the maps know pose and expression.
+    """
+    out = np.zeros((len(landmarks), MAP_CHANNELS, size, size), np.float32)
+    K = np.array([[_FAR, 0, 0], [0, _FAR, 0], [0, 0, 1.0]])
+    heads = to_head_space(np.asarray(landmarks, np.float64)[:, :N_MESH], mean[:N_MESH])
+    for k, points in enumerate(np.asarray(landmarks, np.float64)[:, :N_MESH]):
+        head = heads[k]
+        depth = _FAR + points[:, 2:] - points[:, 2].mean()
+        camera = np.concatenate([points[:, :2] * (size / crop) * depth / _FAR, depth], 1)
+        fragments = rasterise(camera, triangles, K, (size, size))
+        normals = vertex_normals(head, triangles)
+        attributes = np.concatenate([head * 10, normals, np.ones((N_MESH, 1))], 1)
+        out[k] = interpolate(fragments, triangles, attributes.astype(np.float32)).transpose(2, 0, 1)
+    out[:, 3:6] /= np.maximum(np.linalg.norm(out[:, 3:6], axis=1, keepdims=True), 1e-6)
+    return out
+
+
+def to_head_space(landmarks: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Image landmarks [B, P, 3] (y down, z away) by the similarity each onto ``mean`` [P, 3] (Umeyama 1991), metres.
+
+    The lower face counts little: it moves with the expression.
+    """
+    weight = np.where(mean[:, 1] > LOWER_FACE, 1.0, 0.1)[:, None]
+    weight = weight / weight.sum()
+    source = np.asarray(landmarks, np.float64) * [1, -1, -1]
+    a = source - (source * weight).sum(1, keepdims=True)
+    b = mean - (mean * weight).sum(0)
+    u, s, vt = np.linalg.svd(np.einsum("pi,bpj->bij", b * weight, a))
+    s[:, 2] *= np.sign(np.linalg.det(u @ vt))
+    u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
+    scale = s.sum(1) / (a**2 * weight).sum((1, 2))
+    turned = scale[:, None, None] * a @ (u @ vt).swapaxes(1, 2)
+    return (turned + (mean * weight).sum(0)).astype(np.float32)
+
+
+def frame_to_crop(points: Tensor, rois: Tensor, size: int = 256) -> Tensor:
+    """Points [B, P, 2 or 3] of the frame in pixels of the crops ``rois`` [B, 5]; inverts ``crop_points_to_frame``."""
+    cos, sin = rois[:, 4:5].cos(), rois[:, 4:5].sin()
+    x, y = points[..., 0] - rois[:, 0:1], points[..., 1] - rois[:, 1:2]
+    u = (cos * x + sin * y) / rois[:, 2:3] + 0.5
+    v = (cos * y - sin * x) / rois[:, 3:4] + 0.5
+    rest = [points[..., 2] / rois[:, 2:3]] if points.shape[-1] == 3 else []
+    return torch.stack([u, v, *rest], -1) * size

@@ -1,0 +1,190 @@
+"""E_n and E_p with their dense decoders: normals and canonical points from a face crop (Pix2NPHM, section 3.2).
+
+The small configuration stands on the frozen trunk of the face landmarker, which saw millions of real faces, and on the
+rasterised landmark mesh: each encoder is a ViT over their 16 x 16 cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nphm_track.errors import ModelError
+from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
+from nphm_track.models import read_weights
+from nphm_track.regressor.landmark_regressor import Block
+
+GRID = 16
+"""Tokens along each side of the crop."""
+TRUNK = {64: 32, 32: 64, 16: 128, 8: 128, 4: 128}
+"""Channels of the landmark network's stages by the size of their maps."""
+DENSE = 128
+"""Pixels of a side of the dense outputs and of the landmark maps."""
+
+
+@dataclass(frozen=True)
+class GeometryConfig:
+    """Sizes of both encoders and decoders."""
+
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    trunk: bool = True
+    landmark_mesh: bool = True
+    decoder: tuple[int, int] = (48, 24)  # channels at 32 and 64 pixels
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> GeometryConfig:
+        return cls(**{**values, "decoder": tuple(values["decoder"])})
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Encoder(nn.Module):
+    """Tokens [B, 256, width] of a crop, from the frozen trunk's maps and the landmark maps."""
+
+    def __init__(self, c: GeometryConfig) -> None:
+        super().__init__()
+        self.config = c
+        if c.trunk:
+            self.fine = nn.Conv2d(TRUNK[32], c.width, 2, 2)
+            self.middle = nn.Linear(TRUNK[16], c.width)
+            self.coarse = nn.ModuleDict({str(s): nn.Linear(TRUNK[s], c.width) for s in (8, 4)})
+        else:
+            self.patch = nn.Conv2d(3, c.width, 16, 16)
+        if c.landmark_mesh:
+            self.mesh = nn.Conv2d(MAP_CHANNELS, c.width, DENSE // GRID, DENSE // GRID)
+        self.position = nn.Parameter(torch.randn(GRID * GRID, c.width) * 0.02)
+        self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
+        self.norm = nn.LayerNorm(c.width)
+
+    def forward(self, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> Tensor:
+        x: Tensor = self.position.unsqueeze(0)
+        if self.config.trunk:
+            x = x + _rows(self.fine(trunk[32])) + self.middle(_rows(trunk[16]))
+            for size, layer in self.coarse.items():
+                cells = layer(_rows(trunk[int(size)])).transpose(1, 2).unflatten(2, (int(size), int(size)))
+                x = x + _rows(F.interpolate(cells, size=(GRID, GRID), mode="bilinear"))
+        else:
+            x = x + _rows(self.patch(crop - 0.5))
+        if self.config.landmark_mesh:
+            x = x + _rows(self.mesh(maps))
+        for block in self.blocks:
+            x = block(x)
+        return cast("Tensor", self.norm(x))
+
+
+class Decoder(nn.Module):
+    """Dense map [B, out, 128, 128] from tokens; finer maps of the trunk and the landmark mesh join on the way.
+
+    The last doubling is a pixel shuffle: convolutions at 128 pixels would cost as much as everything before them.
+    """
+
+    def __init__(self, c: GeometryConfig, out: int) -> None:
+        super().__init__()
+        self.config = c
+        skips = {32: TRUNK[32], 64: TRUNK[64]} if c.trunk else {32: 0, 64: 3}
+        if c.landmark_mesh:
+            skips[64] += MAP_CHANNELS
+        widths = (c.width, *c.decoder)
+        self.up = nn.ModuleList(nn.Conv2d(i, 4 * o, 1) for i, o in pairwise(widths))
+        self.merge = nn.ModuleList(nn.Conv2d(o + skips[s], o, 1) for s, o in zip((32, 64), c.decoder, strict=True))
+        self.mix = nn.ModuleList(nn.Conv2d(o, o, 3, padding=1) for o in c.decoder)
+        self.head = nn.Conv2d(c.decoder[-1], 4 * out, 1)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(cast("Tensor", self.head.bias))
+
+    def forward(self, tokens: Tensor, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> Tensor:
+        x = tokens.transpose(1, 2).unflatten(2, (GRID, GRID))
+        for size, up, merge, mix in zip((32, 64), self.up, self.merge, self.mix, strict=True):
+            parts = [F.pixel_shuffle(up(x), 2)]
+            parts += [trunk[size]] if self.config.trunk else []
+            if size == 64:
+                parts += [] if self.config.trunk else [F.avg_pool2d(crop, 4) - 0.5]
+                parts += [F.avg_pool2d(maps, 2)] if self.config.landmark_mesh else []
+            x = F.gelu(merge(torch.cat(parts, 1)))
+            x = x + F.gelu(mix(x))
+        return F.pixel_shuffle(self.head(x), 2)
+
+
+class GeometryNet(nn.Module):
+    """Both encoders and decoders over one trunk.
+
+    The maps start from the landmark mesh: what is learnt is the difference.
+    """
+
+    mean_landmarks: Tensor
+    triangles: Tensor
+
+    def __init__(self, config: GeometryConfig, n_triangles: int) -> None:
+        super().__init__()
+        self.config = c = config
+        self.register_buffer("mean_landmarks", torch.zeros(478, 3))
+        self.register_buffer("triangles", torch.zeros(n_triangles, 3, dtype=torch.int32))
+        for size, channels in TRUNK.items():  # trunk maps are standardised channel by channel
+            self.register_buffer(f"trunk_mean_{size}", torch.zeros(channels))
+            self.register_buffer(f"trunk_spread_{size}", torch.ones(channels))
+        self.normal_encoder, self.point_encoder = Encoder(c), Encoder(c)
+        self.normal_decoder, self.point_decoder = Decoder(c, 4), Decoder(c, 4)
+
+    def standardise(self, features: dict[int, Tensor]) -> dict[int, Tensor]:
+        """The trunk's maps {size: [B, C, size, size]} with zero mean and unit spread in every channel."""
+        return {
+            s: (x - getattr(self, f"trunk_mean_{s}")[:, None, None]) / getattr(self, f"trunk_spread_{s}")[:, None, None]
+            for s, x in features.items()
+        }
+
+    def encode(self, crop: Tensor, features: dict[int, Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of E_n and E_p, [B, 256, width] each.
+
+        crop [B, 3, 256, 256] in 0..1, features: the trunk's maps (``trunk_features``), maps [B, 7, 128, 128] of
+        ``landmark_mesh.landmark_maps``.
+        """
+        trunk = self.standardise(features)
+        return self.normal_encoder(crop, trunk, maps), self.point_encoder(crop, trunk, maps)
+
+    def trunk_tokens(self, features: dict[int, Tensor]) -> Tensor:
+        """The trunk's own 16 x 16 map as tokens [B, 256, 128], for comparison with E_n and E_p."""
+        return _rows(self.standardise({16: features[16]})[16])
+
+    def forward(self, crop: Tensor, features: dict[int, Tensor], maps: Tensor) -> dict[str, Tensor]:
+        """``normals`` [B, 3, 128, 128] unit, head frame; ``points`` [B, 3, 128, 128] metres, head space;
+        ``normal_logit``, ``point_logit`` [B, 128, 128]: confidence before the sigmoid; ``tokens_n``, ``tokens_p``.
+        """
+        trunk = self.standardise(features)
+        tokens_n, tokens_p = self.normal_encoder(crop, trunk, maps), self.point_encoder(crop, trunk, maps)
+        n = self.normal_decoder(tokens_n, crop, trunk, maps)
+        p = self.point_decoder(tokens_p, crop, trunk, maps)
+        front = torch.tensor([0.0, 0.0, 0.3], device=n.device)[:, None, None]
+        return {
+            "tokens_n": tokens_n,
+            "tokens_p": tokens_p,
+            "normals": F.normalize(n[:, :3] + maps[:, 3:6] + front * (1 - maps[:, 6:]), dim=1),
+            "points": (0.3 * p[:, :3] + maps[:, :3]) / 10,
+            "normal_logit": n[:, 3],
+            "point_logit": p[:, 3],
+        }
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str = "geometry", *, device: torch.device | str = "cpu") -> GeometryNet:
+        """The released networks. Raises ModelError when the file is missing, damaged or of another kind."""
+        tensors, config = read_weights(name_or_path)
+        if config.get("kind") != "geometry":
+            raise ModelError(f"{name_or_path} is not a geometry network")
+        model = cls(GeometryConfig.from_dict(config["geometry"]), len(tensors["triangles"]))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ModelError(f"{name_or_path}: {str(error).splitlines()[-1].strip()}") from None
+        return model.to(device).eval().requires_grad_(False)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Cells of maps [B, C, h, w] as tokens [B, h * w, C]."""
+    return x.flatten(2).transpose(1, 2)

@@ -1,0 +1,137 @@
+"""Training of the image regressor on tokens of the frozen encoders: L3D, vertex and landmark terms, R, uncertainty.
+
+The tokens of every training render are computed once and kept in memory (128 kB each as float16): the encoders cost
+more than the regressor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from rich.progress import track
+from torch import Tensor, nn
+
+from nphm_track.geometry.networks import GeometryNet
+from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
+from nphm_track.training.geometry_task import FaceShards, prepare_crops
+from nphm_track.training.recipe import Strict
+from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+
+
+class ImageRegressorData(Strict):
+    """The ``[data]`` table of an image-regressor recipe."""
+
+    ict: str
+    head_model: str = Field(description="name or path of the frozen head model")
+    geometry: str = Field(description="name or path of the frozen geometry networks")
+    shards: str = Field(description="folder written by training/build_face_renders.py")
+    heldout: str
+    landmarks: str = "training/assets/ict_landmarks478.npz"
+    batch: int = Field(48, gt=0)
+    width: int = Field(128, gt=0)
+    layers: int = Field(4, gt=0)
+    encoders: tuple[str, ...] = Field(("n", "p"), description="whose tokens are read; t: the trunk alone")
+    use_landmarks: bool = Field(True, description="landmark tokens beside the image tokens")
+    sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
+    sdf_samples: int = Field(16, ge=0, description="samples a batch for L3D")
+    jitter: float = Field(0.004, ge=0, description="landmark noise, of the face's RMS radius")
+    token_dropout: float = Field(0.15, ge=0, lt=1, description="share of a sample's image tokens that are zeroed")
+
+
+class ImageRegressorTask:
+    """The encoders and the head model are frozen."""
+
+    def __init__(self, data: ImageRegressorData) -> None:
+        self.data = data
+        self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
+        geometry = GeometryNet.from_pretrained(data.geometry)
+        self.train_table = encode_shards(FaceShards(Path(data.shards)), geometry, data.encoders)
+        self.heldout_table = encode_shards(FaceShards(Path(data.heldout)), geometry, data.encoders)
+        base = regressor_config(self.terms.head)
+        config = ImageRegressorConfig(
+            type(base)(**{**base.to_dict(), "groups": base.groups, "width": data.width, "layers": data.layers}),
+            geometry.config.width,
+            data.encoders,
+            data.use_landmarks,
+        )
+        self.model = ImageRegressor(config)
+        standardise(self.model, self.terms.head, self.train_table["landmarks"], self.train_table["size"])
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "image-regressor", "regressor": self.model.image_config.to_dict()}
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        data = self.data
+        rows = torch.randint(len(self.train_table["w"]), (data.batch,), generator=generator)
+        batch = {k: v[rows] for k, v in self.train_table.items()}
+        landmarks = batch["landmarks"]
+        radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
+        scale = torch.rand(data.batch, 1, 1, generator=generator) * 2 * data.jitter
+        batch["landmarks"] = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
+        codes = self._predict(self.model, batch, generator)
+        terms = self.terms.vertex_terms(codes.z_id, codes.z_ex, batch)
+        if data.sdf_samples:
+            sdf = self.terms.sdf_term(codes.z_id, codes.z_ex, batch, generator, data.sdf_samples, data.sdf_points)
+            terms["sdf"] = (40.0, sdf)
+        size = (codes.z_id / self.model.spread_id).square().mean() + (codes.z_ex / self.model.spread_ex).square().mean()
+        terms["code"] = (1e-3, size)
+        terms["uncertainty"] = (0.02, self._uncertainty(codes, batch))
+        return terms
+
+    def _predict(self, model: ImageRegressor, batch: dict[str, Tensor], generator: torch.Generator | None) -> Codes:
+        tokens = {}
+        for e in self.data.encoders:
+            x = batch["tokens_" + e].float()
+            if generator is not None and self.data.token_dropout:
+                keep = torch.rand(*x.shape[:2], 1, generator=generator) > self.data.token_dropout
+                x = x * keep
+            tokens[e] = x
+        return model.predict(batch["landmarks"], batch["scores"], batch["size"], tokens)
+
+    def _uncertainty(self, codes: Codes, batch: dict[str, Tensor]) -> Tensor:
+        """Gaussian likelihood of the parts' errors under the predicted variances; the codes stay free of it."""
+        z_id, z_ex = self.terms.codes(batch["w"], batch["e"])
+        with torch.no_grad():
+            error = ((codes.z_id - z_id) / self.model.spread_id).square()
+            glob, local = self.terms.head.split_identity(error)
+            whole = torch.cat([glob, local[:, -1]], -1).mean(-1, keepdim=True)
+            ex = ((codes.z_ex - z_ex) / self.model.spread_ex).square().mean(-1, keepdim=True)
+            parts = torch.cat([ex, local[:, :-1].mean(-1), whole], -1)
+        s = codes.log_variance
+        return (0.5 * (parts * torch.exp(-s) + s)).mean()
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Held-out people in held-out skin: see :meth:`HeadTerms.metrics`."""
+        assert isinstance(model, ImageRegressor)
+        h = self.heldout_table
+        codes = self._predict(model, h, None)
+        return self.terms.metrics(codes.z_id, codes.z_ex, h)
+
+
+@torch.no_grad()
+def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...]) -> dict[str, Tensor]:
+    """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder."""
+    from nphm_track.faces.landmarker import FaceLandmarker
+
+    landmarker = FaceLandmarker.from_pretrained()
+    names = {"w": "w", "e": "e", "K": "K", "R": "R", "t": "t", "size": "size", "landmarks": "landmarks"}
+    names["scores"] = "blendshapes"
+    table: dict[str, list[Tensor]] = {k: [] for k in (*names, *(f"tokens_{e}" for e in encoders))}
+    for start in track(range(0, len(shards), 50), description="tokens"):
+        rows = shards.take(np.arange(start, min(start + 50, len(shards))))
+        for k, source in names.items():
+            table[k].append(torch.from_numpy(rows[source]))
+        if not encoders:
+            continue
+        crop, features, maps, _ = prepare_crops(rows, landmarker, geometry)
+        tokens = dict(zip("np", geometry.encode(crop, features, maps), strict=True))
+        tokens["t"] = geometry.trunk_tokens(features)
+        for e in encoders:
+            table[f"tokens_{e}"].append(tokens[e].half())
+    return {k: torch.cat(v) for k, v in table.items()}

@@ -1,0 +1,73 @@
+"""Find the face in every photo of the pool and fit an ICT head to its landmarks.
+
+    python training/build_photo_fits.py --ict FOLDER --photos FOLDER --out FILE.npz
+
+Writes file names, persons, landmarks [N, 478, 3] px, blendshape scores and fits (``nphm_track.training.photo_fit``) of
+the photos in which a face of at least 72 px is found and fitted well. One person in ten is marked held out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.tracking.fit import OUTLINE
+from nphm_track.training.ict import load_ict
+from nphm_track.training.photo_fit import fit_photos, landmark_basis
+
+MIN_FACE = 72  # px
+MAX_ERROR = 0.035  # of the face's RMS radius
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ict", required=True)
+    parser.add_argument("--photos", required=True, help="folder with index.csv (file, person)")
+    parser.add_argument("--out", required=True)
+    args = parser.parse_args()
+    folder = Path(args.photos)
+    with open(folder / "index.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    landmarker = FaceLandmarker.from_pretrained()
+    found = []
+    for row in track(rows, description="landmarks"):
+        image = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
+        faces = landmarker.find(image, thorough=False)
+        if not faces:
+            continue
+        face = max(faces, key=lambda f: float(np.ptp(f.box[::2])))
+        again = landmarker.observe(image, face.next_roi[None])[0]
+        if again.presence > 0.9 and np.ptp(again.box[::2]) >= MIN_FACE:
+            found.append((row, again, image.shape[1::-1]))
+    landmarks = np.stack([f.landmarks for _, f, _ in found])
+    size = np.array([s for _, _, s in found], np.float32)
+    basis = landmark_basis(load_ict(args.ict))
+    parts = [
+        fit_photos(basis, landmarks[k : k + 32, :, :2], size[k : k + 32], OUTLINE)
+        for k in track(range(0, len(found), 32), description="fits")
+    ]
+    columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
+    columns["landmarks"], columns["size"] = landmarks, size
+    columns["blendshapes"] = np.stack([f.blendshapes for _, f, _ in found])
+    columns["photo"] = np.array([r["file"] for r, _, _ in found])
+    columns["grey"] = np.array([r["colour"] == "grey" for r, _, _ in found])
+    columns["heldout"] = np.array([zlib.crc32(r["person"].encode()) % 10 == 0 for r, _, _ in found])
+    good = columns["error"] < MAX_ERROR
+    partial = Path(args.out).with_suffix(".partial.npz")
+    np.savez(partial, **{k: v[good] for k, v in columns.items()})
+    os.replace(partial, args.out)
+    print(
+        f"{len(rows)} photos, {len(found)} faces, {good.sum()} fitted; median error {np.median(columns['error']):.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
