@@ -1,0 +1,39 @@
+"""``nphm-track export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nphm_track.export.formats import FORMATS
+
+_FORMATS = "; ".join(f"{name}: {format.about}" for name, format in FORMATS.items())
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    format: Annotated[str, typer.Option("-f", "--format", metavar="FORMAT", help=f"What to write. {_FORMATS}.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="OUT", help="File or folder to write. (default: in RUN/export)"),
+    ] = None,
+    unit: Annotated[str, typer.Option(help="Unit of lengths: mm, cm or m.")] = "m",
+    up: Annotated[str, typer.Option(help="Axis that points up: y or z.")] = "y",
+    images: Annotated[
+        bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+) -> None:
+    """Write a run's heads, cameras or parameters in the format of another program."""
+    from nphm_track.cli.progress import show_progress
+    from nphm_track.export import formats
+    from nphm_track.export.options import ExportOptions
+    from nphm_track.tracking.run_folder import read_run
+
+    with show_progress(quiet) as progress:
+        options = ExportOptions(unit=unit, up=up, images=images)
+        written = formats.export(read_run(run), format, output, options, progress)
+    if not quiet:
+        typer.echo(written)

@@ -1,0 +1,149 @@
+"""The formats a run can be exported to, and the one function that does it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nphm_track.errors import InputError, OutputError
+from nphm_track.export.manifest import MANIFEST, is_manifest
+
+if TYPE_CHECKING:
+    from nphm_track.export.options import ExportOptions
+    from nphm_track.tracking.progress import Progress
+    from nphm_track.tracking.run_folder import Run
+
+EXPORTS = "export"
+"""Folder of a run that exports go to by default."""
+PARTIAL = ".partial"
+
+
+@dataclass(frozen=True)
+class Format:
+    """One export format; its module has ``write(run, target, options, progress)``."""
+
+    about: str
+    module: str
+    name: str
+    """Of the output, when none is given: the file's with its ending, or the folder's."""
+    suffixes: tuple[str, ...] = ()
+    """Endings of the file it writes; none for a folder."""
+    signature: bytes = b""
+    """Bytes at the beginning of such a file that no other program writes."""
+    spatial: bool = True
+    """It has units and axes."""
+    images: bool = False
+    """It can carry the frames of the clip."""
+
+
+FORMATS = {
+    "obj": Format("OBJ sequence, camera-fixed world", "obj", "obj"),
+    "ply": Format("PLY sequence, camera-fixed world", "ply", "ply"),
+    "glb": Format(
+        "animated glTF with head pose, morph targets and camera", "glb", "head.glb", (".glb",),
+        b'"generator":"nphm-track',
+    ),
+    "usd": Format("USD with time-sampled points, head pose, camera and plate", "usd", "usd", images=True),
+    "transforms": Format("nerfstudio / Gaussian avatar transforms.json", "transforms", "transforms", images=True),
+    "colmap": Format("COLMAP text model", "colmap", "colmap", images=True),
+    "opencv": Format(
+        "OpenCV YAML camera with extrinsics per frame", "opencv", "camera.yaml", (".yaml", ".yml"), b"# nphm-track"
+    ),
+    "blendshapes": Format(
+        "Live Link Face CSV: ARKit weights and head rotation", "blendshapes", "blendshapes.csv", (".csv",),
+        b"NoseSneerRight,TongueOut,HeadYaw,HeadPitch,HeadRoll\n", spatial=False,
+    ),
+    "landmarks": Format(
+        "observed and fitted landmarks, CSV or JSON", "landmarks", "landmarks.csv", (".csv", ".json"), b"nphm-track",
+        spatial=False,
+    ),
+}  # fmt: skip
+
+
+def export(
+    run: Run,
+    format: str,
+    output: str | Path | None = None,
+    options: ExportOptions | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a finished run in another format; returns the file or folder written (default: in ``export`` of the run).
+
+    It appears under its name only when it is whole, and replaces nothing but an earlier export of the same format.
+    Raises InputError for an unknown format, an option the format has no use for, a run that lacks what it needs or a
+    missing optional package, and OutputError when the output cannot be written.
+    """
+    from nphm_track.export.options import ExportOptions
+    from nphm_track.tracking.progress import NullProgress
+
+    options = options or ExportOptions()
+    kind = FORMATS.get(format)
+    if kind is None:
+        raise InputError(f"unknown format '{format}'; choose from {', '.join(FORMATS)}")
+    if not kind.spatial and (options.unit, options.up) != ("m", "y"):
+        raise InputError(f"format {format} has no units or axes; leave out --unit and --up")
+    if options.images and not kind.images:
+        able = ", ".join(name for name, other in FORMATS.items() if other.images)
+        raise InputError(f"format {format} carries no images; --images goes with {able}")
+    target = _target(run, format, kind, output)
+    partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}" if kind.suffixes else target.name + PARTIAL)
+    module = import_module(f"nphm_track.export.{kind.module}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        if not kind.suffixes:
+            partial.mkdir()
+        module.write(run, partial, options, progress or NullProgress())
+        _replace(target, partial)
+    except OSError as error:
+        raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
+    finally:
+        with suppress(OSError):  # the error on its way out says more
+            _remove(partial)
+    return target
+
+
+def _target(run: Run, format: str, kind: Format, output: str | Path | None) -> Path:
+    """Where the export goes. Raises InputError when the name does not fit, OutputError when what is there must stay."""
+    target = Path(output) if output is not None else run.path / EXPORTS / kind.name
+    if kind.suffixes and target.suffix.lower() not in kind.suffixes:
+        raise InputError(f"format {format} writes one file; end its name in {' or '.join(kind.suffixes)}")
+    if not kind.suffixes and target.suffix:
+        raise InputError(f"format {format} writes a folder; '{target.name}' looks like a file")
+    if target.exists() and not _is_ours(target, format, kind):
+        raise OutputError(f"{target} exists and is not an export in format {format}; choose another with -o")
+    return target
+
+
+def _is_ours(target: Path, format: str, kind: Format) -> bool:
+    """An earlier export of the format, or an empty folder where a folder goes."""
+    if kind.suffixes:
+        if not target.is_file():
+            return False
+        with open(target, "rb") as file:
+            return kind.signature in file.read(4096)
+    return target.is_dir() and (is_manifest(target / MANIFEST, format) or not any(target.iterdir()))
+
+
+def _replace(target: Path, partial: Path) -> None:
+    """Move ``partial`` to ``target``; a folder cannot be replaced in one step, so the old one steps aside first."""
+    if not target.is_dir():
+        os.replace(partial, target)
+        return
+    old = target.with_name(target.name + ".old")
+    _remove(old)
+    os.replace(target, old)
+    os.replace(partial, target)
+    _remove(old)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,101 @@
+// The neutral head in WebGL 2: orbit by dragging, zoom by scrolling, shaded or coloured by its normals.
+function showHead(figure, mesh) {
+  const canvas = figure.querySelector("canvas"), button = figure.querySelector("button");
+  const gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true });
+  if (!gl) {
+    canvas.replaceWith(Object.assign(document.createElement("p"), { textContent: "This browser shows no WebGL 2." }));
+    return;
+  }
+  const points = floats(mesh.vertices), faces = new Uint32Array(bytes(mesh.faces).buffer);
+  const program = gl.createProgram();
+  for (const [kind, source] of [[gl.VERTEX_SHADER, `#version 300 es
+    in vec3 point; in vec3 normal; uniform mat4 view; uniform mat3 turn; out vec3 n; out vec3 own;
+    void main() { gl_Position = view * vec4(point, 1.0); n = turn * normal; own = normal; }`],
+  [gl.FRAGMENT_SHADER, `#version 300 es
+    precision highp float; in vec3 n; in vec3 own; uniform bool coloured; out vec4 colour;
+    void main() {
+      vec3 d = normalize(gl_FrontFacing ? n : -n);
+      float key = max(dot(d, normalize(vec3(-0.4, 0.6, 0.8))), 0.0), fill = max(dot(d, normalize(vec3(0.8, 0.1, 0.5))), 0.0);
+      vec3 skin = vec3(0.80, 0.75, 0.70) * (0.18 + 0.72 * key + 0.22 * fill);
+      colour = vec4(coloured ? 0.5 + 0.5 * normalize(own) : skin, 1.0);
+    }`]]) {
+    const shader = gl.createShader(kind);
+    gl.shaderSource(shader, source);
+    gl.compileShader(shader);
+    gl.attachShader(program, shader);
+  }
+  gl.linkProgram(program);
+  gl.useProgram(program);
+  for (const [name, values] of [["point", points], ["normal", vertexNormals(points, faces)]]) {
+    const place = gl.getAttribLocation(program, name);
+    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+    gl.enableVertexAttribArray(place);
+    gl.vertexAttribPointer(place, 3, gl.FLOAT, false, 0, 0);
+  }
+  gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
+  gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, faces, gl.STATIC_DRAW);
+  gl.enable(gl.DEPTH_TEST);
+
+  const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
+  points.forEach((value, i) => { low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value); });
+  const centre = low.map((value, axis) => (value + high[axis]) / 2), radius = Math.hypot(...low.map((v, a) => high[a] - v)) / 2;
+  let yaw = 0.5, pitch = 0.1, zoom = 1, coloured = false;
+
+  function draw() {
+    const ratio = window.devicePixelRatio || 1;
+    canvas.width = canvas.clientWidth * ratio; canvas.height = canvas.clientHeight * ratio;
+    gl.viewport(0, 0, canvas.width, canvas.height);
+    gl.clearColor(0, 0, 0, 0);
+    gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
+    const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
+    const rows = [[cy, 0, sy], [sp * sy, cp, -sp * cy], [-cp * sy, sp, cp * cy]];
+    const away = (3.1 * radius) / zoom, near = away - 1.5 * radius > 0.05 * radius ? away - 1.5 * radius : 0.05 * radius, far = away + 2 * radius;
+    const lens = 3.4, aspect = canvas.width / canvas.height, narrow = Math.min(1, aspect);
+    const shift = rows.map((r) => -(r[0] * centre[0] + r[1] * centre[1] + r[2] * centre[2]));
+    const [a, b] = [(far + near) / (near - far), (2 * far * near) / (near - far)];
+    const view = new Float32Array(16), sx = (lens * narrow) / aspect, syy = lens * narrow;
+    for (let column = 0; column < 3; column++) {
+      view.set([sx * rows[0][column], syy * rows[1][column], a * rows[2][column], -rows[2][column]], 4 * column);
+    }
+    const depth = shift[2] - away;
+    view.set([sx * shift[0], syy * shift[1], a * depth + b, -depth], 12);
+    gl.uniformMatrix4fv(gl.getUniformLocation(program, "view"), false, view);
+    gl.uniformMatrix3fv(gl.getUniformLocation(program, "turn"), true, new Float32Array(rows.flat()));
+    gl.uniform1i(gl.getUniformLocation(program, "coloured"), coloured);
+    gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_INT, 0);
+  }
+
+  canvas.addEventListener("pointerdown", (event) => canvas.setPointerCapture(event.pointerId));
+  canvas.addEventListener("pointermove", (event) => {
+    if (!event.buttons) return;
+    yaw += event.movementX / 150;
+    pitch = Math.max(-1.5, Math.min(1.5, pitch + event.movementY / 150));
+    draw();
+  });
+  canvas.addEventListener("wheel", (event) => {
+    event.preventDefault();
+    zoom = Math.max(0.5, Math.min(6, zoom * Math.exp(-event.deltaY / 600)));
+    draw();
+  }, { passive: false });
+  button.addEventListener("click", () => { coloured = !coloured; button.ariaPressed = coloured; draw(); });
+  new ResizeObserver(draw).observe(canvas);
+  draw();
+}
+
+function vertexNormals(points, faces) {
+  const normals = new Float32Array(points.length);
+  for (let i = 0; i < faces.length; i += 3) {
+    const [a, b, c] = [3 * faces[i], 3 * faces[i + 1], 3 * faces[i + 2]];
+    const u = [0, 1, 2].map((k) => points[b + k] - points[a + k]), v = [0, 1, 2].map((k) => points[c + k] - points[a + k]);
+    const n = [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]];
+    for (const corner of [a, b, c]) for (let k = 0; k < 3; k++) normals[corner + k] += n[k];
+  }
+  for (let i = 0; i < normals.length; i += 3) {
+    const length = Math.hypot(normals[i], normals[i + 1], normals[i + 2]) || 1;
+    for (let k = 0; k < 3; k++) normals[i + k] /= length;
+  }
+  return normals;
+}
+
+if (data.mesh) showHead(find("#head"), data.mesh); else find("#head").remove();

@@ -1,0 +1,201 @@
+"""``report.html``: one page that shows a run offline, in any browser, with everything it needs inside.
+
+Overlay player, the neutral head in 3-D, a time line of status, errors and blendshapes (click to seek), the worst
+frames, and the facts of camera and models. A run without overlay or meshes gets a page without them.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import re
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from nphm_track.cameras.intrinsics import fov_from_focal
+from nphm_track.conventions import ARKIT_BLENDSHAPES
+from nphm_track.errors import InputError
+from nphm_track.export.manifest import GENERATOR
+from nphm_track.tracking.records import Status, Track, replacing
+from nphm_track.tracking.run_folder import CANONICAL_PLY, Run
+from nphm_track.video.reader import open_video
+
+REPORT_HTML = "report.html"
+MAX_VIDEO_BYTES = 40_000_000
+"""A larger overlay is linked to instead of embedded."""
+WORST, APART = 10, 0.4
+"""Frames shown as the worst, and how far apart they are at least, seconds."""
+THUMBNAIL = 320, 320
+LIVELY = 6
+"""Blendshapes drawn until the reader chooses others: those that move most."""
+UNKNOWN = 255
+
+
+def write_report(run: Run, output: str | Path | None = None) -> Path:
+    """Write the report of a finished run atomically (default: ``report.html`` of the run); returns its path.
+
+    Raises InputError when the run cannot be read.
+    """
+    path = Path(output) if output is not None else run.path / REPORT_HTML
+    values = {
+        "GENERATOR": GENERATOR,
+        "TITLE": html.escape(Path(run.info.input.path).name),
+        "STYLE": _asset("report.css"),
+        "DATA": json.dumps(_data(run, path.parent), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
+        "SCRIPT": _asset("report.js") + _asset("viewer.js"),
+    }
+    page = re.sub(r"%([A-Z]+)%", lambda match: values[match[1]], _asset("report.html"))
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8")
+    return path
+
+
+def _asset(name: str) -> str:
+    return files("nphm_track.export").joinpath("page", name).read_text(encoding="utf-8")
+
+
+def _data(run: Run, folder: Path) -> dict[str, Any]:
+    track = run.track
+    shapes = track.blendshapes[:, 1:]  # without _neutral
+    coded = np.where(np.isfinite(shapes), np.round(254 * np.clip(shapes, 0, 1)), UNKNOWN).astype(np.uint8)
+    return {
+        "summary": _summary(run),
+        "start": float(track.time[0]),
+        "frame": track.frame.tolist(),
+        "time": _packed(track.time - track.time[0], "<f4"),
+        "status": _packed(track.status, "u1"),
+        **{
+            name: _packed(getattr(track, name), "<f4")
+            for name in ("confidence", "landmark_error_px", "normal_error_deg")
+        },
+        "shape_names": ARKIT_BLENDSHAPES,
+        "blendshapes": _packed(coded, "u1"),
+        "lively": _lively(shapes),
+        "overlay": _overlay(run, folder),
+        "mesh": _mesh(run),
+        "worst": _worst(run),
+        "facts": _facts(run),
+    }
+
+
+def _packed(values: ArrayLike, dtype: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype).tobytes()).decode()
+
+
+def _lively(shapes: NDArray[np.float32]) -> list[int]:
+    """Columns that move most, none when nothing was measured."""
+    known = shapes[np.isfinite(shapes).all(1)]
+    if not len(known):
+        return []
+    spread = np.quantile(known, 0.95, axis=0) - np.quantile(known, 0.05, axis=0)
+    return [int(i) for i in np.argsort(-spread, kind="stable")[:LIVELY]]
+
+
+def _overlay(run: Run, folder: Path) -> dict[str, str] | None:
+    path = run.overlay
+    if not path.is_file():
+        return None
+    kind = "image" if run.info.input.kind == "image" else "video"
+    if kind == "video" and path.stat().st_size > MAX_VIDEO_BYTES:
+        inside = path.resolve().parent == folder.resolve()
+        return {"kind": kind, "href": path.name if inside else path.resolve().as_uri()}
+    return {"kind": kind, "base64": base64.b64encode(path.read_bytes()).decode()}
+
+
+def _mesh(run: Run) -> dict[str, str] | None:
+    if not (run.path / CANONICAL_PLY).is_file():
+        return None
+    vertices, faces = run.canonical()
+    return {"vertices": _packed(vertices, "<f4"), "faces": _packed(faces, "<u4")}
+
+
+def _worst(run: Run) -> list[dict[str, Any]]:
+    """Tracked frames with the largest landmark error, none near another, with thumbnails of the overlay."""
+    track = run.track
+    error = np.where(track.status == Status.TRACKED, track.landmark_error_px, np.nan)
+    order = [int(i) for i in np.argsort(-error) if np.isfinite(error[i])]
+    chosen: list[int] = []
+    for row in order:
+        if len(chosen) < WORST and all(abs(track.time[row] - track.time[other]) >= APART for other in chosen):
+            chosen.append(row)
+    pictures = _thumbnails(run, set(chosen))
+    return [{"row": row, "why": f"{error[row]:.1f} px off", "jpeg": pictures.get(row)} for row in chosen]
+
+
+def _thumbnails(run: Run, rows: set[int]) -> dict[int, str]:
+    """Small pictures of rows of the overlay, as base64 JPEG; none when there is no overlay to take them from."""
+    pictures: dict[int, str] = {}
+    if not rows or not run.overlay.is_file():
+        return pictures
+    try:
+        with open_video(run.overlay) as source:
+            for row, (_, picture) in enumerate(source.pictures()):
+                if row in rows:
+                    pictures[row] = _jpeg(source.develop(picture))
+                if row >= max(rows):
+                    break
+    except InputError:
+        pass  # a damaged overlay takes the thumbnails along, not the report
+    return pictures
+
+
+def _jpeg(image: NDArray[np.uint8]) -> str:
+    small, file = Image.fromarray(image), io.BytesIO()
+    small.thumbnail(THUMBNAIL)
+    small.save(file, "JPEG", quality=80)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _summary(run: Run) -> str:
+    quality = run.info.quality
+    parts = [
+        f"{quality.get(s.name.lower(), 0)} {word}"
+        for s, word in zip(Status, ("tracked", "filled in", "lost"), strict=True)
+    ]
+    line = f"{len(run.track)} frames: {', '.join(parts)}"
+    if quality.get("landmark_error_px") is not None:
+        percent = f"{quality['landmark_error_percent']:.2f} % of the distance between the outer eye corners"
+        line += f"; landmark error {quality['landmark_error_px']:.2f} px ({percent})"
+    return line
+
+
+def _facts(run: Run) -> dict[str, list[tuple[str, str]]]:
+    info, track = run.info, run.track
+    width = int(track.image_size[0])
+    clip = info.input
+    seconds = sum(info.timings.values())
+    return {
+        "Input": [
+            ("file", clip.path),
+            ("SHA-256", clip.sha256),
+            ("size", f"{clip.width} x {clip.height}, {clip.size / 1e6:.1f} MB"),
+            ("frame rate", f"{clip.fps:.6g} per second" if clip.fps else "none"),
+            ("duration", f"{clip.duration:.2f} s" if clip.duration else "unknown"),
+        ],
+        "Camera": [
+            ("focal length", f"{track.K[0, 0]:.1f}, {track.K[1, 1]:.1f} px"),
+            ("field of view", f"{fov_from_focal(float(track.K[0, 0]), width):.1f}° across"),
+            ("principal point", f"{track.K[0, 2]:.1f}, {track.K[1, 2]:.1f} px"),
+            ("distortion", ", ".join(f"{v:.4g}" for v in track.distortion) if track.distortion.any() else "none"),
+            ("distance", _distance(track)),
+        ],
+        "Models and run": [
+            *((name, digest[:16]) for name, digest in info.models.items()),
+            ("version", info.package_version),
+            ("made", f"{info.updated:%Y-%m-%d %H:%M} UTC"),
+            *((stage, f"{spent:.1f} s") for stage, spent in info.timings.items()),
+            *([("speed", f"{len(track) / seconds:.1f} frames/s")] if seconds else []),
+        ],
+    }
+
+
+def _distance(track: Track) -> str:
+    z = track.t[np.isfinite(track.t).all(1), 2]
+    return f"{z.min():.2f} to {z.max():.2f} m" if len(z) else "no head"

@@ -1,0 +1,126 @@
+"""USD (binary): ``head.usdc`` with time-sampled points, head pose, camera and background plate (extra ``usd``).
+
+The world is the camera-fixed one; the stage states its unit and up axis. ``/World/Head`` carries the pose,
+``/World/Head/Mesh`` the points in the head-fixed world, ``/World/Camera`` the lens (36 mm wide film; the principal
+point is an aperture offset, the distortion an attribute ``lens:distortion``). Time codes count frames of the clip's
+nominal rate from its first frame, fractions included, so that variable rates survive. While the head is lost it is
+invisible, and pose and points have no samples. USD has no schema for a background plate: ``plate:file`` of the camera
+names the clip or, with ``images``, each frame's picture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nphm_track.errors import InputError
+from nphm_track.export.frames import IMAGES, PICTURE, canonical, frame_rate, present_rows, vertices, write_images
+from nphm_track.export.manifest import GENERATOR, write_manifest
+from nphm_track.export.options import METRES_PER_UNIT, ExportOptions
+from nphm_track.tracking.progress import Progress
+from nphm_track.tracking.records import Status
+from nphm_track.tracking.run_folder import Run
+
+if TYPE_CHECKING:
+    from pxr import Usd
+
+STAGE = "head.usdc"
+FILM_WIDTH = 36.0
+NEAR, FAR = 0.01, 100.0
+"""Clipping distances of the camera, metres."""
+FLUSH = 256
+"""Frames after which what was written goes to the file: memory does not grow with the clip."""
+
+
+def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
+    """Write the stage, and ``images/`` on request, into the folder ``target``."""
+    try:
+        from pxr import Usd, UsdGeom
+    except ImportError as error:
+        raise InputError(f"usd-core is not usable ({error}); pip install 'nphm-track[usd]'") from None
+    track, rate = run.track, frame_rate(run)
+    codes = (track.time - track.time[0]) * rate
+    stage = Usd.Stage.CreateNew(str(target / STAGE))
+    stage.SetMetadata("comment", GENERATOR)
+    UsdGeom.SetStageMetersPerUnit(stage, METRES_PER_UNIT[options.unit])
+    UsdGeom.SetStageUpAxis(stage, options.up.upper())
+    stage.SetTimeCodesPerSecond(rate)
+    stage.SetFramesPerSecond(rate)
+    stage.SetStartTimeCode(float(codes[0]))
+    stage.SetEndTimeCode(float(codes[-1]))
+    stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/World").GetPrim())
+    _camera(stage, run, options, codes)
+    _head(stage, run, options, codes, progress)
+    stage.Save()
+    if options.images:
+        write_images(run, target, progress, masks=False, lost=True)
+    write_manifest(target, run, "usd", options, world="camera-fixed")
+
+
+def _head(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[np.float64], progress: Progress) -> None:
+    from pxr import Gf, UsdGeom, Vt
+
+    track, rows = run.track, present_rows(run)
+    base, faces = canonical(run)
+    head = UsdGeom.Xform.Define(stage, "/World/Head")
+    mesh = UsdGeom.Mesh.Define(stage, "/World/Head/Mesh")
+    mesh.CreateSubdivisionSchemeAttr(UsdGeom.Tokens.none)
+    mesh.CreateFaceVertexCountsAttr(Vt.IntArray.FromNumpy(np.full(len(faces), 3, np.int32)))
+    mesh.CreateFaceVertexIndicesAttr(Vt.IntArray.FromNumpy(np.ascontiguousarray(faces.ravel(), np.int32)))
+    mesh.CreateDoubleSidedAttr(True)
+    mesh.CreatePointsAttr(_points(options.points(base)))
+    pose, points, extent = head.AddTransformOp(), mesh.GetPointsAttr(), mesh.CreateExtentAttr()
+    progress.stage("usd", len(rows))
+    for i, (row, vertices_head) in enumerate(vertices(run, rows), start=1):
+        R, t = options.head_pose(track.R[row], track.t[row])
+        matrix = np.eye(4)  # USD's vectors are rows
+        matrix[:3, :3], matrix[3, :3] = R.T, t
+        code = float(codes[row])
+        pose.Set(Gf.Matrix4d(matrix.tolist()), code)
+        moved = options.points(vertices_head)
+        points.Set(_points(moved), code)
+        extent.Set(_points(np.stack([moved.min(0), moved.max(0)])), code)
+        if i % FLUSH == 0:
+            stage.Save()
+        progress.advance()
+    visible, lost = UsdGeom.Imageable(head).CreateVisibilityAttr(), track.status == Status.LOST
+    if lost.any():
+        for row in np.flatnonzero(np.diff(lost, prepend=not lost[0])).tolist():
+            visible.Set(UsdGeom.Tokens.invisible if lost[row] else UsdGeom.Tokens.inherited, float(codes[row]))
+
+
+def _points(values: NDArray[np.float64]) -> object:
+    from pxr import Vt
+
+    return Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(values, np.float32))
+
+
+def _camera(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[np.float64]) -> None:
+    from pxr import Gf, Sdf, UsdGeom
+
+    track = run.track
+    (width, height), K = track.image_size.tolist(), track.K
+    camera = UsdGeom.Camera.Define(stage, "/World/Camera")
+    matrix = np.eye(4)
+    matrix[:3, :3] = options.axes.T
+    camera.AddTransformOp().Set(Gf.Matrix4d(matrix.tolist()))
+    focal = K[0, 0] * FILM_WIDTH / width
+    film_height = height * focal / K[1, 1]
+    camera.CreateProjectionAttr(UsdGeom.Tokens.perspective)
+    camera.CreateFocalLengthAttr(focal)
+    camera.CreateHorizontalApertureAttr(FILM_WIDTH)
+    camera.CreateVerticalApertureAttr(film_height)
+    camera.CreateHorizontalApertureOffsetAttr((width / 2 - K[0, 2]) * FILM_WIDTH / width)
+    camera.CreateVerticalApertureOffsetAttr((K[1, 2] - height / 2) * film_height / height)
+    camera.CreateClippingRangeAttr(Gf.Vec2f(NEAR * options.scale, FAR * options.scale))
+    prim = camera.GetPrim()
+    prim.CreateAttribute("lens:distortion", Sdf.ValueTypeNames.DoubleArray).Set(track.distortion.tolist())
+    plate = prim.CreateAttribute("plate:file", Sdf.ValueTypeNames.Asset)
+    if not options.images:
+        plate.Set(Sdf.AssetPath(run.info.input.path))
+        return
+    for row, code in enumerate(codes.tolist()):
+        plate.Set(Sdf.AssetPath(f"./{IMAGES}/{PICTURE.format(int(track.frame[row]))}"), code)

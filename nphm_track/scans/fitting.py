@@ -1,0 +1,331 @@
+"""From a scan file to a registered head on disk, and from a folder of scans to a registration set."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nphm_track._runtime import usable_device
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError, NphmTrackError, OutputError
+from nphm_track.evaluation.surface import Surface
+from nphm_track.export.meshes import write_ply
+from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.heads.carry import MeshCarrier
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.heads.loading import DEFAULT, load_head_model
+from nphm_track.heads.mesh import extract_canonical
+from nphm_track.heads.registration import FACE_MARGIN, Registration, in_head, register
+from nphm_track.models import resolve, sha256
+from nphm_track.scans.landmarks import ScanLandmarks, detect_landmarks, read_landmarks
+from nphm_track.scans.reading import SUFFIXES, ScanGeometry, read_scan
+from nphm_track.tracking.progress import NullProgress, Progress
+
+CODES, MESH, ERROR, SUMMARY, INDEX = "codes.npz", "mesh.ply", "error.ply", "summary.json", "registrations.json"
+UNITS = {"m": 1.0, "dm": 10.0, "cm": 100.0, "mm": 1000.0}
+UNIT_TOLERANCE = 1.25
+"""A scan whose head is that much larger or smaller than the fitted one still counts as made in that unit."""
+RED = 3.0
+"""Millimetres shown in red in the error map; what is further than ``FAR`` is no part of the head and grey."""
+FAR = 10.0
+FEWEST_FOR_OUTLIERS = 8
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How scans are fitted.
+
+    Attributes:
+        head_model: name or path of a head model with landmarks and linear priors.
+        landmarks: file of known landmarks (``scans.landmarks.read_landmarks``), None to detect them.
+        steps: of the optimisation.
+        device: torch device.
+    """
+
+    head_model: str = DEFAULT
+    landmarks: Path | None = None
+    steps: int = 300
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise InputError(f"option steps: must be at least 1, not {self.steps}")
+
+
+@dataclass(frozen=True)
+class FittedScan:
+    """A scan and the head fitted to it.
+
+    Attributes:
+        registration: codes and pose.
+        vertices: [V, 3] of the head, metres, head space, in its expression; faces: [F, 3].
+        distance: [N] of the scan's vertices from that surface, mm; NaN away from the head.
+        face_distance: [M] of samples of the scan's face, mm.
+        unit: the scan's unit as far as the head's size tells it, or "unknown"; distances are then on the model's scale.
+    """
+
+    registration: Registration
+    vertices: NDArray[np.float32]
+    faces: NDArray[np.int32]
+    distance: NDArray[np.float64]
+    face_distance: NDArray[np.float64]
+    unit: str
+
+
+class ScanFitter:
+    """Head model and landmark network, loaded once for any number of scans."""
+
+    def __init__(self, options: FitOptions) -> None:
+        self.options = options
+        self.device = usable_device(options.device)
+        self.model: NphmDecoder = load_head_model(options.head_model, device=self.device)
+        self.model_sha256 = sha256(resolve(options.head_model))
+        self._landmarker: FaceLandmarker | None = None
+
+    def landmarks(self, scan: ScanGeometry, file: Path | None = None) -> ScanLandmarks:
+        """Landmarks from ``file`` or, without one, found on renderings."""
+        if file is not None:
+            return read_landmarks(file)
+        if not self.model.config.n_landmarks:
+            raise InputError(f"head model '{self.model.config.name}' carries no landmarks and cannot be registered")
+        self._landmarker = self._landmarker or FaceLandmarker.from_pretrained(device=self.device)
+        mean = self.model.mean_landmarks.double().cpu().numpy() * MODEL_UNIT
+        return detect_landmarks(scan, mean, self._landmarker)
+
+    def fit(self, scan: ScanGeometry, landmarks: ScanLandmarks, progress: Progress | None = None) -> FittedScan:
+        """Register the model to a scan and measure how well it fits."""
+        tell = progress or NullProgress()
+        tell.stage("fit", self.options.steps)
+        points, normals = scan.surface_points()
+        result = register(
+            self.model,
+            points,
+            normals,
+            landmarks.index,
+            landmarks.points,
+            steps=self.options.steps,
+            advance=tell.advance,
+        )
+        vertices, faces = self.mesh(result)
+        surface = Surface(vertices, faces)
+        unit = unit_of(result.pose.scale)
+        to_mm = 1e3 * (result.pose.scale / UNITS[unit] if unit in UNITS else 1.0)
+        head = result.pose.inverse(scan.vertices)
+        inside = in_head(head)
+        distance = np.full(len(head), np.nan)
+        distance[inside] = surface.closest(head[inside]).distance * to_mm
+        face = self._face_points(result, points)
+        return FittedScan(result, vertices, faces, distance, surface.closest(face).distance * to_mm, unit)
+
+    def mesh(self, result: Registration) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """Vertices [V, 3] (metres, head space) and faces of the fitted head in its expression."""
+        z_id, z_ex = self._codes(result)
+        canonical = extract_canonical(self.model, z_id)
+        posed = MeshCarrier(self.model, canonical, z_id)(z_ex).posed.points
+        return (posed * MODEL_UNIT).cpu().numpy(), canonical.faces
+
+    def head_landmarks(self, result: Registration, index: list[int]) -> NDArray[np.float32]:
+        """Landmarks [L, 3] of the fitted head in its expression, metres, head space."""
+        z_id, z_ex = self._codes(result)
+        return LandmarkCarrier(self.model, z_id, index)(z_ex[None])[0].cpu().numpy()
+
+    def _codes(self, result: Registration) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(result.z_id).to(self.device), torch.from_numpy(result.z_ex).to(self.device)
+
+    def _face_points(self, result: Registration, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The scan points (metres, head space) on the face: near its landmarks."""
+        from scipy.spatial import cKDTree
+
+        marks = self.head_landmarks(result, list(range(self.model.config.n_landmarks)))
+        head = result.pose.inverse(points)
+        near = cKDTree(marks).query(head)[0] * 1e3 < FACE_MARGIN
+        return np.asarray(head[near])
+
+
+def unit_of(scale: float) -> str:
+    """The unit a head of ``scale`` times its size in metres was measured in, or "unknown"."""
+    for name, factor in UNITS.items():
+        if 1 / UNIT_TOLERANCE < scale / factor < UNIT_TOLERANCE:
+            return name
+    return "unknown"
+
+
+def fit_scan(
+    scan: str | Path, out: str | Path, *, options: FitOptions | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fit a head to one scan; returns the summary.
+
+    Writes into ``out``: codes.npz, mesh.ply (the head in the SCAN's coordinates and unit), error.ply (the scan coloured
+    by its distance, blue 0 to red 3 mm, grey off the head) and, last, summary.json.
+
+    Raises InputError for a file that is no scan, NoFaceError when no face is found on it, OutputError.
+    """
+    options = options or FitOptions()
+    return _fit_to(ScanFitter(options), Path(scan), Path(out), options.landmarks, progress or NullProgress())
+
+
+def fit_folder(
+    folder: str | Path, out: str | Path, *, options: FitOptions | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fit every scan of a folder: a subfolder of ``out`` each, and an index registrations.json, which is returned.
+
+    A scan's landmarks may lie beside it as NAME.landmarks.json (or .npy, .txt). A scan that fails is noted and does
+    not stop the others; finished ones are not done again. Scans whose code norms stand apart from the rest are marked
+    as outliers.
+    """
+    folder, out, tell = Path(folder), Path(out), progress or NullProgress()
+    options = options or FitOptions()
+    if options.landmarks is not None:
+        raise InputError("option landmarks: is for one scan; in a folder, NAME.landmarks.json beside a scan is used")
+    if not folder.is_dir():
+        raise InputError(f"no folder at {folder}")
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise InputError(f"no scans ({', '.join(SUFFIXES)}) in {folder}")
+    fitter = ScanFitter(options)
+    rows: list[dict[str, Any]] = []
+    for number, file in enumerate(files, 1):
+        name = file.stem if sum(f.stem == file.stem for f in files) == 1 else file.name.replace(".", "_")
+        tell.note(f"{file.name} ({number} of {len(files)})")
+        try:
+            sidecar = next(
+                (p for s in ("json", "npy", "txt") if (p := file.with_suffix(f".landmarks.{s}")).is_file()), None
+            )
+            summary = _finished(fitter, file, out / name) or _fit_to(fitter, file, out / name, sidecar, tell)
+            rows.append({"name": name, "state": "done", **summary})
+        except OutputError:
+            raise
+        except NphmTrackError as error:
+            tell.note(f"{file.name}: {error}")
+            rows.append({"name": name, "state": "failed", "scan": file.name, "message": str(error)})
+        done = [row for row in rows if row["state"] == "done"]
+        apart = norm_outliers(np.array([[row["norm_id"], row["norm_ex"]] for row in done]).reshape(-1, 2))
+        for row, outlier in zip(done, apart, strict=True):
+            row["outlier"] = bool(outlier)
+        index = {"head_model": options.head_model, "head_model_sha256": fitter.model_sha256, "scans": rows}
+        _write(out / INDEX, json.dumps(index, indent=1).encode())
+    return index
+
+
+def norm_outliers(norms: NDArray[np.floating]) -> NDArray[np.bool_]:
+    """Which rows of [N, C] code norms stand apart: beyond an empty bin of a column's histogram, seen from its mode.
+
+    Bins are Freedman and Diaconis'. Fewer than ``FEWEST_FOR_OUTLIERS`` rows have no distribution to stand apart from.
+    """
+    apart = np.zeros(len(norms), bool)
+    if len(norms) < FEWEST_FOR_OUTLIERS:
+        return apart
+    for column in norms.T:
+        spread = float(np.subtract(*np.quantile(column, [0.75, 0.25])))
+        width = max(2 * spread * len(column) ** (-1 / 3), 1e-3 * float(np.median(column)), 1e-9)
+        bins = np.floor((column - column.min()) / width).astype(np.int64)
+        names, counts = np.unique(bins, return_counts=True)
+        mode = int(np.argmax(counts))
+        gaps = np.flatnonzero(np.diff(names) > 1)
+        low = names[gaps[gaps < mode].max() + 1] if (gaps < mode).any() else names[0]
+        high = names[gaps[gaps >= mode].min()] if (gaps >= mode).any() else names[-1]
+        apart |= (bins < low) | (bins > high)
+    return apart
+
+
+def _fit_to(fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, progress: Progress) -> dict[str, Any]:
+    scan = read_scan(file)
+    known = fitter.landmarks(scan, landmarks)
+    fitted = fitter.fit(scan, known, progress)
+    result, d = fitted.registration, fitted.face_distance
+    options = {
+        k: str(v) if isinstance(v, Path) else v for k, v in asdict(replace(fitter.options, landmarks=landmarks)).items()
+    }
+    summary = {
+        "scan": file.name,
+        "scan_sha256": sha256(file),
+        "head_model_sha256": fitter.model_sha256,
+        "options": options,
+        "landmarks": "given" if landmarks else "detected",
+        "n_landmarks": len(known.index),
+        "median_mm": round(float(np.median(d)), 4),
+        "mean_mm": round(float(d.mean()), 4),
+        "p90_mm": round(float(np.quantile(d, 0.9)), 4),
+        "explained": round(result.trusted, 4),
+        "scale": result.pose.scale,
+        "unit": fitted.unit,
+        "norm_id": round(float(np.linalg.norm(result.z_id)), 5),
+        "norm_ex": round(float(np.linalg.norm(result.z_ex)), 5),
+        "identity_rms": round(float(np.sqrt((result.identity**2).mean())), 4),
+        "identity_rest": round(result.identity_rest, 4),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SUMMARY).unlink(missing_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot write {out} ({error.strerror})") from None
+    _write(out / CODES, _codes_npz(fitter.model, result, known))
+    write_ply(out / MESH, result.pose(fitted.vertices), fitted.faces)
+    _write(out / ERROR, error_ply(scan, fitted.distance))
+    _write(out / SUMMARY, json.dumps(summary, indent=1).encode())
+    return summary
+
+
+def _finished(fitter: ScanFitter, file: Path, out: Path) -> dict[str, Any] | None:
+    """The summary of a scan that was fitted before with the same model and options."""
+    try:
+        summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        same = summary["head_model_sha256"] == fitter.model_sha256 and summary["scan_sha256"] == sha256(file)
+        same = same and summary["options"]["steps"] == fitter.options.steps
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return summary if same else None
+
+
+def _codes_npz(model: NphmDecoder, result: Registration, landmarks: ScanLandmarks) -> bytes:
+    """z_id, z_ex; scale, R, t (x_scan = scale R x_head + t, x_head in metres); the weights behind the codes."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        z_id=result.z_id,
+        z_ex=result.z_ex,
+        scale=np.float64(result.pose.scale),
+        R=result.pose.R,
+        t=result.pose.t,
+        identity=result.identity,
+        expression=result.expression,
+        expression_names=np.array(model.config.expression_names),
+        identity_rest=np.float32(result.identity_rest),
+        landmark_index=landmarks.index,
+        landmarks=landmarks.points,
+    )
+    return buffer.getvalue()
+
+
+def error_ply(scan: ScanGeometry, distance: NDArray[np.float64]) -> bytes:
+    """The scan as PLY, coloured by ``distance`` [V] (mm): blue 0 to red ``RED``, grey where there is none."""
+    import trimesh
+
+    s = np.clip(np.nan_to_num(distance) / RED, 0, 1)[:, None]
+    rgb = np.clip(1.5 - np.abs(4 * s - [3, 2, 1]), 0, 1)
+    rgb[~(distance <= FAR)] = 0.5
+    colours = np.concatenate([rgb * 255, np.full((len(rgb), 1), 255)], 1).astype(np.uint8)
+    geometry: Any = trimesh.PointCloud(scan.vertices, colours)
+    if scan.faces is not None:
+        geometry = trimesh.Trimesh(scan.vertices, scan.faces, vertex_colors=colours, process=False)
+    data: bytes = geometry.export(file_type="ply")
+    return data
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        os.replace(partial, path)
+    except OSError as error:
+        raise OutputError(f"cannot write {path} ({error.strerror})") from None

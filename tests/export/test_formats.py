@@ -1,0 +1,146 @@
+"""What all exports share: where they go, what they replace, what they refuse; and the worlds they are in."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nphm_track.errors import InputError, OutputError
+from nphm_track.export import formats
+from nphm_track.export.formats import FORMATS, export
+from nphm_track.export.options import ExportOptions
+
+
+@pytest.mark.parametrize("unit, scale", [("mm", 1000), ("cm", 100), ("m", 1)])
+def test_z_up_turns_the_head_upright_and_facing_minus_y(unit: str, scale: float) -> None:
+    options = ExportOptions(unit, "z")
+    np.testing.assert_allclose(options.points([[0, 0.1, 0], [0, 0, 0.2]]), [[0, 0, 0.1 * scale], [0, -0.2 * scale, 0]])
+    R, t = options.head_pose(np.diag([1.0, -1, -1]), [0, 0, 0.5])  # frontal, half a metre before the camera
+    np.testing.assert_allclose(R, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(t, [0, 0.5 * scale, 0], atol=1e-9)
+
+
+def test_unknown_unit_and_axis() -> None:
+    with pytest.raises(InputError, match="unknown unit 'inch'; choose from mm, cm, m"):
+        ExportOptions(unit="inch")
+    with pytest.raises(InputError, match="unknown up 'x'; choose from y, z"):
+        ExportOptions(up="x")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_an_export_replaces_an_earlier_one_and_nothing_else(made, name: str, tmp_path: Path) -> None:
+    if name == "usd":
+        pytest.importorskip("pxr")
+    written = export(made.run, name)
+    assert written.parent == made.run.path / "export"
+    assert export(made.run, name) == written
+    assert sorted(p.name for p in written.parent.iterdir()) == [written.name]
+    mine = tmp_path / written.name
+    if FORMATS[name].suffixes:
+        mine.write_text("mine")
+    else:
+        mine.mkdir()
+        (mine / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not an export"):
+        export(made.run, name, mine)
+    assert (mine if mine.is_file() else mine / "notes.txt").read_text() == "mine"
+
+
+def test_another_format_is_not_replaced(made, tmp_path: Path) -> None:
+    export(made.run, "obj", tmp_path / "out")
+    with pytest.raises(OutputError, match="not an export in format ply"):
+        export(made.run, "ply", tmp_path / "out")
+
+
+def test_failure_leaves_the_old_export_and_no_rest(made, tmp_path: Path) -> None:
+    out = export(made.run, "ply", tmp_path / "out")
+    before = sorted(p.name for p in out.iterdir())
+    made.run.mesh_path(5).write_bytes(b"broken")
+    with pytest.raises(InputError):
+        export(made.run, "ply", out)
+    assert sorted(p.name for p in out.iterdir()) == before
+    assert not list(tmp_path.glob("*.partial*")) and not list(tmp_path.glob("*.old"))
+
+
+@pytest.mark.parametrize(
+    "format, output, options, message",
+    [
+        ("fbx", None, {}, "unknown format 'fbx'; choose from obj, ply, glb"),
+        ("glb", "head.gltf", {}, "end its name in .glb"),
+        ("obj", "head.obj", {}, "'head.obj' looks like a file"),
+        ("landmarks", None, {"unit": "mm"}, "no units or axes"),
+        ("glb", None, {"images": True}, "--images goes with usd, transforms, colmap"),
+    ],
+)
+def test_arguments_that_do_not_fit(made, format: str, output: str | None, options: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        export(made.run, format, output, ExportOptions(**options))
+
+
+def test_missing_usd_names_the_command(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pxr", None)
+    with pytest.raises(InputError, match=r"pip install 'nphm-track\[usd\]'"):
+        export(made.run, "usd")
+    assert not list((made.run.path / "export").iterdir())
+
+
+def test_run_without_meshes(made) -> None:
+    made.run.info.options["meshes"] = False
+    with pytest.raises(InputError, match="made without meshes"):
+        export(made.run, "glb")
+    for name in ("transforms", "colmap", "opencv"):
+        export(made.run, name)
+
+
+def test_run_without_a_head(made) -> None:
+    made.run.track.status[:] = 2
+    for name in ("obj", "glb", "opencv", "colmap", "transforms"):
+        with pytest.raises(InputError, match="no frame with a head"):
+            export(made.run, name)
+    for name in ("blendshapes", "landmarks"):
+        export(made.run, name)
+
+
+def test_clip_must_be_there_and_unchanged_for_images(made, tmp_path: Path) -> None:
+    made.run.info.input.path = str(tmp_path / "gone.mp4")
+    with pytest.raises(InputError, match="leave out --images"):
+        export(made.run, "colmap", options=ExportOptions(images=True))
+
+
+def test_place_that_cannot_be_written(made, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(OutputError, match="cannot write"):
+        export(made.run, "opencv", tmp_path / "file" / "camera.yaml")
+
+
+def test_damaged_manifest_is_not_ours(made, tmp_path: Path) -> None:
+    for text in ("", "[]", json.dumps({"generator": "other", "format": "obj"})):
+        (tmp_path / "export.json").write_text(text)
+        assert not formats.is_manifest(tmp_path / "export.json", "obj")
+
+
+class TestCommand:
+    def invoke(self, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+        from nphm_track.cli import main
+
+        monkeypatch.setattr(sys, "argv", ["nphm-track", "export", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        return int(stopped.value.code or 0)
+
+    def test_writes_and_says_where(self, made, tmp_path, monkeypatch, capsys) -> None:
+        out = tmp_path / "camera.yml"
+        arguments = ["--format", "opencv", "-o", str(out), "--unit", "mm", "--up", "z"]
+        assert self.invoke(monkeypatch, str(made.run.path), *arguments) == 0
+        assert capsys.readouterr().out.strip() == str(out)
+        assert 'unit: "mm"\nup: "z"' in out.read_text()
+
+    def test_errors_are_one_line(self, made, tmp_path, monkeypatch, capsys) -> None:
+        assert self.invoke(monkeypatch, str(tmp_path / "none"), "--format", "obj") == 2
+        assert "is not a run folder" in capsys.readouterr().err
+        assert self.invoke(monkeypatch, str(made.run.path), "--format", "fbx") == 2
+        assert capsys.readouterr().err.count("\n") == 1

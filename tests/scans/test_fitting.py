@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import trimesh
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
+from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.mesh import extract_canonical
+from nphm_track.heads.registration import Pose
+from nphm_track.scans import fitting
+from nphm_track.scans.fitting import FitOptions, fit_folder, fit_scan, norm_outliers, unit_of
+from nphm_track.scans.reading import ScanGeometry
+
+
+def test_unit_of() -> None:
+    assert [unit_of(s) for s in (1.0, 0.9, 103.0, 950.0, 11.0, 18.3)] == ["m", "m", "cm", "mm", "dm", "unknown"]
+
+
+def test_norm_outliers() -> None:
+    norms = np.random.default_rng(0).normal([3.0, 0.5], [0.2, 0.05], (40, 2))
+    assert not norm_outliers(norms).any() or norm_outliers(norms).sum() <= 2
+    norms[7, 0], norms[11, 1] = 6.0, 0.01
+    assert {7, 11} <= set(np.flatnonzero(norm_outliers(norms)))
+    assert not norm_outliers(norms[:5]).any()
+    assert not norm_outliers(np.ones((20, 2))).any()
+
+
+def test_error_colours() -> None:
+    points = np.random.default_rng(0).normal(size=(4, 3))
+    data = fitting.error_ply(ScanGeometry(points, None), np.array([0.0, 3.0, np.nan, 50.0]))
+    colours = trimesh.load(trimesh.util.wrap_as_stream(data), file_type="ply").colors[:, :3]
+    assert colours.tolist() == [[0, 0, 127], [127, 0, 0], [127, 127, 127], [127, 127, 127]]
+
+
+def test_one_scan(tmp_path: Path) -> None:
+    """From a file in centimetres with given landmarks to everything on disk."""
+    model = load_head_model()
+    z_id = model.identity_basis[:, 1] * 0.8
+    mesh, pose = extract_canonical(model, z_id), Pose(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
+    trimesh.Trimesh(pose(mesh.vertices), mesh.faces, process=False).export(tmp_path / "head.ply")
+    np.save(tmp_path / "marks.npy", pose(model.landmarks(z_id).numpy() * MODEL_UNIT))
+    options = FitOptions(landmarks=tmp_path / "marks.npy", steps=40)
+    summary = fit_scan(tmp_path / "head.ply", tmp_path / "out", options=options)
+    assert summary["unit"] == "cm" and abs(summary["scale"] / 100 - 1) < 0.05
+    assert summary["median_mm"] < 1 and summary["median_mm"] <= summary["mean_mm"] <= summary["p90_mm"] * 2
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "codes.npz",
+        "error.ply",
+        "mesh.ply",
+        "summary.json",
+    ]
+    codes = np.load(tmp_path / "out" / "codes.npz", allow_pickle=False)
+    assert codes["z_id"].shape == (model.config.identity_dim,) and codes["R"].shape == (3, 3)
+    written = trimesh.load(tmp_path / "out" / "mesh.ply", process=False)
+    assert np.abs(written.bounds - trimesh.load(tmp_path / "head.ply", process=False).bounds).max() < 1  # cm
+
+
+class TestFolder:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        for name in ("a.ply", "b.obj", "b.ply", "c.ply"):
+            (tmp_path / name).write_bytes(name.encode())
+        return tmp_path
+
+    @pytest.fixture
+    def fitted(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the scans fitted by a stand-in; c.ply is broken."""
+        seen: list[str] = []
+
+        def fit_to(fitter: Any, file: Path, out: Path, landmarks: Path | None, progress: Any) -> dict[str, Any]:
+            seen.append(f"{file.name} {landmarks.name if landmarks else ''}".strip())
+            if file.name == "c.ply":
+                raise InputError("c.ply is broken")
+            summary = {
+                "scan": file.name,
+                "scan_sha256": fitting.sha256(file),
+                "head_model_sha256": fitter.model_sha256,
+                "options": {"steps": fitter.options.steps},
+                "norm_id": 3.0,
+                "norm_ex": 0.4,
+            }
+            out.mkdir(parents=True)
+            (out / "summary.json").write_text(json.dumps(summary))
+            return summary
+
+        monkeypatch.setattr(fitting, "_fit_to", fit_to)
+        return seen
+
+    def test_one_bad_scan_does_not_stop_the_rest(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:
+        (folder / "a.landmarks.json").write_text("{}")
+        index = fit_folder(folder, tmp_path / "set")
+        assert fitted == ["a.ply a.landmarks.json", "b.obj", "b.ply", "c.ply"]
+        assert [(r["name"], r["state"]) for r in index["scans"]] == [
+            ("a", "done"),
+            ("b_obj", "done"),
+            ("b_ply", "done"),
+            ("c", "failed"),
+        ]
+        assert index["scans"][3]["message"] == "c.ply is broken"
+        assert json.loads((tmp_path / "set" / "registrations.json").read_text()) == index
+
+    def test_goes_on_where_it_stopped(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:
+        first = fit_folder(folder, tmp_path / "set")
+        fitted.clear()
+        assert fit_folder(folder, tmp_path / "set") == first
+        assert fitted == ["c.ply"]
+        (folder / "a.ply").write_bytes(b"another scan")
+        (tmp_path / "set" / "a" / "summary.json").unlink()
+        (tmp_path / "set" / "a").rmdir()
+        fit_folder(folder, tmp_path / "set")
+        assert "a.ply" in fitted
+
+    def test_refusals(self, tmp_path: Path) -> None:
+        with pytest.raises(InputError, match="no scans"):
+            fit_folder(tmp_path, tmp_path / "set")
+        with pytest.raises(InputError, match="landmarks"):
+            fit_folder(tmp_path, tmp_path / "set", options=FitOptions(landmarks=tmp_path / "x.npy"))
+        with pytest.raises(InputError, match="no scan at"):
+            fit_scan(tmp_path / "none.ply", tmp_path / "out")

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nphm_track.training.photo_fit import LandmarkBasis, fit_photos
+
+
+@pytest.fixture(scope="module")
+def basis() -> LandmarkBasis:
+    """A made-up head of 478 points on a half ellipsoid with a few smooth modes."""
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(478, 3))
+    points[:, 2] = np.abs(points[:, 2])
+    points *= [0.07, 0.09, 0.08] / np.linalg.norm(points, axis=1, keepdims=True)
+    mean = torch.from_numpy(points)
+
+    def modes(count: int) -> torch.Tensor:
+        waves = [np.sin(points @ rng.normal(size=3) * 30 + k)[:, None] * rng.normal(size=3) * 0.002 for k in range(count)]
+        return torch.from_numpy(np.stack(waves))
+
+    return LandmarkBasis(mean, modes(4), modes(3))
+
+
+def test_known_head_and_pose_are_found(basis: LandmarkBasis) -> None:
+    w = torch.tensor([[1.0, -0.5, 0.3, 0.8], [-1.2, 0.1, 0.0, 0.4]], dtype=torch.float64)
+    e = torch.tensor([[0.5, 0.0, 0.2], [0.0, 0.9, 0.3]], dtype=torch.float64)
+    camera = basis.points(w, e) * torch.tensor([1.0, -1, -1]) + torch.tensor([0.02, 0.01, 1.1])
+    pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
+    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((2, 2), 320, np.float32), ())
+    assert fit.error.max() < 0.005
+    assert fit.w == pytest.approx(w.numpy(), abs=0.15)
+    assert fit.e == pytest.approx(e.numpy(), abs=0.1)
+
+
+def test_expression_weights_stay_in_range(basis: LandmarkBasis) -> None:
+    e = torch.full((1, 3), 2.0, dtype=torch.float64)  # beyond what the weights may be
+    camera = basis.points(torch.zeros(1, 4, dtype=torch.float64), e) * torch.tensor([1.0, -1, -1])
+    camera = camera + torch.tensor([0, 0, 1.0])
+    pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
+    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((1, 2), 320, np.float32), ())
+    assert fit.e.min() >= -0.051
+    assert fit.e.max() <= 1.101

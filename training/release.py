@@ -1,0 +1,27 @@
+"""Round a finished run to float16 and put it where the package finds it.
+
+    python training/release.py RUN NAME        # writes models/NAME/model.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from nphm_track.models import read_weights, write_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("name")
+    args = parser.parse_args()
+    tensors, config = read_weights(args.run)
+    path = Path("models") / args.name / "model.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_weights(path, tensors, config, half=True)
+    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()
