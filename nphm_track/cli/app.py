@@ -12,7 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from nphm_track import __version__
-from nphm_track.cli import doctor, models, overlay, track, train
+from nphm_track.cli import batch, doctor, export, fit_scan, models, overlay, report_page, track, train
 from nphm_track.errors import InputError, NphmTrackError, OutputError
 
 DEFAULT_COMMAND = "track"
@@ -63,7 +63,11 @@ def _nphm_track(
 
 app.command("track")(track.track)
 app.command("render-overlay")(overlay.render_overlay)
+app.command("export")(export.export)
+app.command("report")(report_page.report)
+app.command("fit-scan")(fit_scan.fit_scan)
 app.command("train")(train.train)
+app.add_typer(batch.app, name="batch")
 app.add_typer(models.app, name="models")
 app.command("doctor")(doctor.doctor)
 

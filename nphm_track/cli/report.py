@@ -11,6 +11,7 @@ from rich.table import Table
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
+    MESHES_NPZ,
     OVERLAY_MP4,
     OVERLAY_PNG,
     TRACK_NPZ,
@@ -23,6 +24,7 @@ OUTPUTS = {
     TRANSFORMS_JSON: "cameras (nerfstudio, head-fixed world)",
     CANONICAL_PLY: "the person's neutral head",
     MESHES: "one head per frame, fixed topology",
+    MESHES_NPZ: "one head per frame, fixed topology",
     OVERLAY_MP4: "the head over the video",
     OVERLAY_PNG: "the head over the image",
 }

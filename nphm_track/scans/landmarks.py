@@ -72,7 +72,7 @@ class _Drawer:
 
     def __init__(self, scan: ScanGeometry) -> None:
         self.scan = scan
-        colours = None if scan.colours is None else scan.colours / np.float32(255)
+        colours = None if scan.colours is None else (scan.colours / 255).astype(np.float32)
         if scan.faces is not None:
             assert scan.normals is not None
             self.points = scan.vertices[np.unique(scan.faces)]

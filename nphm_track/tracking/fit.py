@@ -16,6 +16,7 @@ from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.tracking.identity import IdentityVotes, merge_identity
 from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
@@ -59,7 +60,7 @@ def predict_codes(
     identity_rows: NDArray[np.int64],
     batch: int = 128,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Feed-forward codes: z_id of ``identity_rows`` [M, D_id]; z_ex of every frame [T, D_ex], zeros where unseen."""
+    """Codes from landmarks: z_id of ``identity_rows`` [M, D_id]; z_ex of every frame [T, D_ex], zeros where unseen."""
     device = regressor.classifiers.device
     rows = np.flatnonzero(column(log, "seen"))
     z_id, z_ex = [], np.zeros((len(log), regressor.config.expression_dim), np.float32)
@@ -75,14 +76,21 @@ def predict_codes(
     return np.concatenate(z_id), z_ex
 
 
-def merge_identity(z_id: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One identity [D] from many frames [T, D]: their weighted geometric median, which outliers cannot drag."""
-    mean = np.average(z_id, axis=0, weights=weight)
-    for _ in range(20):
-        distance = np.linalg.norm(z_id - mean, axis=1)
-        w = weight / np.maximum(distance, 0.1 * np.median(distance) + 1e-9)
-        mean = np.average(z_id, axis=0, weights=w)
-    return mean.astype(np.float32)
+def identity_votes(
+    regressor: LandmarkRegressor | None, log: NDArray, size: tuple[int, int]
+) -> tuple[IdentityVotes, NDArray[np.float32]]:
+    """What the frames say about the identity, frontal and certain ones louder; and predicted z_ex of all [T, D_ex].
+
+    Without ``regressor`` the codes that were predicted from the images are in the log.
+    """
+    voters = spread_rows(column(log, "seen"), IDENTITY_FRAMES)
+    weight = log["confidence"][voters] * frontalness(log["landmarks"][voters]) ** 2 + 1e-3
+    if regressor is None:
+        variance = log["log_variance"][voters][:, 1:].mean(1)  # of the identity's parts
+        weight = weight * np.exp(-variance)
+        return IdentityVotes(log["z_id"][voters].astype(np.float32), weight), column(log, "z_ex")
+    z_id, z_ex = predict_codes(regressor, log, size, voters)
+    return IdentityVotes(z_id, weight), z_ex
 
 
 def frontalness(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -114,22 +122,22 @@ def point_weights() -> Tensor:
 
 def fit_clip(
     model: NphmDecoder,
-    regressor: LandmarkRegressor,
+    regressor: LandmarkRegressor | None,
     log: NDArray,
     size: tuple[int, int],
     camera: Intrinsics | None,
     strength: float,
     progress: Progress,
+    identity: NDArray[np.float32] | None = None,
 ) -> ClipFit:
-    """Merge the identity, smooth the expressions, solve the focal length (unless ``camera`` is given) and every pose.
+    """Merge the identity, smooth the expressions, solve the focal length and every pose.
 
+    ``regressor`` None takes the codes of the log. ``camera`` and ``identity`` [D_id] are kept when they are given.
     ``log`` has at least one frame in which the face was seen. It is read in pieces.
     """
     seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
-    voters = spread_rows(seen, IDENTITY_FRAMES)
-    z_id_frames, z_ex = predict_codes(regressor, log, size, voters)
-    weight = confidence[voters] * frontalness(log["landmarks"][voters]) ** 2 + 1e-3
-    z_id = merge_identity(z_id_frames, weight)
+    votes, z_ex = identity_votes(regressor, log, size)
+    z_id = merge_identity(votes.z_id, votes.weight) if identity is None else identity
     filled = fill_gaps(seen, times, shots)
     trusted = np.where(seen, confidence, 0.0)
     z_ex = smooth_codes(z_ex, times, trusted, strength, shots).astype(np.float32)

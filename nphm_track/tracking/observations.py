@@ -36,6 +36,12 @@ class ObservationLog:
         self._file.flush()
         self._length += len(records)
 
+    def truncate(self, length: int) -> None:
+        """Forget the records from ``length`` on."""
+        if length < self._length:
+            self._file.truncate(length * self.dtype.itemsize)
+            self._length = length
+
     def read(self) -> np.ndarray[Any, np.dtype[Any]]:
         """All records so far [N], mapped rather than loaded. Fields of the result are views on the map."""
         if not self._length:

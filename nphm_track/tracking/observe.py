@@ -8,29 +8,40 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.faces.follower import FaceFollower
+from nphm_track.faces.landmarker import FaceObservation
+from nphm_track.regressor.predictor import BATCH, CodePredictor
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.progress import Progress
 from nphm_track.video.reader import FrameSource
 
 
-def observation_dtype(state_size: int) -> np.dtype[Any]:
+def observation_dtype(state_size: int, codes: CodePredictor | None = None) -> np.dtype[Any]:
     """One frame: its place in the clip, what was seen (NaN when lost), and the follower's state, to go on from."""
-    return np.dtype(
-        [
-            ("frame", "i8"),
-            ("time", "f8"),
-            ("seen", "?"),
-            ("shot", "i4"),
-            ("confidence", "f4"),
-            ("landmarks", "f4", (478, 3)),
-            ("blendshapes", "f4", (52,)),
-            ("state", "f4", (state_size,)),
-        ]
-    )
+    fields: list[Any] = [
+        ("frame", "i8"),
+        ("time", "f8"),
+        ("seen", "?"),
+        ("shot", "i4"),
+        ("confidence", "f4"),
+        ("landmarks", "f4", (478, 3)),
+        ("blendshapes", "f4", (52,)),
+        ("state", "f4", (state_size,)),
+    ]
+    if codes is not None:
+        identity, expression, parts = codes.sizes
+        fields += [("z_id", "f2", (identity,)), ("z_ex", "f4", (expression,)), ("log_variance", "f4", (parts,))]
+    return np.dtype(fields)
 
 
-def observe_clip(source: FrameSource, follower: FaceFollower, log: ObservationLog, progress: Progress) -> None:
-    """Append a record for every frame that the log does not have yet."""
+def observe_clip(
+    source: FrameSource, follower: FaceFollower, codes: CodePredictor | None, log: ObservationLog, progress: Progress
+) -> None:
+    """Append a record for every frame that the log does not have yet.
+
+    With codes, frames are encoded in the same groups in every run, so that a resumed one gives the same numbers.
+    """
+    if codes is not None:
+        log.truncate(len(log) // BATCH * BATCH)
     done = len(log)
     shot = 0
     if done:
@@ -38,18 +49,48 @@ def observe_clip(source: FrameSource, follower: FaceFollower, log: ObservationLo
         follower.restore(last["state"])
         shot = int(last["shot"])
         progress.advance(done)
-    record = np.zeros(1, log.dtype)
+    waiting = _Waiting(codes, log)
     for frame in source.frames(done):
         result = follower.step(frame.image, frame.time)
         shot += result.cut
         seen = result.observation
+        record = np.zeros(1, log.dtype)
         record["frame"], record["time"], record["shot"] = frame.index, frame.time, shot
         record["seen"], record["confidence"] = seen is not None, result.confidence
         record["landmarks"] = np.nan if seen is None else seen.landmarks
         record["blendshapes"] = np.nan if seen is None else seen.blendshapes
         record["state"] = follower.state()
-        log.append(record)
+        waiting.add(record, frame.image, seen)
         progress.advance()
+    waiting.flush()
+
+
+class _Waiting:
+    """Records that wait for their codes: the networks are faster on a few frames at once."""
+
+    def __init__(self, codes: CodePredictor | None, log: ObservationLog) -> None:
+        self.codes, self.log = codes, log
+        self.records: list[np.ndarray] = []
+        self.faces: list[tuple[int, NDArray[np.uint8], FaceObservation]] = []
+
+    def add(self, record: np.ndarray, image: NDArray[np.uint8], seen: FaceObservation | None) -> None:
+        if self.codes is not None and seen is not None:
+            self.faces.append((len(self.records), image, seen))
+        self.records.append(record)
+        if self.codes is None or len(self.records) >= BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self.records:
+            return
+        records = np.concatenate(self.records)
+        if self.codes is not None and self.faces:
+            rows, images, faces = (list(x) for x in zip(*self.faces, strict=True))
+            codes = self.codes(images, faces)
+            for name in ("z_id", "z_ex", "log_variance"):
+                records[name][rows] = getattr(codes, name).cpu().numpy()
+        self.log.append(records)
+        self.records, self.faces = [], []
 
 
 def spread_rows(seen: NDArray[np.bool_], count: int) -> NDArray[np.int64]:

@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from nphm_track.errors import InputError
 
+IDENTITY_OPTIONS = ("identity", "identity_sha256")
+"""What ``TrackOptions.identity`` adds to a fingerprint."""
+
 
 class TrackOptions(BaseModel):
     """How a clip is tracked. Immutable; unknown names are refused.
@@ -46,11 +49,23 @@ class TrackOptions(BaseModel):
     intrinsics: Path | None = Field(
         default=None, description="JSON file with the camera's intrinsics, distortion coefficients included."
     )
-    codes: Literal["landmarks"] = Field(default="landmarks", description="What the head codes are predicted from.")
+    identity: Path | None = Field(
+        default=None,
+        description="Identity code to keep: a run folder of the same person, or an .npz or .json file with z_id. "
+        "(default: solved from the clip)",
+    )
+    codes: Literal["image", "landmarks"] = Field(
+        default="landmarks", description="What the head codes are predicted from."
+    )
     smooth: float = Field(
         default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."
     )
     meshes: bool = Field(default=True, description="Write canonical.ply and one mesh per frame.")
+    mesh_format: Literal["ply", "npz"] = Field(
+        default="ply",
+        description="One .ply per frame, or all meshes in one compressed meshes.npz (rounded to 0.01 mm).",
+    )
+    mesh_every: int = Field(default=1, ge=1, description="Write the mesh of every Nth tracked frame.")
     overlay: bool = Field(default=True, description="Write overlay.mp4, or overlay.png for an image.")
     style: Literal["shaded", "wireframe", "normals", "mesh"] = Field(
         default="shaded", description="Look of the overlay; 'mesh' leaves the video out."
@@ -93,9 +108,18 @@ class TrackOptions(BaseModel):
             message = first["msg"].removeprefix("Value error, ")
             raise InputError(f"option {name}: {message}" if name else message) from None
 
+    @property
+    def ply_every(self) -> int:
+        """Of how many rows of the track one has a PLY file; 0: none has."""
+        return self.mesh_every if self.meshes and self.mesh_format == "ply" else 0
+
     def fingerprint(self) -> dict[str, Any]:
         """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""
         values = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
         if self.intrinsics is not None and self.intrinsics.is_file():  # the numbers decide, not the file's name
             values["intrinsics_sha256"] = hashlib.sha256(self.intrinsics.read_bytes()).hexdigest()
+        if self.identity is not None:
+            from nphm_track.tracking.identity import load_identity  # numpy would slow --help down
+
+            values["identity_sha256"] = load_identity(self.identity).digest
         return values

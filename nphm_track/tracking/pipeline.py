@@ -13,8 +13,8 @@ import torch
 
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
-from nphm_track.errors import InputError, NoFaceError
-from nphm_track.export.meshes import read_ply, write_ply
+from nphm_track.errors import InputError, NoFaceError, OutputError
+from nphm_track.export.meshes import write_ply
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
@@ -22,18 +22,22 @@ from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
-from nphm_track.tracking.fit import ClipFit, fit_clip
+from nphm_track.regressor.predictor import CodePredictor
+from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes
+from nphm_track.tracking.identity import IdentityVotes, load_identity
+from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status, Track
-from nphm_track.tracking.render import SurfaceCarrier, Vertices, WrittenBlocks, draw_clip, write_overlay
+from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.video.reader import FrameSource, open_video
 
-MODELS = ("face_landmarker", "landmark-regressor", DEFAULT)
+REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-regressor",)}
+"""Models that each choice of ``TrackOptions.codes`` needs beside landmarker and head."""
 
 
 def track(
@@ -62,21 +66,55 @@ def track(
     """
     options = TrackOptions.build(options, **overrides)
     progress = progress or NullProgress()
+    with _job(input, output, options, overwrite, progress) as job:
+        if job.folder.complete:
+            progress.note(f"{job.folder.path} is already done")
+            return Run(job.folder.path, job.folder.info)
+        progress.note(plan_line(job.folder.info.input, job.source, options))
+        return job.run()
+
+
+def observe(
+    input: str | Path,
+    output: str | Path,
+    *,
+    options: TrackOptions,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> tuple[InputInfo, IdentityVotes]:
+    """First step of ``track``, which goes on from it: the input, and what its frames say about the identity.
+
+    Raises what ``track`` raises, and OutputError when the run is done already.
+    """
+    with _job(input, output, options, overwrite, progress or NullProgress()) as job:
+        if job.folder.complete:
+            raise OutputError(f"{job.folder.path} is already done")
+        votes, _ = identity_votes(job.regressor(), job.observe(), job.size)
+        job.folder.update(state="interrupted")
+        return job.folder.info.input, votes
+
+
+@contextmanager
+def _job(
+    input: str | Path, output: str | Path | None, options: TrackOptions, overwrite: bool, progress: Progress
+) -> Iterator[_Job]:
+    """An input and the run folder that is its own, opened."""
     if options.refine:
         raise InputError("refine is not available in this version")
     prepare_torch()
     device = usable_device(options.device)
     source = open_video(input, start=options.start, end=options.end, every=options.every, backend=options.reader)
     with source:
-        models = {name: sha256(resolve(name)) for name in MODELS}
+        models = {name: sha256(resolve(name)) for name in models_of(options)}
         info = InputInfo.of(input, source.info)
         path = output or default_output(input)
         with RunFolder.open(path, info, options, models=models, overwrite=overwrite) as folder:
-            if folder.complete:
-                progress.note(f"{folder.path} is already done")
-                return Run(folder.path, folder.info)
-            progress.note(plan_line(info, source, options))
-            return _Job(source, folder, options, device, progress).run()
+            yield _Job(source, folder, options, device, progress)
+
+
+def models_of(options: TrackOptions) -> tuple[str, ...]:
+    """Names of the models a run needs."""
+    return ("face_landmarker", *REGRESSORS[options.codes], DEFAULT)
 
 
 def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
@@ -116,19 +154,17 @@ class _Job:
         camera = self._given_camera()
         if self.options.overlay:
             OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
-        with self._timed("observe"):
-            log = self._observe()
+        log = self.observe()
         seen = int(column(log, "seen").sum())
-        if not seen:
-            raise NoFaceError(f"no face found in {self.source.info.path} (frames looked at: {len(log)})")
         model = load_head_model(device=self.device)
+        identity = self._given_identity(model.config.identity_dim)
         with self._timed("fit"):
             self.progress.stage("fit", seen)
-            regressor = LandmarkRegressor.from_pretrained(device=self.device)
-            fit = fit_clip(model, regressor, log, self.size, camera, self.options.smooth, self.progress)
+            regressor, smooth = self.regressor(), self.options.smooth
+            fit = fit_clip(model, regressor, log, self.size, camera, smooth, self.progress, identity)
             track = to_track(log, fit, self.size)
             track.save(self.folder.track)
-            write_transforms(self.folder.transforms, track, meshes=self.options.meshes)
+            write_transforms(self.folder.transforms, track, meshes=self.options.ply_every)
         if self.options.meshes or self.options.overlay:
             with self._timed("surface"):
                 self.progress.stage("canonical head", 1)
@@ -142,13 +178,26 @@ class _Job:
             self.progress.note(self.source.warning)
         return self.folder.finish(quality=quality, timings=self.timings)
 
+    def observe(self) -> np.ndarray:
+        """The log of observations, with those that are missing added. Raises NoFaceError when it shows no face."""
+        with self._timed("observe"):
+            log = self._observe()
+        if not column(log, "seen").any():
+            raise NoFaceError(f"no face found in {self.source.info.path} (frames looked at: {len(log)})")
+        return log
+
     def _observe(self) -> np.ndarray:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
-        with self.folder.log(observation_dtype(len(follower.state()))) as log:
+        codes = CodePredictor.from_pretrained(landmarker, device=self.device) if self.options.codes == "image" else None
+        with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
-            observe_clip(self.source, follower, log, self.progress)
+            observe_clip(self.source, follower, codes, log, self.progress)
             return log.read()
+
+    def regressor(self) -> LandmarkRegressor | None:
+        """The regressor that works from the log; None when the codes were predicted from the images."""
+        return LandmarkRegressor.from_pretrained(device=self.device) if self.options.codes == "landmarks" else None
 
     def _given_camera(self) -> Intrinsics | None:
         o = self.options
@@ -165,34 +214,39 @@ class _Job:
                 return Intrinsics.from_focal(focal, self.size)
         return None
 
+    def _given_identity(self, dim: int) -> np.ndarray | None:
+        """The identity code [dim] of the options."""
+        path = self.options.identity
+        if path is None:
+            return None
+        given = load_identity(path)
+        if given.model not in (None, self.folder.info.models[DEFAULT]) or given.z_id.shape != (dim,):
+            raise InputError(f"identity {path}: it belongs to another head model")
+        return given.z_id
+
     def _draw(self, track: Track, mesh: CanonicalMesh, carry: SurfaceCarrier) -> None:
         o = self.options
         if o.meshes:
             write_ply(self.folder.canonical, mesh.vertices, mesh.faces)
-            self.folder.mesh_path(0).parent.mkdir(exist_ok=True)
-
-        written = WrittenBlocks(self.folder, track)
+        store = open_store(o.mesh_format, self.folder, mesh, track, o.mesh_every) if o.meshes else None
 
         def vertices_of(row: int) -> Vertices:
-            if not o.meshes:
+            if store is None:
                 return carry(row)
-            path = self.folder.mesh_path(int(track.frame[row]))
-            if row in written:
-                return read_ply(path)[0]
-            vertices = carry(row)
-            write_ply(path, vertices, mesh.faces)
-            return vertices
+            return store.read(row) if row in store else store.write(row, carry(row))
 
         outputs = [name for name, wanted in (("meshes", o.meshes), ("overlay", o.overlay)) if wanted]
         stage = " and ".join(outputs)
         if not o.overlay:
             self.progress.stage(stage, len(track))
             draw_clip(self.source, track, None, None, vertices_of, self.progress)
-            return
-        renderer = OverlayRenderer(
-            mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, renderer=o.renderer
-        )
-        write_overlay(self.folder.overlay, self.source, track, renderer, vertices_of, self.progress, stage)
+        else:
+            renderer = OverlayRenderer(
+                mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, renderer=o.renderer
+            )
+            write_overlay(self.folder.overlay, self.source, track, renderer, vertices_of, self.progress, stage)
+        if store is not None:
+            store.finish()
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:

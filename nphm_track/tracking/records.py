@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -24,6 +26,11 @@ from nphm_track.video.reader import IMAGE_SUFFIXES, VideoInfo
 
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
+UNREADABLE = (
+    OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, NotImplementedError, RuntimeError,
+    zipfile.BadZipFile, zlib.error, struct.error,
+)  # fmt: skip
+"""What reading a missing or damaged .npz raises."""
 
 
 class Status(IntEnum):
@@ -88,7 +95,7 @@ class Track:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**{f.name: file[f.name] for f in fields(cls)})
-        except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise InputError(f"{path} is not a readable track ({error})") from None
 
     def quality(self) -> dict[str, float | int | None]:
@@ -134,21 +141,13 @@ class InputInfo(BaseModel):
 
     @classmethod
     def of(cls, path: str | Path, video: VideoInfo) -> InputInfo:
-        """Describe an opened input; reads all of it, for the digest. A folder's covers its images and their names."""
-        from nphm_track.models import sha256
-
+        """Describe an opened input; reads all of it, for the digest."""
         path = Path(path)
-        files = [path]
-        if video.kind == "folder":
-            files = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in IMAGE_SUFFIXES)
-        digests = [sha256(file) for file in files]
-        if video.kind == "folder":
-            lines = "".join(f"{file.name} {digest}\n" for file, digest in zip(files, digests, strict=True))
-            digests = [hashlib.sha256(lines.encode()).hexdigest()]
+        sha256, size = input_digest(path)
         return cls(
             path=str(path.absolute()),
-            sha256=digests[0],
-            size=sum(file.stat().st_size for file in files),
+            sha256=sha256,
+            size=size,
             width=video.width,
             height=video.height,
             fps=video.frame_rate,
@@ -161,6 +160,22 @@ class InputInfo(BaseModel):
         rate = f" at {self.fps:.4g} frames/s" if self.fps else ""
         length = f", {self.duration:.1f} s" if self.duration else ""
         return f"{self.path}: {self.width}x{self.height}{rate}{length}"
+
+
+def input_files(path: Path) -> list[Path]:
+    """The files an input consists of: itself, or the images of a folder."""
+    return sorted(e for e in path.iterdir() if e.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+
+
+def input_digest(path: Path) -> tuple[str, int]:
+    """SHA-256 and size in bytes of an input; a folder's digest covers its images and their names."""
+    lines, size = [], 0
+    for file in input_files(path):
+        with open(file, "rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+            size += stream.tell()
+        lines.append(f"{file.name} {digest}\n")
+    return (hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else digest), size
 
 
 class RunInfo(BaseModel):

@@ -168,7 +168,7 @@ def render_overlay(
 
 def _surface_of(run: Run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:
     """Canonical mesh and vertices of a finished run: read from its meshes, or carried again when it wrote none."""
-    if run.info.options["meshes"]:
+    if run.info.options["meshes"] and run.info.options.get("mesh_every", 1) == 1:
         vertices, faces = run.canonical()
         return CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0]
     model = load_head_model()

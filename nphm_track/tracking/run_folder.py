@@ -18,8 +18,10 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.export.meshes import read_ply
+from nphm_track.locking import RunLock
+from nphm_track.tracking.mesh_stream import StreamReader
 from nphm_track.tracking.observations import ObservationLog
-from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.options import IDENTITY_OPTIONS, TrackOptions
 from nphm_track.tracking.records import PARTIAL, InputInfo, RunInfo, Track
 
 RUN_JSON = "run.json"
@@ -27,21 +29,30 @@ TRACK_NPZ = "track.npz"
 CANONICAL_PLY = "canonical.ply"
 MESHES = "meshes"
 MESH_NAME = "{:06d}.ply"
+MESHES_NPZ = "meshes.npz"
+"""Stands for the folder when ``mesh_format`` is npz."""
 OVERLAY_MP4 = "overlay.mp4"
 OVERLAY_PNG = "overlay.png"
 """Stands for the video when the input is a single image."""
 TRANSFORMS_JSON = "transforms.json"
+LOCK = "run.lock"
+"""There while a process writes the folder."""
+PATIENCE = 5.0
+"""Seconds to wait for it: a process that was told to end may need a moment."""
 WORK = "work"
 OBSERVATIONS_BIN = "observations.bin"
+VERTICES = "vertices"
+"""Folder of finished blocks of MESHES_NPZ."""
 
 
 class RunFolder:
-    """A run being written. As a context manager it records in run.json how an unfinished run ended."""
+    """A run being written, by this process alone. As a context manager it records in run.json how it ended."""
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
         self.info = info
         self._new = False
+        self._lock = RunLock(path / LOCK, str(path))
 
     @classmethod
     def open(
@@ -62,27 +73,28 @@ class RunFolder:
         """
         path = Path(path)
         fresh = RunInfo(input=input_info, options=options.fingerprint(), models=dict(models or {}))
+        folder = cls(path, fresh)
         try:
-            if not (path / RUN_JSON).exists():
+            stored = None
+            if (path / RUN_JSON).exists():
+                stored = _stored_info(path, overwrite)
+                _check_same(path, stored, fresh, overwrite)
+                if stored and stored.state == "done" and not overwrite:
+                    return cls(path, stored)
+            else:
                 _check_empty(path)
                 path.mkdir(parents=True, exist_ok=True)
-                folder = cls(path, fresh)._begin()
                 folder._new = True
-                return folder
-            stored = _stored_info(path, overwrite)
-            if stored and stored.input.sha256 != input_info.sha256:
-                raise OutputError(
-                    f"{path} holds the run of another input ({stored.input.path}); choose another with -o"
-                )
-            changed = _difference(stored, fresh) if stored else ""
-            if overwrite or stored is None or (changed and stored.state == "failed"):
-                cls(path, stored or fresh).clear()
-                return cls(path, fresh)._begin()
-            if changed:
-                raise OutputError(f"{path} holds a run with other {changed}; pass --overwrite to start over")
-            folder = cls(path, stored)
-            return folder if folder.complete else folder._begin()
+            folder._lock.acquire(PATIENCE)
+            if not folder._untouched_since(stored, overwrite):
+                folder._lock.release()
+                return cls.open(path, input_info, options, models=models, overwrite=overwrite)
+            if not folder._new:
+                folder._take_over(stored, overwrite)
+            folder.update(state="running", message="")
+            return folder
         except OSError as error:
+            folder._lock.release()
             raise OutputError(f"{path} cannot be written ({error.strerror})") from None
 
     @property
@@ -106,6 +118,10 @@ class RunFolder:
     def transforms(self) -> Path:
         return self.path / TRANSFORMS_JSON
 
+    @property
+    def mesh_stream(self) -> Path:
+        return self.path / MESHES_NPZ
+
     def mesh_path(self, frame: int) -> Path:
         """Where the mesh of a frame goes; ``frame`` is the index in the clip, an element of ``Track.frame``."""
         return self.path / MESHES / MESH_NAME.format(frame)
@@ -123,6 +139,7 @@ class RunFolder:
         """Mark the run done, drop the intermediates and return the result. Call it last."""
         self.update(state="done", message="", **changes)
         shutil.rmtree(self.path / WORK, ignore_errors=True)
+        self._lock.release()
         return Run(self.path, self.info)
 
     def __enter__(self) -> RunFolder:
@@ -131,8 +148,13 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None or self.complete:
-            return
+        try:
+            if error is not None and not self.complete:
+                self._record(error)
+        finally:
+            self._lock.release()
+
+    def _record(self, error: BaseException) -> None:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
         if isinstance(error, NoFaceError):  # nothing to go on from
             shutil.rmtree(self.path / WORK, ignore_errors=True)
@@ -141,28 +163,46 @@ class RunFolder:
             if self._new and unusable:  # an input that cannot be used leaves nothing behind
                 self.clear()
                 (self.path / RUN_JSON).unlink()
+                self._lock.release()
                 self.path.rmdir()
                 return
             self.update(state="interrupted" if stopped else "failed", message="" if stopped else str(error))
 
-    def clear(self) -> None:
-        """Delete what a run writes except run.json, and nothing else; killed half-way, it is still a run folder."""
+    def clear(self, *, observations: bool = True) -> None:
+        """Delete what a run writes except run.json, and nothing else; killed half-way, it is still a run folder.
+
+        Without ``observations`` their log stays.
+        """
         self.update(state="interrupted")
-        (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
-        for name in (TRACK_NPZ, CANONICAL_PLY, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON):
+        if observations:
+            (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
+        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON):
             for file in (self.path / name, self.path / (name + PARTIAL)):
                 file.unlink(missing_ok=True)
         (self.path / OVERLAY_MP4).with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix
         for entry in (self.path / MESHES).glob("*.ply*"):
             if entry.name.removesuffix(PARTIAL)[:-4].isdigit():
                 entry.unlink()
-        for folder in (self.path / MESHES, self.path / WORK):
+        for block in (self.path / WORK / VERTICES).glob("*.npy*"):
+            block.unlink()
+        for folder in (self.path / MESHES, self.path / WORK / VERTICES, self.path / WORK):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 
-    def _begin(self) -> RunFolder:
-        self.update(state="running", message="")
-        return self
+    def _untouched_since(self, stored: RunInfo | None, overwrite: bool) -> bool:
+        """Whether run.json still is what it was before the lock was held."""
+        if not (self.path / RUN_JSON).exists():
+            return self._new
+        return not self._new and _stored_info(self.path, overwrite) == stored
+
+    def _take_over(self, stored: RunInfo | None, overwrite: bool) -> None:
+        """Go on with an earlier run, from its observations when only the identity is another, or start over."""
+        difference = _difference(stored, self.info) if stored else ""
+        if stored is not None and not difference and not overwrite:
+            self.info = stored
+            return
+        keep = stored is not None and not overwrite and _differ_in_identity(stored, self.info)
+        RunFolder(self.path, stored or self.info).clear(observations=not keep)
 
 
 class Run:
@@ -172,6 +212,7 @@ class Run:
         self.path = Path(path)
         self.info = info
         self._track: Track | None = None
+        self._stream: StreamReader | None = None
 
     @property
     def track(self) -> Track:
@@ -186,15 +227,25 @@ class Run:
         return self.path / _overlay_name(self.info.input)
 
     def mesh_path(self, index: int) -> Path:
-        """File of the mesh of the ``index``-th tracked frame (row of ``track``)."""
+        """File of the mesh of the ``index``-th tracked frame (row of ``track``), where each has its own."""
         return self.path / MESHES / MESH_NAME.format(int(self.track.frame[index]))
 
     def mesh(self, index: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Vertices [V, 3] (head space, metres) and faces [F, 3] of the ``index``-th tracked frame.
 
-        Raises InputError when the frame is lost or the run wrote no meshes.
+        Raises InputError when the frame is lost, or the run did not write its mesh.
         """
+        if self.info.options.get("mesh_format") == "npz":
+            stream = self.mesh_stream
+            return stream.vertices(int(self.track.frame[index])), stream.faces
         return read_ply(self.mesh_path(index))
+
+    @property
+    def mesh_stream(self) -> StreamReader:
+        """The meshes of a run whose ``mesh_format`` is npz. Raises InputError when they cannot be read."""
+        if self._stream is None:
+            self._stream = StreamReader(self.path / MESHES_NPZ)
+        return self._stream
 
     def canonical(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """The person's neutral head: vertices [V, 3] (head space, metres) and faces [F, 3]."""
@@ -225,7 +276,7 @@ def _check_empty(path: Path) -> None:
     """Raises OutputError unless a new run may go to ``path``; run.json is written first, so nothing else is ours."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder")
-    if path.is_dir() and any(entry.name != RUN_JSON + PARTIAL for entry in path.iterdir()):
+    if path.is_dir() and any(entry.name not in (RUN_JSON + PARTIAL, LOCK) for entry in path.iterdir()):
         raise OutputError(f"{path} is not empty and not a run folder; choose another with -o")
 
 
@@ -239,9 +290,28 @@ def _stored_info(path: Path, overwrite: bool) -> RunInfo | None:
         raise OutputError(f"{error}; pass --overwrite to start over") from None
 
 
+def _check_same(path: Path, stored: RunInfo | None, fresh: RunInfo, overwrite: bool) -> None:
+    """Raises OutputError unless ``fresh`` may take the place of, or go on with, what is stored; None is damaged."""
+    if stored is None:
+        return
+    if stored.input.sha256 != fresh.input.sha256:
+        raise OutputError(f"{path} holds the run of another input ({stored.input.path}); choose another with -o")
+    changed = _difference(stored, fresh)
+    if not changed or overwrite or stored.state == "failed":
+        return
+    if stored.state == "done" or not _differ_in_identity(stored, fresh):
+        raise OutputError(f"{path} holds a run with other {changed}; pass --overwrite to start over")
+
+
+def _differ_in_identity(stored: RunInfo, fresh: RunInfo) -> bool:
+    """Whether two runs of one input saw the same and differ in whose head is fitted to it, if in anything."""
+    same = {name: fresh.options.get(name) for name in IDENTITY_OPTIONS}
+    return not _difference(stored.model_copy(update={"options": stored.options | same}), fresh)
+
+
 def _difference(stored: RunInfo, fresh: RunInfo) -> str:
     """What sets two runs of one input apart, in words; empty when nothing does."""
-    names = sorted(stored.options.keys() | fresh.options.keys())
+    names = sorted((stored.options.keys() | fresh.options.keys()) - {"identity"})  # its numbers decide, not its place
     changed = [name for name in names if stored.options.get(name) != fresh.options.get(name)]
     if changed:
         return f"options ({', '.join(changed)})"

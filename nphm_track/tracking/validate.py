@@ -14,10 +14,12 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 from nphm_track.export.meshes import read_ply
+from nphm_track.tracking.mesh_store import mesh_rows
 from nphm_track.tracking.records import RunInfo, Status, Track
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
+    MESHES_NPZ,
     RUN_JSON,
     TRACK_NPZ,
     TRANSFORMS_JSON,
@@ -126,8 +128,10 @@ def _cameras(run: Run, track: Track) -> Iterator[str]:
 
 def _meshes(run: Run, track: Track) -> Iterator[str]:
     folder = run.path / MESHES
-    present = np.flatnonzero(track.status != Status.LOST)
-    expected = {run.mesh_path(int(i)).name for i in present} if run.info.options.get("meshes", True) else set()
+    rows = mesh_rows(track, _every(run))
+    if _format(run) == "npz":
+        yield from _stream(run, track.frame[rows])
+    expected = {run.mesh_path(int(i)).name for i in rows} if _format(run) == "ply" else set()
     found = {entry.name for entry in folder.glob("*")}
     if expected - found:
         yield f"{len(expected - found)} of {len(expected)} meshes are missing, first {min(expected - found)}"
@@ -146,6 +150,28 @@ def _meshes(run: Run, track: Track) -> Iterator[str]:
         sample = np.unique(np.linspace(0, len(names) - 1, MESH_SAMPLE).astype(int))
         for name in (names[i] for i in sample):
             yield from _mesh_against(name, read_ply(folder / name), canonical)
+    except InputError as error:
+        yield str(error)
+
+
+def _format(run: Run) -> str | None:
+    """How meshes are kept, None when there are none."""
+    return str(run.info.options.get("mesh_format", "ply")) if run.info.options.get("meshes", True) else None
+
+
+def _every(run: Run) -> int:
+    return int(run.info.options.get("mesh_every", 1))
+
+
+def _stream(run: Run, frames: NDArray[np.int64]) -> Iterator[str]:
+    try:
+        stream = run.mesh_stream
+        if not np.array_equal(stream.frame, frames):
+            yield f"{MESHES_NPZ} holds {len(stream.frame)} meshes, not those of the {len(frames)} frames it should"
+            return
+        canonical = read_ply(run.path / CANONICAL_PLY)
+        for frame in frames.tolist():  # all of them, since a block is read as a whole
+            yield from _mesh_against(f"{MESHES_NPZ} {frame}", (stream.vertices(frame), stream.faces), canonical)
     except InputError as error:
         yield str(error)
 
@@ -207,7 +233,7 @@ def _transforms(run: Run, track: Track) -> Iterator[str]:
     path = run.path / TRANSFORMS_JSON
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        want = transforms(track, meshes=bool(run.info.options.get("meshes", True)))
+        want = transforms(track, meshes=_every(run) if _format(run) == "ply" else 0)
         matrices = [np.array([f.pop("transform_matrix") for f in side["frames"]], float) for side in (stored, want)]
     except OSError:
         yield f"{TRANSFORMS_JSON} is missing"

@@ -63,6 +63,7 @@ class HeadTerms:
         self.vertices = torch.from_numpy(heads.neutral[chosen]) * unit
         self.identity = torch.from_numpy(heads.identity[:, chosen]).flatten(1) * unit
         self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
+        self.placement = _placements(self.vertices)
         if not Path(landmarks).is_file():
             raise InputError(f"no {landmarks}: it is written by training/calibrate_landmarks.py")
         landmark = np.load(landmarks)
@@ -98,12 +99,21 @@ class HeadTerms:
         off_id = z_id - w @ self.basis_id.T
         off_ex = z_ex - e @ self.head.expression_basis.T
         return {
-            "neutral": (30.0, L.point_loss(neutral, zero)),
-            "posed": (40.0, L.point_loss(posed, zero)),
+            "neutral": (20.0, L.point_loss(neutral, zero)),
+            "posed": (25.0, L.point_loss(posed, zero)),
+            "shape": (35.0, L.point_loss(self._placed(neutral), zero)),
             "reprojection": (20.0, reprojection),
             "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
             "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
         }
+
+    def _placed(self, difference: Tensor) -> Tensor:
+        """Vertex differences [B, V, 3] without what moving, turning or scaling the head explains.
+
+        A single image does not tell the size of a head; its shape is what can be learnt.
+        """
+        d = difference.flatten(1)
+        return (d - (d @ self.placement) @ self.placement.T).unflatten(-1, (-1, 3))
 
     def _reproject(self, w: Tensor, e: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Landmarks of the predicted head, in the true camera up to a best shift and scale, against the detected ones.
@@ -138,14 +148,25 @@ class HeadTerms:
         _, e = self.weights(z_id, z_ex)
         terms = self.vertex_terms(z_id, z_ex, batch)
         mm = MODEL_UNIT * 1000
-        mean_head = float(L.point_loss((batch["w"] @ self.identity).unflatten(-1, (-1, 3)), torch.zeros(()))) * mm
-        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed")}
+        mean_head = (batch["w"] @ self.identity).unflatten(-1, (-1, 3))
+        zero = torch.zeros(())
+        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
         out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
         names = self.head.config.expression_names
         for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "browInnerUp_L"):
             i = names.index(name)
             out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), batch["e"][:, i].numpy())[0, 1])
-        return {**out, "mean_head_mm": mean_head}
+        out["mean_head_mm"] = float(L.point_loss(mean_head, zero)) * mm
+        out["mean_head_shape_mm"] = float(L.point_loss(self._placed(mean_head), zero)) * mm
+        return out
+
+
+def _placements(vertices: Tensor) -> Tensor:
+    """Orthonormal motions [3 V, 7] of points [V, 3]: three shifts, three small turns, growth."""
+    x = vertices - vertices.mean(0)
+    motions = [axis.expand_as(x) for axis in torch.eye(3)]
+    motions += [torch.linalg.cross(axis.expand_as(x), x, dim=-1) for axis in torch.eye(3)]
+    return torch.linalg.qr(torch.stack([m.flatten() for m in (*motions, x)], 1))[0]
 
 
 def regressor_config(head: NphmDecoder) -> RegressorConfig:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from nphm_track.errors import InputError
 from nphm_track.video.reader import FrameSource, VideoInfo
 
-_NOT_VIDEO = ("tty", "txt", "srt", "ass", "webvtt")  # formats FFmpeg "recognises" in plain text
+_TEXT = frozenset({"tty", "txt", "srt", "ass", "webvtt"})  # formats FFmpeg "recognises" in plain text
+_POINTERS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "rtp"})  # files that name other files or hosts to read
 
 
 class AvSource(FrameSource):
@@ -68,7 +69,7 @@ def _open(path: Path) -> InputContainer:
         container = av.open(f"file:{path}", metadata_errors="replace")
     except (av.FFmpegError, OSError, ValueError):
         raise InputError(f"{path}: not a video or image this program can read") from None
-    if container.format.name in _NOT_VIDEO:
+    if container.format.name in _TEXT | _POINTERS:
         container.close()
         raise InputError(f"{path}: not a video or image this program can read")
     return container
@@ -115,7 +116,8 @@ def _reason(error: Exception) -> str:
 
 
 def _describe(path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
-    rotation = round(frame.rotation / 90) * 90 % 360
+    turn = frame.rotation if abs(frame.rotation) <= 360 else 0  # a matrix that is none gives any number
+    rotation = round(turn / 90) * 90 % 360
     width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
     duration = None
     if stream.duration and stream.time_base:

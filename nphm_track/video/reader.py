@@ -7,19 +7,28 @@ frame rates survive. Images have no clock: frame ``i`` of a folder gets the time
 from __future__ import annotations
 
 import re
+import struct
+import warnings
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from nphm_track.errors import InputError
 
 FOLDER_RATE = 30.0
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, struct.error,
+    zlib.error,
+)  # fmt: skip
+"""What Pillow raises for damaged files; UnidentifiedImageError is an OSError."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
@@ -202,18 +211,18 @@ class AnimationSource(FrameSource):
 
     def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
         super().__init__(start, end, every)
-        with Image.open(path) as file:
+        with _opened(path) as file:
             count = getattr(file, "n_frames", 1)
             self.info = VideoInfo(path, "video", file.width, file.height, frame_count=count, codec="webp")
 
     def pictures(self) -> Iterator[tuple[float, Image.Image]]:
         milliseconds = 0.0
-        with Image.open(self.info.path) as file:
+        with _opened(self.info.path) as file:
             for index in range(self.info.frame_count or 0):
                 try:
                     file.seek(index)
                     file.load()
-                except (OSError, EOFError) as error:
+                except _BROKEN as error:
                     self.warning = f"{self.info.path}: damaged, {index} frames could be decoded ({error})"
                     return
                 yield milliseconds / 1000, file
@@ -226,7 +235,7 @@ class AnimationSource(FrameSource):
 def read_image(path: Path) -> NDArray[np.uint8]:
     """RGB [H, W, 3] of an image file: EXIF orientation applied, transparency over white, 16 bits brought to 8."""
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             image: Image.Image = ImageOps.exif_transpose(file)
             if image.mode.startswith(("I", "F")):
                 values = np.asarray(image, np.float64)
@@ -235,9 +244,18 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return _flatten(image)
     except Image.DecompressionBombError:
         raise InputError(f"{path}: the image is too large") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except _BROKEN as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable image"
         raise InputError(f"{path}: {reason}") from None
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file, without Pillow's warnings: what matters is an error, and the rest is not the user's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as file:
+            yield file
 
 
 def _flatten(image: Image.Image) -> NDArray[np.uint8]:
@@ -263,7 +281,7 @@ def _natural(path: Path) -> list[tuple[int, str]]:
 def _animation(path: Path) -> str | None:
     """Format of an image that moves, None for one that does not (or cannot be read: ``read_image`` says why)."""
     try:
-        with Image.open(path) as file:
+        with _opened(path) as file:
             return file.format if getattr(file, "n_frames", 1) > 1 and file.format in ("WEBP", "PNG", "GIF") else None
-    except (OSError, SyntaxError, ValueError):
+    except (Image.DecompressionBombError, *_BROKEN):
         return None

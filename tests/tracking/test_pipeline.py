@@ -80,13 +80,13 @@ class TestBadInput:
     def test_what_is_found_out_after_the_folder_was_made(
         self, empty: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pipeline, "MODELS", ())
+        monkeypatch.setattr(pipeline, "models_of", lambda options: ())
         self.refused(empty, InputError, "intrinsics file", clip, intrinsics="none.json")
         self.refused(empty, InputError, "no frame between", clip, start=100)
         self.refused(empty, InputError, "no wireframe", clip, renderer="pyrender", style="wireframe", fov=50)
 
     def test_folder_of_another_input(self, run_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pipeline, "MODELS", ())
+        monkeypatch.setattr(pipeline, "models_of", lambda options: ())
         before = {path: path.stat().st_mtime_ns for path in run_path.rglob("*")}
         for overwrite in (False, True):
             with pytest.raises(OutputError, match="another input"):
@@ -94,7 +94,7 @@ class TestBadInput:
         assert {path: path.stat().st_mtime_ns for path in run_path.rglob("*")} == before
 
     def test_folder_that_is_no_run(self, empty: Path, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(pipeline, "MODELS", ())
+        monkeypatch.setattr(pipeline, "models_of", lambda options: ())
         (empty / "notes.txt").touch()
         with pytest.raises(OutputError, match="not a run folder"):
             track(clip, empty)
@@ -204,7 +204,7 @@ class TestRun:
 
     @pytest.fixture(autouse=True)
     def prepare(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in pipeline.MODELS:
+        for name in pipeline.models_of(TrackOptions()):
             try:
                 resolve(name)
             except ModelError as error:

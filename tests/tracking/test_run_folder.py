@@ -8,6 +8,7 @@ import pytest
 
 from nphm_track import read_run
 from nphm_track.errors import InputError, NoFaceError, OutputError
+from nphm_track.tracking import run_folder
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import InputInfo, RunInfo, Track
@@ -80,7 +81,8 @@ class TestOpening:
         keep = [run_path / "notes.txt", run_path / "meshes" / "sculpted.ply"]
         for path in keep:
             path.write_text("mine")
-        folder = RunFolder.open(run_path, INPUT, TrackOptions(every=2), overwrite=True)
+        with RunFolder.open(run_path, INPUT, TrackOptions(every=2), overwrite=True) as folder:
+            pass
         left = {p for p in run_path.rglob("*") if p.is_file()}
         assert left == {*keep, run_path / RUN_JSON}
         assert folder.info.state == "running" and folder.info.options["every"] == 2
@@ -97,6 +99,29 @@ class TestOpening:
         with pytest.raises(OutputError, match="--overwrite"):
             RunFolder.open(run_path, INPUT, TrackOptions())
         assert not RunFolder.open(run_path, INPUT, TrackOptions(), overwrite=True).complete
+
+    def test_two_processes_do_not_write_one_run(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run_folder, "PATIENCE", 0.0)
+        refused = pytest.raises(OutputError, match="is being written by process")
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()), refused:
+            RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+        assert not list(tmp_path.rglob("run.lock"))
+        RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+
+    def test_another_identity_keeps_the_observations_of_an_unfinished_run(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text('{"z_id": [1, 2]}')
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder, folder.log(RECORD) as log:
+            log.append(records(2))
+            folder.track.touch()
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(identity=tmp_path / "a.json")) as folder:
+            with folder.log(RECORD) as log:
+                assert len(log) == 2
+            assert not folder.track.exists()
+            folder.finish()
+        (tmp_path / "a.json").rename(tmp_path / "b.json")  # the numbers decide, not the file's name
+        assert RunFolder.open(tmp_path / "run", INPUT, TrackOptions(identity=tmp_path / "b.json")).complete
+        with pytest.raises(OutputError, match=r"options \(identity_sha256\)"):
+            RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
 
     @pytest.mark.parametrize(
         ("error", "state"), [(KeyboardInterrupt(), "interrupted"), (RuntimeError("disk on fire"), "failed")]

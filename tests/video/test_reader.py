@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -270,3 +271,42 @@ def test_decord_gives_the_same_frames(clip):
     np.testing.assert_allclose([f.time for f in ours], [f.time for f in theirs], atol=1e-3)
     for a, b in zip(ours, theirs, strict=True):
         assert abs(a.image.astype(int) - b.image).max() <= 3
+
+
+def test_a_display_matrix_of_zeros_turns_nothing(clip, tmp_path):
+    data = bytearray(clip.read_bytes())
+    matrix = data.index(b"tkhd") + 44
+    data[matrix : matrix + 36] = bytes(36)
+    (tmp_path / "zeros.mp4").write_bytes(data)
+    source = open_video(tmp_path / "zeros.mp4")
+    assert (source.info.width, source.info.height, source.info.rotation) == (64, 48, 0)
+
+
+@pytest.mark.parametrize("name", ["list.m3u8", "list.mp4"])
+def test_files_that_only_name_other_files_are_refused(clip, tmp_path, name):
+    """What they name is outside the digest that says which clip a run belongs to."""
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "a.ts"), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                target.mux(packet)
+    assert open_video(tmp_path / "a.ts").info.width == 64
+    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:2", "#EXTINF:1.3,", "a.ts", "#EXT-X-ENDLIST"]
+    (tmp_path / name).write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="not a video"):
+        open_video(tmp_path / name)
+
+
+def test_an_image_that_claims_to_be_huge(tmp_path):
+    Image.fromarray(picture(5)).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + data[24:29]
+    (tmp_path / "a.png").write_bytes(data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:])
+    with pytest.raises(InputError, match="too large"):
+        open_video(tmp_path / "a.png")
+
+
+def test_odd_metadata_of_images_is_no_news(tmp_path, recwarn):
+    Image.fromarray(picture(5)).save(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*" + b"\xff" * 40)
+    assert open_video(tmp_path / "a.jpg").info.width == 64 and not recwarn.list

@@ -1,0 +1,144 @@
+"""Capture sessions from Python: plan one, work on it, try failed takes again.
+
+>>> from nphm_track import TrackOptions
+>>> from nphm_track.batch import driver
+>>> driver.work(out, lambda: driver.planned(folder, out, TrackOptions()), workers=4)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from nphm_track.batch import steps
+from nphm_track.batch.manifest import SESSION_JSON, SESSION_LOCK, Manifest, State
+from nphm_track.batch.plan import find_takes, plan
+from nphm_track.batch.session import Session, retry
+from nphm_track.batch.workers import LocalPool, Pool
+from nphm_track.errors import InputError, OutputError
+from nphm_track.locking import RunLock
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.progress import Progress
+
+WORKER_MEMORY = 1.2e9
+"""Bytes a worker needs on a 1080p clip, with its share of the file cache."""
+
+
+def planned(
+    source: Path,
+    session: Path,
+    options: TrackOptions,
+    *,
+    person: str | None = None,
+    threads: int | None = None,
+) -> Manifest:
+    """What a session of this folder or list is: the manifest it has, grown by the takes that are new.
+
+    Nothing is written. Raises InputError when the source cannot be used, OutputError when the folder is not this
+    session's.
+    """
+    before = None
+    if (session / SESSION_JSON).exists():
+        before = Manifest.load(session)
+    elif session.is_dir() and any(
+        entry.name not in (SESSION_LOCK, f"{SESSION_JSON}.partial") for entry in session.iterdir()
+    ):
+        raise OutputError(f"{session} is not empty and not a capture session; choose another with -o")
+    elif session.exists() and not session.is_dir():
+        raise OutputError(f"{session} is a file, not a folder")
+    root, takes = find_takes(source, session, person)
+    given = options.model_dump(mode="json", exclude_unset=True)
+    for name in ("intrinsics", "identity"):
+        if (path := getattr(options, name)) is not None:
+            if not path.exists():  # or every single take would fail
+                raise InputError(f"{path}: no such file or folder")
+            given[name] = str(path.absolute())
+    manifest = plan(takes, root, session, before, given)
+    if threads is not None:
+        if before and before.threads != threads and any(job.state is State.DONE for job in before.jobs):
+            raise OutputError(
+                f"{session} was begun with {before.threads} threads a worker; results would differ in last bits"
+            )
+        manifest.threads = threads
+    return manifest
+
+
+def retried(session: Path) -> Manifest:
+    """The manifest of a session with its failed takes queued again. Call it with the session's lock held."""
+    manifest = Manifest.load(session)
+    if not retry(session, manifest):
+        raise InputError(f"{session}: no take has failed")
+    return manifest
+
+
+def work(
+    session: Path,
+    manifest: Callable[[], Manifest],
+    *,
+    pool: Pool | None = None,
+    workers: int | None = None,
+    ray: str | None = None,
+    update_identity: bool = False,
+    progress: Progress | None = None,
+    interrupted: Callable[[], int] = lambda: 0,
+) -> Manifest:
+    """Hold the session's lock and do what there is to do.
+
+    Args:
+        manifest: gives the manifest once the lock is held.
+        pool: where steps are done; default ``workers`` local processes, or tasks on the Ray cluster at ``ray``.
+        update_identity, progress, interrupted: those of :class:`Session`.
+
+    Raises OutputError when another process works on the session or it cannot be written; what ``Session.run`` raises.
+    """
+    try:
+        session.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(session / SESSION_LOCK, f"the session {session}").acquire()
+    except OSError as error:
+        raise OutputError(f"{session} cannot be written ({error.strerror})") from None
+    with lock:
+        jobs = manifest()
+        pool = pool or (ray_pool(jobs, workers, ray) if ray else local_pool(jobs, workers))
+        Session(session, jobs, pool, update_identity=update_identity, progress=progress).run(interrupted)
+        return jobs
+
+
+def local_pool(manifest: Manifest, workers: int | None) -> LocalPool:
+    """Processes for a session: one a GPU when the takes are tracked on one, else as many as cores and memory allow."""
+    gpus = 0
+    if str(manifest.options.get("device", "cpu")) == "cuda":
+        import torch
+
+        gpus = torch.cuda.device_count()
+    count = workers or gpus or max(1, min(_cores() // manifest.threads, int(_memory() // WORKER_MEMORY)))
+    open_jobs = sum(job.state in (State.QUEUED, State.RUNNING) for job in manifest.jobs)
+    return LocalPool(max(1, min(count, open_jobs)), steps.run, threads=manifest.threads, gpus=gpus)
+
+
+def ray_pool(manifest: Manifest, workers: int | None, address: str) -> Pool:
+    """Tasks on a Ray cluster, each with a GPU when the takes are tracked on one."""
+    from nphm_track.batch.ray_pool import RayPool
+
+    gpus = str(manifest.options.get("device", "cpu")) == "cuda"
+    return RayPool(address, steps.run, threads=manifest.threads, count=workers, gpus=gpus)
+
+
+def plan_line(manifest: Manifest) -> str:
+    """What is about to happen, in one line."""
+    waiting = manifest.count(State.QUEUED) + manifest.count(State.RUNNING)
+    people = len(manifest.people())
+    return f"{len(manifest.jobs)} takes of {people} {'person' if people == 1 else 'people'}, {waiting} to do"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> float:
+    """Bytes that are free for use; plenty where the system does not say."""
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return float(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return 1e12

@@ -1,0 +1,119 @@
+"""What a session has come to: ``quality.csv``, and ``index.html`` with pictures, quality and links."""
+
+from __future__ import annotations
+
+import csv
+import html
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from nphm_track.batch.manifest import INDEX_HTML, QUALITY_CSV, THUMBNAILS, Job, Manifest, State
+from nphm_track.tracking.records import replacing
+
+COLUMNS = (
+    "person", "take", "state", "frames", "tracked", "filled", "lost", "landmark_error_px", "landmark_error_percent",
+    "seconds", "worst_frames", "run", "input", "error",
+)  # fmt: skip
+REPORT = "report.html"
+LINKED = (REPORT, "overlay.mp4", "overlay.png", "track.npz", "transforms.json", "canonical.ply")
+_STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1c1c1e }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } .sums { color: #555 }
+table { border-collapse: collapse; width: 100% } td, th { padding: .45rem .6rem; text-align: left; vertical-align: top }
+tr { border-bottom: 1px solid #e3e3e6 } th { color: #666; font-weight: 500; font-size: .85rem }
+td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+img { height: 72px; border-radius: 4px; vertical-align: top } img.worst { height: 44px; margin: 0 2px }
+.state { padding: .1rem .5rem; border-radius: 1rem; font-size: .85rem; background: #e3e3e6 }
+.done { background: #d9f2df } .failed { background: #fbdcdc } .running { background: #dbe8fb }
+.error { color: #a11; font-size: .9rem } a { color: #0b57d0 }
+"""
+
+
+def write_summary(session: Path, manifest: Manifest) -> None:
+    """Write both files atomically. Raises OSError."""
+    with replacing(session / QUALITY_CSV) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS)
+        table.writeheader()
+        table.writerows(quality_row(manifest, job) for job in manifest.jobs)
+    with replacing(session / INDEX_HTML) as partial:
+        partial.write_text(page(session, manifest), encoding="utf-8")
+
+
+def quality_row(manifest: Manifest, job: Job) -> dict[str, Any]:
+    """One take as a row of ``quality.csv``; what is not known is empty."""
+    return {
+        "person": job.person,
+        "take": job.name,
+        "state": job.state.value,
+        **{name: job.quality.get(name) for name in COLUMNS[3:9]},
+        "seconds": round(sum(job.seconds.values()), 1) or None,
+        "worst_frames": " ".join(map(str, job.worst)),
+        "run": job.output,
+        "input": job.input,
+        "error": job.error,
+    }
+
+
+def page(session: Path, manifest: Manifest) -> str:
+    """The page, people one after the other, each with the worst takes first."""
+    people = "".join(_person(session, name, jobs) for name, jobs in manifest.people().items())
+    sums = ", ".join(f"{manifest.count(state)} {state.value}" for state in State if manifest.count(state))
+    seconds = sum(sum(job.seconds.values()) for job in manifest.jobs)
+    frames = sum(int(job.quality.get("frames") or 0) for job in manifest.jobs)
+    title = html.escape(session.resolve().name)
+    return (
+        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{_STYLE}</style>\n<h1>{title}</h1>\n"
+        f'<p class="sums">{len(manifest.jobs)} takes of {len(manifest.people())} people: {sums}. {frames} frames, '
+        f'{_duration(seconds)} of work. <a href="{QUALITY_CSV}">{QUALITY_CSV}</a></p>\n{people}</html>\n'
+    )
+
+
+def _person(session: Path, name: str, jobs: list[Job]) -> str:
+    def badness(job: Job) -> tuple[bool, float, str]:
+        return job.state is not State.FAILED, -float(job.quality.get("landmark_error_percent") or 0), job.name
+
+    head = "<tr><th><th>take<th>state<th>frames<th>lost<th>landmark error<th>look at<th>files</tr>\n"
+    rows = "".join(_row(session, job) for job in sorted(jobs, key=badness))
+    return f"<h2>{html.escape(name)}</h2>\n<table>{head}{rows}</table>\n"
+
+
+def _row(session: Path, job: Job) -> str:
+    pictures = f"{THUMBNAILS}/{job.output}"
+    run = _url(job.output)
+
+    def picture(name: str, kind: str, text: str) -> str:
+        if not (session / pictures / name).is_file():
+            return ""
+        text = html.escape(text)
+        return f'<img class="{kind}" src="{_url(pictures)}/{name}" alt="{text}" title="{text}" loading="lazy">'
+
+    error = job.quality.get("landmark_error_percent")
+    worst = "".join(picture(f"worst_{k}.jpg", "worst", f"frame {frame}") for k, frame in enumerate(job.worst[:3]))
+    numbers = ", ".join(map(str, job.worst))
+    links = " ".join(f'<a href="{run}/{name}">{name}</a>' for name in LINKED if name in job.artefacts)
+    text = f'<div class="error">{html.escape(job.error)}</div>' if job.error else ""
+    cells = (
+        picture("head.jpg", "head", job.name),
+        (f'<a href="{run}/">{html.escape(job.name)}</a>' if job.artefacts else html.escape(job.name)) + text,
+        f'<span class="state {job.state.value}">{job.state.value}</span>',
+        (job.quality.get("frames"), job.quality.get("lost"), None if error is None else f"{error:.2f} %"),
+        f"{worst}<div>{numbers}</div>" if job.worst else "",
+        links,
+    )
+    html_cells = (
+        "".join(f'<td class="number">{"" if value is None else value}' for value in cell)
+        if isinstance(cell, tuple)
+        else f"<td>{cell}"
+        for cell in cells
+    )
+    return f"<tr>{''.join(html_cells)}</tr>\n"
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
+
+
+def _url(relative: str) -> str:
+    return quote(relative, safe="/")

@@ -1,0 +1,79 @@
+"""Identity codes that come from outside a clip: files that hold one, and what the frames of a clip say about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nphm_track.errors import InputError
+from nphm_track.tracking.records import UNREADABLE
+
+_LIMIT = 1 << 20
+"""Bytes of a file with one code, many times what it needs."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One person's identity code ``z_id`` [D_id] and the SHA-256 of the head model it belongs to, where known."""
+
+    z_id: NDArray[np.float32]
+    model: str | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the numbers: the same code has the same digest in every kind of file."""
+        return hashlib.sha256(np.ascontiguousarray(self.z_id, "<f4").tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class IdentityVotes:
+    """What single frames of one clip say: codes [M, D_id] and their weights [M]."""
+
+    z_id: NDArray[np.float32]
+    weight: NDArray[np.float32]
+
+
+def load_identity(path: str | Path) -> Identity:
+    """The code of a run folder, or of an ``.npz`` or ``.json`` file with ``z_id`` (and ``model``, when it says so).
+
+    Raises InputError when there is none.
+    """
+    path = Path(path)
+    try:
+        if path.is_dir():
+            with np.load(path / "track.npz", allow_pickle=False) as file:
+                z_id: Any = file["z_id"]
+            model = json.loads((path / "run.json").read_bytes())["models"].get("nphm-small")
+        elif path.suffix.lower() == ".json":
+            if path.stat().st_size > _LIMIT:
+                raise ValueError("it is too large")
+            record = json.loads(path.read_bytes())
+            z_id, model = record["z_id"], record.get("model")
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                z_id = file["z_id"]
+                model = str(file["model"]) if "model" in file else None
+        z_id = np.asarray(z_id, np.float32)
+        if z_id.ndim != 1 or not len(z_id) or not np.isfinite(z_id).all():
+            raise ValueError(f"z_id is not a list of finite numbers but of shape {z_id.shape}")
+    except OSError as error:
+        raise InputError(f"identity {path}: {error.strerror or error}") from None
+    except UNREADABLE as error:
+        raise InputError(f"identity {path}: no identity code in it ({error})") from None
+    return Identity(z_id, model)
+
+
+def merge_identity(z_id: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """One identity [D] from many frames [T, D]: their weighted geometric median, which outliers cannot drag."""
+    mean = np.average(z_id, axis=0, weights=weight)
+    for _ in range(20):
+        distance = np.linalg.norm(z_id - mean, axis=1)
+        w = weight / np.maximum(distance, 0.1 * np.median(distance) + 1e-9)
+        mean = np.average(z_id, axis=0, weights=w)
+    return mean.astype(np.float32)

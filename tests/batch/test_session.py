@@ -1,0 +1,285 @@
+"""Sessions with a quick stand-in for tracking: what is done, in what order, and what survives which mishap."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nphm_track.batch import driver
+from nphm_track.batch.manifest import Manifest, State
+from nphm_track.batch.session import CHANGED
+from nphm_track.batch.workers import LocalPool
+from nphm_track.errors import ModelError, OutputError
+from nphm_track.locking import RunLock
+from nphm_track.tracking.options import TrackOptions
+
+sys.path.insert(0, str(Path(__file__).parent))  # where worker processes import the stand-in from
+import fake_steps
+from fake_steps import InlinePool, contents, write_take
+
+Track = Callable[..., dict[str, str]]
+
+
+@pytest.fixture
+def takes(tmp_path: Path) -> Path:
+    folder = tmp_path / "takes"
+    for name in ("anna/one.mp4", "anna/two.mp4", "ben/one.mp4"):
+        write_take(folder / name, frames=8 + len(name))
+    return folder
+
+
+@pytest.fixture
+def track(takes: Path, tmp_path: Path) -> Track:
+    """Works on the session, in this process or with ``workers``; returns the states of takes, errors behind them."""
+
+    def work(
+        workers: int = 0, stall: float = 30.0, session: Path = tmp_path / "out", **arguments: Any
+    ) -> dict[str, str]:
+        pool = LocalPool(workers, fake_steps.run, stall=stall) if workers else InlinePool()
+        plan = arguments.pop("plan", lambda: driver.planned(takes, session, TrackOptions()))
+        manifest = driver.work(session, plan, pool=pool, **arguments)
+        assert Manifest.load(session).jobs == manifest.jobs
+        return {job.output: f"{job.state.value} {job.error}".strip() for job in manifest.jobs}
+
+    return work
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+def test_takes_of_a_person_share_an_identity(track: Track, out: Path) -> None:
+    assert track() == {"anna/one": "done", "anna/two": "done", "ben/one": "done"}
+    codes = {name: np.load(out / name / "track.npz")["z_id"] for name in ("anna/one", "anna/two", "ben/one")}
+    np.testing.assert_array_equal(codes["anna/one"], codes["anna/two"])
+    np.testing.assert_array_equal(codes["anna/one"], np.load(out / "anna" / "identity.npz")["z_id"])
+    assert not np.array_equal(codes["anna/one"], codes["ben/one"])
+    jobs = Manifest.load(out).jobs
+    assert len({job.identity for job in jobs}) == 2
+    assert all({"observe", "track"} == set(job.seconds) and job.attempts == 0 for job in jobs)
+    assert not list(out.rglob("*.partial")) and not list(out.rglob("*.lock"))
+    assert "anna" in (out / "index.html").read_text() and "anna,one,done,20" in (out / "quality.csv").read_text()
+
+
+def test_results_do_not_depend_on_the_number_of_workers(track: Track, out: Path, tmp_path: Path) -> None:
+    track()
+    track(3, session=tmp_path / "other")
+    assert contents(out) == contents(tmp_path / "other")
+
+
+def test_a_finished_session_is_left_alone(track: Track, out: Path) -> None:
+    track()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.parent.parent != out.parent}
+    before = {path: at for path, at in before.items() if path.parent != out}
+    track()
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_added_takes_change_nothing_unless_asked(track: Track, takes: Path, out: Path) -> None:
+    track()
+    before = contents(out)
+    write_take(takes / "anna" / "three.mp4", frames=30)
+    assert track()["anna/three"] == "done"
+    assert before.items() <= contents(out).items()
+    np.testing.assert_array_equal(*(np.load(out / n / "track.npz")["z_id"] for n in ("anna/one", "anna/three")))
+    track(update_identity=True)
+    after = contents(out)
+    assert after["anna/identity.npz"] != before["anna/identity.npz"]
+    assert after["ben/one/track.npz"] == before["ben/one/track.npz"]
+    jobs = [job for job in Manifest.load(out).jobs if job.person == "anna"]
+    assert len(jobs) == 3 and len({job.identity for job in jobs}) == 1 and all(job.state is State.DONE for job in jobs)
+
+
+def test_a_lost_identity_is_restored_from_a_run(track: Track, takes: Path, out: Path) -> None:
+    track()
+    before = np.load(out / "anna" / "identity.npz")["z_id"]
+    (out / "anna" / "identity.npz").write_bytes(b"torn")
+    write_take(takes / "anna" / "three.mp4")
+    track()
+    np.testing.assert_array_equal(np.load(out / "anna" / "identity.npz")["z_id"], before)
+
+
+@pytest.mark.parametrize(
+    ("go_wrong", "error", "attempts"),
+    [
+        ("kill", "its process was ended by SIGKILL, perhaps for want of memory", 2),
+        ("raise", "RuntimeError: a bug in two lines (fake_steps.py:", 2),
+        ("unreadable", "bad.mp4: not a video", 1),
+        ("no face", "no face found in", 1),
+        ("hang", "its process did nothing for 0 min and was ended", 2),
+    ],
+)
+def test_a_poison_clip_does_not_spoil_the_night(
+    track: Track, takes: Path, out: Path, go_wrong: str, error: str, attempts: int
+) -> None:
+    write_take(takes / "anna" / "bad.mp4", go_wrong=go_wrong)
+    states = track(*{"kill": (2, 30), "hang": (2, 0.5)}.get(go_wrong, ()))
+    assert states.pop("anna/bad").startswith("failed") and set(states.values()) == {"done"}
+    job = next(job for job in Manifest.load(out).jobs if job.name == "bad")
+    assert error in job.error and "\n" not in job.error and job.attempts == attempts
+
+
+def test_a_mishap_is_forgiven_once(track: Track, takes: Path) -> None:
+    write_take(takes / "anna" / "bad.mp4", once="raise")
+    assert set(track().values()) == {"done"}
+
+
+def test_retry_of_failed_takes(track: Track, takes: Path, out: Path) -> None:
+    write_take(takes / "anna" / "bad.mp4", go_wrong="unreadable")
+    track()
+    before = contents(out)
+    write_take(takes / "anna" / "bad.mp4")
+    assert track()["anna/bad"].startswith("failed")
+    assert track(plan=lambda: driver.retried(out))["anna/bad"] == "done"
+    assert before.items() <= contents(out).items()
+
+
+def test_a_full_disk_stops_the_session_and_costs_no_take(track: Track, takes: Path, out: Path) -> None:
+    write_take(takes / "anna" / "big.mp4", once="disk full")
+    with pytest.raises(OutputError, match="is full; free some space"):
+        track()
+    states = {job.state for job in Manifest.load(out).jobs}
+    assert State.QUEUED in states and State.FAILED not in states and State.RUNNING not in states
+    assert set(track().values()) == {"done"}
+
+
+def test_a_manifest_that_does_not_fit_on_the_disk(track: Track, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, calls = os.fsync, []
+
+    def fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 6:
+            raise OSError(28, "No space left on device")
+        real(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OutputError, match="is full"):
+        track()
+    monkeypatch.undo()
+    assert set(track().values()) == {"done"}
+
+
+def test_a_missing_model_stops_the_session(track: Track, takes: Path, out: Path) -> None:
+    write_take(takes / "anna" / "big.mp4", go_wrong="no model")
+    with pytest.raises(ModelError, match="model 'head' not found"):
+        track()
+    assert all(job.state in (State.QUEUED, State.DONE) for job in Manifest.load(out).jobs)
+
+
+def test_clips_that_change_or_go(track: Track, takes: Path, out: Path) -> None:
+    track()
+    before = contents(out)
+    os.utime(takes / "ben" / "one.mp4")  # touched, not changed
+    write_take(takes / "anna" / "one.mp4", frames=50)
+    (takes / "anna" / "two.mp4").unlink()
+    assert track() == {"anna/one": f"failed {CHANGED}", "anna/two": "done", "ben/one": "done"}
+    assert before == contents(out)
+    assert track(plan=lambda: driver.retried(out))["anna/one"] == "done"
+    after = contents(out)
+    assert {
+        k.replace("one/", "one.old/"): v for k, v in before.items() if k.startswith("anna/one/")
+    }.items() <= after.items()
+    assert after["anna/one/track.npz"] != before["anna/one/track.npz"]
+
+
+def test_a_folder_that_is_anothers(track: Track, out: Path, tmp_path: Path) -> None:
+    (out / "anna" / "one").mkdir(parents=True)
+    (out / "anna" / "one" / "photo.png").write_text("mine")
+    (out / "session.json").write_text(
+        driver.planned(tmp_path / "takes", tmp_path / "x", TrackOptions()).model_dump_json()
+    )
+    assert "not empty and not a run folder" in track()["anna/one"]
+    assert (out / "anna" / "one" / "photo.png").read_text() == "mine"
+
+
+def test_links_do_not_lead_out_of_the_session(track: Track, out: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    track(workers=1, plan=lambda: Manifest(root=".."))
+    (out / "anna").symlink_to(tmp_path / "elsewhere")
+    states = track()
+    assert "leads out of" in states["anna/one"] and states["ben/one"] == "done"
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_two_drivers(track: Track, out: Path) -> None:
+    out.mkdir()
+    with (
+        RunLock(out / "session.lock", f"the session {out}"),
+        pytest.raises(OutputError, match=rf"session {out} is being written by process {os.getpid()} on"),
+    ):
+        track()
+    assert set(track().values()) == {"done"}
+
+
+def test_interrupted_once_it_saves_and_goes_on_later(track: Track, takes: Path, out: Path) -> None:
+    write_take(takes / "ben" / "long.mp4", frames=30, delay=0.02)
+    log = out / "ben" / "long" / "work" / "observations.bin"
+    with pytest.raises(KeyboardInterrupt):
+        track(2, interrupted=lambda: int(log.exists()))
+    jobs = {job.output: job for job in Manifest.load(out).jobs}
+    assert jobs["ben/long"].state is State.QUEUED and jobs["ben/long"].attempts == 0
+    info = json.loads((out / "ben" / "long" / "run.json").read_text())
+    assert info["state"] == "interrupted"
+    write_take(takes / "ben" / "long.mp4", frames=30, delay=0.02)  # the same bytes, another time
+    assert set(track().values()) == {"done"}
+
+
+def test_a_moved_session_goes_on(track: Track, takes: Path, out: Path, tmp_path: Path) -> None:
+    track()
+    before = contents(out)
+    (tmp_path / "moved").mkdir()
+    moved = takes.rename(tmp_path / "moved" / "takes"), out.rename(tmp_path / "moved" / "out")
+    write_take(moved[0] / "ben" / "new.mp4")
+    states = track(session=moved[1], plan=lambda: driver.planned(moved[0], moved[1], TrackOptions()))
+    assert set(states.values()) == {"done"} and before.items() <= contents(moved[1]).items()
+
+
+DRIVER = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+import fake_steps
+from nphm_track.batch import driver
+from nphm_track.batch.workers import LocalPool
+from nphm_track.tracking.options import TrackOptions
+if __name__ == "__main__":
+    takes, out = map(Path, sys.argv[1:])
+    plan = lambda: driver.planned(takes, out, TrackOptions())
+    driver.work(out, plan, pool=LocalPool(2, fake_steps.run))
+"""
+
+
+def test_a_killed_driver_leaves_no_worker_and_no_half_file(
+    track: Track, takes: Path, out: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        write_take(takes / "anna" / f"long{number}.mp4", frames=15, delay=0.01)
+    script = tmp_path / "drive.py"
+    script.write_text(DRIVER.format(here=str(Path(__file__).parent)))
+    for sign in ("observations.bin", "00000?.ply"):
+        process = subprocess.Popen([sys.executable, str(script), str(takes), str(out)])
+        while process.poll() is None and not any(out.rglob(sign)):
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert set(track().values()) == {"done"}  # at once: its workers are gone, and so are their locks
+    track(session=tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")
+    assert not list(out.rglob("*.partial"))
+
+
+def test_durations_do_not_follow_the_wall_clock(track: Track, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: 1e9 - 1e5 * next(jumps))
+    assert set(track().values()) == {"done"}
