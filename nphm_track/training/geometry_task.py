@@ -22,6 +22,7 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.landmark_mesh import frame_to_crop, landmark_maps, landmark_triangles
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
 from nphm_track.training.recipe import Strict
+from nphm_track.training.trainer import Share
 
 NORMAL_SCALE, POINT_SCALE = np.radians(18.0), 0.005
 """Error (radians, metres) at which the target of the confidence falls to 1/e."""
@@ -43,6 +44,8 @@ class GeometryData(Strict):
 
 class GeometryTask:
     """Cosine loss on normals, L1 on points inside the mask; confidences learn how wrong the maps are."""
+
+    share = Share()
 
     def __init__(self, data: GeometryData) -> None:
         from nphm_track.heads.loading import load_head_model
@@ -88,7 +91,8 @@ class GeometryTask:
 
         def make(k: int) -> dict[str, Any]:
             rng = np.random.default_rng([k, 77])
-            return self.prepare(self.shards.take(rng.integers(len(self.shards), size=self.data.batch)), rng)
+            rows = rng.integers(len(self.shards), size=self.data.batch)
+            return self.prepare(self.shards.take(rows[self.share.rank :: self.share.world]), rng)
 
         future = self._ahead.pop(step, None) or self.pool.submit(make, step)
         self._ahead = {step + 1: self.pool.submit(make, step + 1)}

@@ -25,6 +25,7 @@ from nphm_track.models import read_weights
 from nphm_track.training import losses as L
 from nphm_track.training.ict import NECK_LEVEL, anchor_vertices, load_ict, sample_expression, sample_identity
 from nphm_track.training.recipe import Strict
+from nphm_track.training.trainer import Share
 
 
 class HeadData(Strict):
@@ -51,6 +52,8 @@ class HeadData(Strict):
 
 class HeadTask:
     """Neutral SDF, posed SDF, correspondences, anchors; see the weights in :meth:`losses`."""
+
+    share = Share()
 
     def __init__(self, data: HeadData) -> None:
         self.data = data
@@ -124,7 +127,7 @@ class HeadTask:
 
     def _draw(self, shard: dict[str, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
         """w, e, neutral points and distances, posed points and distances of ``count`` heads of a shard."""
-        chosen = torch.randperm(len(shard["w"]), generator=generator)[:count]
+        chosen = self.share.of(torch.randperm(len(shard["w"]), generator=generator)[:count])
         neutral = _pick(shard, "neutral", chosen, self.data.neutral_points, generator)
         posed = _pick(shard, "posed", chosen, self.data.posed_points, generator)
         return self._padded(shard["w"][chosen]), shard["e"][chosen], *neutral, *posed
@@ -136,7 +139,7 @@ class HeadTask:
     def _anny_terms(self, shard: dict[str, Tensor], generator: torch.Generator) -> dict[str, tuple[float, Tensor]]:
         """Correspondences and anchors of Anny's heads, as stored."""
         model, data = self.model, self.data
-        chosen = torch.randperm(len(shard["w"]), generator=generator)[: data.anny_heads]
+        chosen = self.share.of(torch.randperm(len(shard["w"]), generator=generator)[: data.anny_heads])
         z_id = self._padded(shard["w"][chosen]) @ model.identity_basis.T
         z_ex = shard["e"][chosen] @ model.expression_basis.T
         index = torch.randint(shard["posed_corr"].shape[1], (len(chosen), data.correspondences), generator=generator)
@@ -152,7 +155,7 @@ class HeadTask:
         count = self.data.heads - (self.data.anny_heads if self.anny else 0)
         w = sample_identity(rng, count)
         e = sample_expression(rng, count, self.ict.expression_names)
-        return torch.from_numpy(w), torch.from_numpy(e)
+        return self.share.of(torch.from_numpy(w)), self.share.of(torch.from_numpy(e))
 
     def _correspondence_terms(
         self, w: Tensor, e: Tensor, generator: torch.Generator

@@ -21,6 +21,7 @@ from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageReg
 from nphm_track.training.geometry_task import FaceShards, prepare_crops
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+from nphm_track.training.trainer import Share
 
 
 class ImageRegressorData(Strict):
@@ -46,6 +47,8 @@ class ImageRegressorData(Strict):
 class ImageRegressorTask:
     """The encoders and the head model are frozen."""
 
+    share = Share()
+
     def __init__(self, data: ImageRegressorData) -> None:
         self.data = data
         self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
@@ -67,11 +70,11 @@ class ImageRegressorTask:
 
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
         data = self.data
-        rows = torch.randint(len(self.train_table["w"]), (data.batch,), generator=generator)
+        rows = self.share.of(torch.randint(len(self.train_table["w"]), (data.batch,), generator=generator))
         batch = {k: v[rows] for k, v in self.train_table.items()}
         landmarks = batch["landmarks"]
         radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
-        scale = torch.rand(data.batch, 1, 1, generator=generator) * 2 * data.jitter
+        scale = torch.rand(len(rows), 1, 1, generator=generator) * 2 * data.jitter
         batch["landmarks"] = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
         codes = self._predict(self.model, batch, generator)
         terms = self.terms.vertex_terms(codes.z_id, codes.z_ex, batch)

@@ -25,6 +25,7 @@ from nphm_track.regressor.landmark_regressor import (
 from nphm_track.training import losses as L
 from nphm_track.training.ict import load_ict
 from nphm_track.training.recipe import Strict
+from nphm_track.training.trainer import Share
 
 
 class RegressorData(Strict):
@@ -189,6 +190,8 @@ def standardise(model: LandmarkRegressor, head: NphmDecoder, landmarks: Tensor, 
 class RegressorTask:
     """Landmarks of renders and of projections, mixed."""
 
+    share = Share()
+
     def __init__(self, data: RegressorData) -> None:
         self.data = data
         self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
@@ -205,7 +208,9 @@ class RegressorTask:
         data = self.data
         n_rendered = int(data.batch * data.rendered_fraction)
         parts = ((self.rendered, n_rendered), (self.projected, data.batch - n_rendered))
-        batch = {k: torch.cat([_draw(table, k, count, step) for table, count in parts]) for k in self.rendered}
+        batch = {
+            k: torch.cat([_draw(table, k, count, step, self.share) for table, count in parts]) for k in self.rendered
+        }
         landmarks = batch["landmarks"]
         radius = landmarks[..., :2].std(dim=(1, 2), keepdim=True)
         scale = torch.rand(len(landmarks), 1, 1, generator=generator) * 2 * data.jitter
@@ -241,7 +246,7 @@ def read_samples(folder: Path, kind: str) -> dict[str, Tensor]:
     return table
 
 
-def _draw(table: dict[str, Tensor], key: str, count: int, step: int) -> Tensor:
+def _draw(table: dict[str, Tensor], key: str, count: int, step: int, share: Share) -> Tensor:
     """``count`` rows of a column; the same rows for every column of a step."""
     rows = torch.Generator().manual_seed(step * 2 + count)
-    return table[key][torch.randint(len(table["w"]), (count,), generator=rows)]
+    return table[key][share.of(torch.randint(len(table["w"]), (count,), generator=rows))]

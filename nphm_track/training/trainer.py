@@ -9,10 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from nphm_track.errors import InputError
 from nphm_track.models import write_weights
@@ -22,8 +22,25 @@ CHECKPOINT = "checkpoint.pt"
 MODEL = "model.safetensors"
 
 
+class Share(NamedTuple):
+    """This process's part of a global batch: every ``world``-th row from ``rank`` on."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The part of ``rows`` [N, ...] that this process works on."""
+        return rows[self.rank :: self.world]
+
+
 class Task(Protocol):
-    """What a task gives the trainer: a model, losses of a step, held-out metrics and the configuration to store."""
+    """What a task gives the trainer: a model, losses of a step, held-out metrics and the configuration to store.
+
+    The trainer sets ``share``. A task draws the rows of the global batch and works on its share of them; losses are
+    means over rows, so that the mean over processes is the loss of the global batch.
+    """
+
+    share: Share
 
     @property
     def model(self) -> nn.Module: ...
@@ -35,6 +52,16 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
 
     def config(self) -> dict[str, Any]: ...
+
+
+def join_processes() -> Share:
+    """The share of this process when it was started by torchrun (NCCL with CUDA, else gloo); the whole otherwise."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Share()
+    if not distributed.is_initialized():
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return Share(distributed.get_rank(), world)
 
 
 def learning_rate(config: TrainerConfig, step: int) -> float:
@@ -56,6 +83,7 @@ class Trainer:
 
     def __init__(self, task: Task, config: TrainerConfig, folder: str | Path) -> None:
         self.task, self.config, self.folder = task, config, Path(folder)
+        self.share = task.share = join_processes()
         self.model = task.model
         self.averaged = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -79,11 +107,11 @@ class Trainer:
         if self.step >= self.config.steps:
             return self.task.evaluate(self._averaged_model())
         started, saved = time.monotonic(), time.monotonic()
-        board = _tensorboard(self.folder)
+        board = None if self.share.rank else _tensorboard(self.folder)
         sums: dict[str, float] = {}
         count = 0
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not _is_terminal()) as bar, self._saved_on_interrupt():
+        with Progress(*columns, disable=not _is_terminal() or self.share.rank > 0) as bar, self._saved_on_interrupt():
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
             while self.step < self.config.steps:
                 terms = self.train_step()
@@ -92,6 +120,8 @@ class Trainer:
                 count += 1
                 bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
                 last = self.step == self.config.steps
+                if self.share.rank:
+                    continue
                 if self.step % 100 == 0 or last:
                     self._log(board, {k: v / count for k, v in sums.items()})
                     sums, count = {}, 0
@@ -111,7 +141,8 @@ class Trainer:
         try:
             yield
         except KeyboardInterrupt:
-            self.save({})
+            if not self.share.rank:
+                self.save({})
             raise
 
     def train_step(self) -> dict[str, float]:
@@ -124,6 +155,7 @@ class Trainer:
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
         self.optimiser.zero_grad(set_to_none=True)
         total.backward()
+        self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if torch.isfinite(norm):
             self.optimiser.step()
@@ -135,7 +167,22 @@ class Trainer:
                 else:
                     self.averaged[name].copy_(value)
         self.step += 1
-        return {"total": float(total.detach()), **{k: float(v.detach()) for k, (_, v) in terms.items()}}
+        values = torch.stack([total, *(v for _, v in terms.values())]).detach()
+        if self.share.world > 1:
+            distributed.all_reduce(values)
+            values /= self.share.world
+        return dict(zip(("total", *terms), values.tolist(), strict=True))
+
+    def _average_gradients(self) -> None:
+        """Mean of the gradients over all processes, in one message."""
+        if self.share.world == 1:
+            return
+        gradients = [p.grad for p in self.optimiser.param_groups[0]["params"] if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in gradients])
+        distributed.all_reduce(flat)
+        flat /= self.share.world
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def save(self, metrics: dict[str, float]) -> None:
         """Checkpoint and released weights, both atomic."""

@@ -17,7 +17,9 @@ def basis() -> LandmarkBasis:
     mean = torch.from_numpy(points)
 
     def modes(count: int) -> torch.Tensor:
-        waves = [np.sin(points @ rng.normal(size=3) * 30 + k)[:, None] * rng.normal(size=3) * 0.002 for k in range(count)]
+        waves = [
+            np.sin(points @ rng.normal(size=3) * 30 + k)[:, None] * rng.normal(size=3) * 0.002 for k in range(count)
+        ]
         return torch.from_numpy(np.stack(waves))
 
     return LandmarkBasis(mean, modes(4), modes(3))

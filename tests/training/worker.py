@@ -1,0 +1,39 @@
+"""A small training run for test_processes.py: ``python worker.py FOLDER``, alone or under torchrun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nphm_track.training.recipe import TrainerConfig
+from nphm_track.training.trainer import Share, Trainer
+
+
+class Regression:
+    """Linear regression on rows that the generator draws for the global batch."""
+
+    share = Share()
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.model: Any = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        x = self.share.of(torch.randn(8, 4, generator=generator))
+        y = x.sum(1, keepdim=True)
+        return {"square": (1.0, (self.model(x) - y).square().mean()), "size": (0.1, self.model(x).abs().mean())}
+
+    def evaluate(self, model: Any) -> dict[str, float]:
+        return {"bias": float(model[2].bias)}
+
+    def config(self) -> dict[str, Any]:
+        return {"kind": "regression"}
+
+
+if __name__ == "__main__":
+    settings = TrainerConfig(steps=30, learning_rate=0.02, warmup=3, evaluate_every=10)
+    Trainer(Regression(), settings, sys.argv[1]).run()
