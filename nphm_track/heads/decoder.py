@@ -8,6 +8,8 @@ z_id [..., D_id], z_ex [..., D_ex].
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
@@ -17,12 +19,11 @@ from torch import Tensor, nn
 
 from nphm_track.heads.config import HeadConfig
 
-
-def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-    """Rows of ``x`` [P, I] in consecutive groups of ``counts``, each through its own ``weight`` [G, O, I] -> [P, O]."""
-    parts = x.split(counts)
-    rows = [F.linear(p, weight[g], None if bias is None else bias[g]) for g, p in enumerate(parts) if counts[g]]
-    return torch.cat(rows) if rows else x.new_zeros(0, weight.shape[1])
+CACHED = 2**17
+"""Floats of one layer's activations that a core's cache holds beside the weights: sets how many points go at once."""
+PILOT = 256
+"""Points whose members are all evaluated to see how far they disagree, before any is skipped."""
+Activation = Callable[[Tensor], Tensor]
 
 
 class GroupedMlp(nn.Module):
@@ -39,6 +40,48 @@ class GroupedMlp(nn.Module):
             self.weights.append(nn.Parameter(torch.empty(groups, fan_out, fan_in).uniform_(-bound, bound)))
             self.biases.append(nn.Parameter(torch.zeros(groups, fan_out)))
 
+    def constants(self, condition: Tensor, mlp: Tensor) -> Tensor:
+        """First layer's share of conditions [B, M, C] for members with MLPs ``mlp`` [M]: the same at all points."""
+        weight = self.weights[0][mlp, :, : self.condition]
+        return torch.einsum("bmc,moc->bmo", condition, weight) + self.biases[0][mlp]
+
+    def forward(
+        self,
+        points: Tensor,
+        counts: list[int],
+        constants: Tensor,
+        which: Tensor,
+        activate: Activation,
+        features: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Rows [P, I], ``counts`` of them for each MLP in turn, row p with ``constants[which[p]]`` of [M, hidden].
+
+        Returns [P, O]; the last hidden layers before their activation [P, hidden] are appended to ``features``. An MLP
+        runs through all its layers before the next begins: its activations stay in the processor's cache.
+        """
+        weights = list(zip(*(w.unbind() for w in self.weights), strict=True))
+        biases = list(zip(*(b.unbind() for b in self.biases), strict=True))
+        out = [points.new_zeros(0, self.weights[-1].shape[1])]
+        for g, (x, of) in enumerate(zip(points.split(counts), which.split(counts), strict=True)):
+            if not counts[g]:
+                continue
+            h = torch.addmm(constants.index_select(0, of), x, weights[g][0][:, self.condition :].T)
+            for weight, bias in zip(weights[g][1:-1], biases[g][1:-1], strict=True):
+                h = F.linear(activate(h), weight, bias)
+            if features is not None:
+                features.append(h)
+            out.append(F.linear(activate(h), weights[g][-1], biases[g][-1]))
+        return torch.cat(out)
+
+
+@dataclass(frozen=True)
+class _Conditioned:
+    """What the ensemble needs of B identity codes: anchors [B, A, 3], first-layer shares [B * members, hidden]."""
+
+    anchors: Tensor
+    geometry: Tensor
+    colour: Tensor | None
+
 
 class NphmDecoder(nn.Module):
     """Head model of one :class:`HeadConfig`; see the methods for shapes. All outputs are in model units."""
@@ -46,7 +89,7 @@ class NphmDecoder(nn.Module):
     mean_anchors: Tensor
     mean_landmarks: Tensor
     mlp_of_member: Tensor
-    mirrored: Tensor
+    local_axes: Tensor
 
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
@@ -78,9 +121,11 @@ class NphmDecoder(nn.Module):
             self.identity_basis = nn.Parameter(torch.randn(c.identity_dim, c.identity_basis) * 0.05)
         if c.expression_names:
             self.expression_basis = nn.Parameter(torch.randn(c.expression_dim, len(c.expression_names)) * 0.3)
-        member = torch.arange(c.n_members)
         self.register_buffer("mlp_of_member", _mlp_of_member(c), persistent=False)
-        self.register_buffer("mirrored", (member < 2 * c.n_pairs) & (member % 2 == 1), persistent=False)
+        # Local coordinates are scaled, and mirrored for the odd member of a pair; hyper coordinates are only scaled.
+        axes = torch.full((c.n_members, 3 + c.hyper_dim), c.local_scale)
+        axes[1 : 2 * c.n_pairs : 2, 0] *= -1
+        self.register_buffer("local_axes", axes, persistent=False)
 
     # -- codes ---------------------------------------------------------------------------------------------------------
     def split_identity(self, z_id: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,26 +150,16 @@ class NphmDecoder(nn.Module):
         anchors = self.anchors(z_id)
         compressed = self.compressor(torch.cat([z_id, anchors.flatten(-2)], -1))
         condition = torch.cat([compressed, z_ex], -1).unsqueeze(-2)  # [..., 1, C]
-        x = points * self.config.deform_scale
-        h = x
-        features = x
-        for k, layer in enumerate(cast("list[nn.Linear]", self.deformation)):
-            features = h
-            if k == 0:
-                h = _linear_of_parts(layer, (x, condition))
-            elif k == self.config.deform_skip:
-                h = _linear_of_parts(layer, (h, x, condition), 1 / math.sqrt(2))
-            else:
-                h = layer(h)
-            if k + 1 < len(self.deformation):
-                h = self._activate(h)
-        offset, hyper = h[..., :3], h[..., 3:]
+        field = None
         if self.config.bilinear:
             # The code is the same for all points: contract it with the weights first, [..., 3, hidden].
             weight = torch.einsum("cko,...k->...co", self.expression_field.weight.unflatten(0, (3, -1)), z_ex)
             bias = z_ex @ self.expression_field.bias.unflatten(0, (3, -1)).mT
-            offset = offset + features @ weight.mT + bias.unsqueeze(-2)
-        return offset * self.config.offset_scale, hyper * self.config.offset_scale
+            field = weight.mT, bias.unsqueeze(-2)
+        batch = max(1, math.prod(points.shape[:-2]), math.prod(condition.shape[:-2]))
+        size = max(1, 6 * CACHED // (self.config.deform_hidden * batch))
+        out = torch.cat([self._deform(part, condition, field) for part in points.split(size, -2)], -2)
+        return out[..., :3], out[..., 3:]
 
     def canonical_queries(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
         """Canonical position and hyper coordinates [..., N, 3 + H] of posed points."""
@@ -132,13 +167,19 @@ class NphmDecoder(nn.Module):
         return torch.cat([points + offset, hyper], -1)
 
     # -- signed distance -----------------------------------------------------------------------------------------------
-    def sdf(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
-        """Signed distance [..., N] at posed points, positive outside."""
-        return self.canonical_sdf(self.canonical_queries(points, z_id, z_ex), z_id)
+    def sdf(self, points: Tensor, z_id: Tensor, z_ex: Tensor, *, tolerance: float = 0.0) -> Tensor:
+        """Signed distance [..., N] at posed points, positive outside; ``tolerance`` as in :meth:`canonical_sdf`."""
+        return self.canonical_sdf(self.canonical_queries(points, z_id, z_ex), z_id, tolerance=tolerance)
 
-    def canonical_sdf(self, queries: Tensor, z_id: Tensor) -> Tensor:
-        """Signed distance [..., N] at canonical queries [..., N, 3 + H] (or [..., N, 3]: hyper coordinates zero)."""
-        return self._ensemble(queries, z_id, None)[0]
+    def canonical_sdf(self, queries: Tensor, z_id: Tensor, *, tolerance: float = 0.0) -> Tensor:
+        """Signed distance [..., N] at canonical queries [..., N, 3 + H] (or [..., N, 3]: hyper coordinates zero).
+
+        With a ``tolerance`` (model units) the members of least weight are skipped at each point. Weights sum to one, so
+        skipping a share w moves the result by at most w times the difference between the largest and the smallest
+        member there; w is ``tolerance`` over the largest such difference at ``PILOT`` of the points, where all members
+        are evaluated. Where members differ by more than there, the bound grows in proportion.
+        """
+        return self._ensemble(queries, z_id, None, tolerance)[0]
 
     def gradient(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
         """Signed distance [..., N] and its gradient with respect to the posed points [..., N, 3]."""
@@ -160,38 +201,99 @@ class NphmDecoder(nn.Module):
             return F.softplus(h, beta=100)
         return F.silu(h)
 
-    def _ensemble(self, queries: Tensor, z_id: Tensor, z_app: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        lead = queries.shape[:-2]
-        q = queries.reshape(-1, *queries.shape[-2:])  # [B, N, 3 or 3 + H]
-        if q.shape[-1] == 3:
-            q = F.pad(q, (0, self.config.hyper_dim))
-        z = z_id.expand(*lead, -1).reshape(-1, z_id.shape[-1])  # [B, D]
-        anchors = self.anchors(z)
-        member, blend = self._blend(q[..., :3], anchors)  # [B, N, K]
-        order, back, counts = _sort_by_mlp(self.mlp_of_member[member].flatten(), self.config.n_mlps)
-        b, n, k = member.shape
-        pair = (torch.arange(b, device=q.device)[:, None, None] * self.config.n_members + member).flatten()[order]
-        row = order // k
-        local = self._local_coordinates(q, anchors, row, pair)
-        h = self._first_layer(self.ensemble, z, pair, local * self.config.local_scale, counts)
-        for i in range(1, len(self.ensemble.weights)):
-            h = grouped_linear(h, self.ensemble.weights[i], self.ensemble.biases[i], counts)
-            if i == self.config.hidden_layers - 1:
-                feature = h  # before its activation: what the appearance branch sees
-            if i < self.config.hidden_layers:
+    def _deform(self, points: Tensor, condition: Tensor, field: tuple[Tensor, Tensor] | None) -> Tensor:
+        """Offsets and hyper coordinates [..., N, 3 + H]; ``field`` is the contracted bilinear part, weight and bias."""
+        c = self.config
+        x = points * c.deform_scale
+        h = features = x
+        for k, layer in enumerate(cast("list[nn.Linear]", self.deformation)):
+            features = h
+            if k == 0:
+                h = _linear_of_parts(layer, (x, condition))
+            elif k == c.deform_skip:
+                h = _linear_of_parts(layer, (h, x, condition), 1 / math.sqrt(2))
+            else:
+                h = layer(h)
+            if k + 1 < len(self.deformation):
                 h = self._activate(h)
-        sdf = (h[back].view(b, n, k) * blend).sum(-1).reshape(*lead, n) * self.config.sdf_scale
+        if field is not None:
+            h = h + F.pad(features @ field[0] + field[1], (0, c.hyper_dim))
+        return h * c.offset_scale
+
+    def _ensemble(
+        self, queries: Tensor, z_id: Tensor, z_app: Tensor | None, tolerance: float = 0.0
+    ) -> tuple[Tensor, Tensor | None]:
+        c = self.config
+        lead, n = queries.shape[:-2], queries.shape[-2]
+        q = queries.reshape(math.prod(lead), *queries.shape[-2:])  # [B, N, 3 or 3 + H]
+        if q.shape[-1] == 3:
+            q = F.pad(q, (0, c.hyper_dim))
+        z_id = z_id.expand(*lead, -1).reshape(len(q), -1)
+        head = self._condition(z_id, None if z_app is None else z_app.expand(*lead, -1).reshape(len(q), -1))
+        skipped = self._skippable_weight(q, head, tolerance) if tolerance > 0 and q.numel() else 0.0
+        size = max(1, CACHED * c.n_mlps // ((c.nearest + 1) * c.hidden * max(1, len(q))))
+        parts = [self._blended(part, head, skipped) for part in q.split(size, 1)]
+        sdf = torch.cat([part[0] for part in parts], 1).reshape(*lead, n)
         if z_app is None:
             return sdf, None
-        shared = self.bottleneck[1](F.relu(self.bottleneck[0](feature)))
-        za = z_app.expand(*lead, -1).reshape(-1, z_app.shape[-1])
-        c = self._first_layer(self.appearance, za, pair, shared, counts, relu=True)
-        for i in range(1, len(self.appearance.weights)):
-            c = grouped_linear(c, self.appearance.weights[i], self.appearance.biases[i], counts)
-            if i + 1 < len(self.appearance.weights):
-                c = F.relu(c)
-        colour = (c[back].view(b, n, k, 3) * blend[..., None]).sum(-2).reshape(*lead, n, 3)
-        return sdf, colour
+        return sdf, torch.cat([cast("Tensor", part[1]) for part in parts], 1).reshape(*lead, n, 3)
+
+    def _condition(self, z_id: Tensor, z_app: Tensor | None) -> _Conditioned:
+        """The part of the ensemble that depends on codes [B, D] alone: once a member, not once a point."""
+
+        def shares(mlp: GroupedMlp, z: Tensor) -> Tensor:
+            glob, local = self.split_identity(z)
+            condition = torch.cat([glob.unsqueeze(1).expand(-1, self.config.n_members, -1), local], -1)
+            return mlp.constants(condition, self.mlp_of_member).flatten(0, 1)
+
+        colour = None if z_app is None else shares(self.appearance, z_app)
+        return _Conditioned(self.anchors(z_id), shares(self.ensemble, z_id), colour)
+
+    @torch.no_grad()
+    def _skippable_weight(self, q: Tensor, head: _Conditioned, tolerance: float) -> float:
+        """The blend weight that may be skipped at a point, by how far members disagree at some of q [B, N, 3 + H]."""
+        pilot = q[:, :: max(1, q.shape[1] // PILOT)]
+        member, _ = self._blend(pilot[..., :3], head.anchors)
+        values = self._members(pilot, head, member, None)[0]
+        difference = (values.amax(-1) - values.amin(-1)).max().item()
+        return tolerance / max(difference, 1e-12)
+
+    def _blended(self, q: Tensor, head: _Conditioned, skipped: float) -> tuple[Tensor, Tensor | None]:
+        """Signed distance [B, N] and colour [B, N, 3] at q [B, N, 3 + H], without ``skipped`` of the blend weight."""
+        member, blend = self._blend(q[..., :3], head.anchors)
+        keep = None
+        if skipped > 0:
+            ascending, order = blend.detach().sort(-1)
+            keep = torch.zeros_like(blend, dtype=torch.bool).scatter(-1, order, ascending.cumsum(-1) > skipped)
+            blend = blend * keep
+            blend = blend / blend.sum(-1, keepdim=True)
+        values, colours = self._members(q, head, member, keep)
+        sdf = (values * blend).sum(-1)
+        return sdf, None if colours is None else (colours * blend[..., None]).sum(-2)
+
+    def _members(
+        self, q: Tensor, head: _Conditioned, member: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Distances [B, N, K] and colours [B, N, K, 3] of members [B, N, K] at q [B, N, 3 + H]; zero where not kept."""
+        c = self.config
+        b, n, k = member.shape
+        pair = member + c.n_members * torch.arange(b, device=q.device)[:, None, None]
+        index = torch.arange(b * n * k, device=q.device) if keep is None else keep.flatten().nonzero().squeeze(1)
+        mlp = self.mlp_of_member[member.flatten()[index]]
+        counts = torch.bincount(mlp, minlength=c.n_mlps).tolist()
+        index = index[mlp.argsort(stable=True)]  # sorted by MLP
+        pair = pair.flatten()[index]
+        centre = F.pad(head.anchors, (0, c.hyper_dim, 0, 1)).flatten(0, 1)  # [B * members, 3 + H]
+        local = q.flatten(0, 1).index_select(0, index // k) - centre.index_select(0, pair)
+        local = local * self.local_axes[pair % c.n_members]
+        features: list[Tensor] | None = None if head.colour is None else []
+        values = self.ensemble(local, counts, head.geometry, pair, self._activate, features) * c.sdf_scale
+        values = values.new_zeros(b * n * k, 1).index_copy(0, index, values).view(b, n, k)
+        if features is None or head.colour is None:
+            return values, None
+        shared = self.bottleneck[1](F.relu(self.bottleneck[0](torch.cat(features))))
+        colours = self.appearance(shared, counts, head.colour, pair, F.relu)
+        return values, colours.new_zeros(b * n * k, 3).index_copy(0, index, colours).view(b, n, k, 3)
 
     def _blend(self, x: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
         """Members [B, N, K] evaluated for canonical points x [B, N, 3] and their normalised blend weights."""
@@ -207,26 +309,6 @@ class NphmDecoder(nn.Module):
         member = torch.cat([near, torch.full_like(near[..., :1], c.n_anchors)], -1)
         return member, weight / (weight.sum(-1, keepdim=True) + 1e-8)
 
-    def _local_coordinates(self, q: Tensor, anchors: Tensor, row: Tensor, pair: Tensor) -> Tensor:
-        """Point relative to its member's anchor [P, 3 + H], mirrored for the odd member of a pair."""
-        c = self.config
-        centre = F.pad(anchors, (0, c.hyper_dim, 0, 1)).flatten(0, 1)  # [B * members, 3 + H]
-        delta = q.flatten(0, 1)[row] - centre[pair]
-        sign = 1 - 2 * self.mirrored[pair % c.n_members].to(delta.dtype)
-        return torch.cat([delta[:, :1] * sign[:, None], delta[:, 1:]], -1)
-
-    def _first_layer(
-        self, mlp: GroupedMlp, z: Tensor, pair: Tensor, point: Tensor, counts: list[int], relu: bool = False
-    ) -> Tensor:
-        """First layer of the local MLPs; what depends on the code alone is computed once a member, not once a point."""
-        glob, local = self.split_identity(z)
-        weight, bias = mlp.weights[0], mlp.biases[0]
-        of = self.mlp_of_member
-        condition = torch.cat([glob.unsqueeze(1).expand(-1, self.config.n_members, -1), local], -1)  # [B, members, C]
-        constant = torch.einsum("bmc,moc->bmo", condition, weight[of, :, : mlp.condition]) + bias[of]
-        h = grouped_linear(point, weight[:, :, mlp.condition :], None, counts) + constant.flatten(0, 1)[pair]
-        return F.relu(h) if relu else self._activate(h)
-
 
 def _mlp_of_member(c: HeadConfig) -> Tensor:
     member = torch.arange(c.n_members)
@@ -240,19 +322,12 @@ def _gather_rows(values: Tensor, index: Tensor) -> Tensor:
     return values.flatten(0, 1)[flat]
 
 
-def _sort_by_mlp(mlp: Tensor, groups: int) -> tuple[Tensor, Tensor, list[int]]:
-    """Order that sorts pairs by MLP, the way back, and the group sizes."""
-    order = torch.argsort(mlp, stable=True)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return order, back, torch.bincount(mlp, minlength=groups).tolist()
-
-
 def _linear_of_parts(layer: nn.Linear, parts: tuple[Tensor, ...], scale: float = 1.0) -> Tensor:
     """``layer(cat(parts, -1) * scale)``; the last part is constant over points and broadcast only after its product."""
     sizes = [p.shape[-1] for p in parts]
     columns = (layer.weight * scale if scale != 1.0 else layer.weight).split(sizes, -1)
     out = F.linear(parts[-1], columns[-1], layer.bias)
     for part, weight in zip(parts[:-1], columns[:-1], strict=True):
-        out = out + F.linear(part, weight)
+        fused = part.dim() == out.dim() == 2
+        out = torch.addmm(out, part, weight.T) if fused else out + F.linear(part, weight)
     return out

@@ -35,6 +35,8 @@ FACE_MARGIN, FACE_FADE, ELSEWHERE = 12.0, 15.0, 0.1
 """Full weight up to this distance (mm) from the face landmarks, then fading over the next mm to that of the rest."""
 CLAMP = (25.0, 1.9)
 """Distance (mm) from which a point pulls no more, first and last; MonoNPHM's .1 and .0075 units."""
+CLAMP_REACHED = 0.5
+"""Share of the steps after which the clamp is at its last."""
 MIN_COSINE = 0.4
 """Between the normals of scan and model; the nose wings and lips of a rough fit need some room."""
 SHELL = (0.5, 3.0)
@@ -231,7 +233,7 @@ class _Fit:
         judge_every = max(1, steps // 16)
         for step in range(steps):
             t = step / steps
-            clamp = CLAMP[0] * (CLAMP[1] / CLAMP[0]) ** min(1.0, t / 0.5)
+            clamp = CLAMP[0] * (CLAMP[1] / CLAMP[0]) ** min(1.0, t / CLAMP_REACHED)
             if step % judge_every == 0:
                 self._judge(clamp)
             for group, rate in zip(optimiser.param_groups, RATES, strict=True):

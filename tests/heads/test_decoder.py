@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.errors import ModelError
-from nphm_track.heads.decoder import GroupedMlp, grouped_linear
+from nphm_track.heads.decoder import GroupedMlp
 from nphm_track.heads.mononphm import decoder_from_state
 
 State = dict[str, Tensor]
@@ -185,13 +185,15 @@ def test_canonical_sdf_takes_points_without_hyper_coordinates(build: Build) -> N
     torch.testing.assert_close(model.canonical_sdf(points, z_id), model.canonical_sdf(F.pad(points, (0, 2)), z_id))
 
 
-def test_grouped_linear_with_empty_groups() -> None:
-    weight, bias = torch.randn(4, 3, 2), torch.randn(4, 3)
-    x = torch.randn(5, 2)
-    out = grouped_linear(x, weight, bias, [0, 3, 0, 2])
-    expected = torch.cat([x[:3] @ weight[1].T + bias[1], x[3:] @ weight[3].T + bias[3]])
-    torch.testing.assert_close(out, expected)
-    assert grouped_linear(x[:0], weight, bias, [0, 0, 0, 0]).shape == (0, 3)
+def test_grouped_mlp_with_empty_groups() -> None:
+    mlp = GroupedMlp(4, condition=2, point=3, hidden=5, hidden_layers=1, out=2)
+    x, constants = torch.randn(5, 3), torch.randn(6, 5)
+    which = torch.tensor([4, 0, 4, 1, 2])
+    out = mlp(x, [0, 3, 0, 2], constants, which, torch.relu)
+    for row, group in enumerate([1, 1, 1, 3, 3]):
+        h = (mlp.weights[0][group][:, 2:] @ x[row] + constants[which[row]]).relu()
+        torch.testing.assert_close(out[row], mlp.weights[1][group] @ h + mlp.biases[1][group])
+    assert mlp(x[:0], [0, 0, 0, 0], constants, which[:0], torch.relu).shape == (0, 2)
 
 
 # -- symmetry ----------------------------------------------------------------------------------------------------------
