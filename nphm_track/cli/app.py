@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from nphm_track import __version__
-from nphm_track.cli import batch, doctor, export, fit_scan, models, overlay, report_page, track, train
+from nphm_track.cli.commands import LazyGroup
 from nphm_track.errors import InputError, NphmTrackError, OutputError
 
 DEFAULT_COMMAND = "track"
@@ -20,7 +19,7 @@ GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-co
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
-class DefaultCommandGroup(TyperGroup):
+class DefaultCommandGroup(LazyGroup):
     """Sends ``nphm-track clip.mp4`` to the default command. A file called like a command is reached as ``./train``."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -59,17 +58,6 @@ def _nphm_track(
 
     nphm-track VIDEO is short for nphm-track track VIDEO; nphm-track track --help lists its options.
     """
-
-
-app.command("track")(track.track)
-app.command("render-overlay")(overlay.render_overlay)
-app.command("export")(export.export)
-app.command("report")(report_page.report)
-app.command("fit-scan")(fit_scan.fit_scan)
-app.command("train")(train.train)
-app.add_typer(batch.app, name="batch")
-app.add_typer(models.app, name="models")
-app.command("doctor")(doctor.doctor)
 
 
 def run() -> None:

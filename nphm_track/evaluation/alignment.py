@@ -83,6 +83,32 @@ def fit_surface(
     return fit
 
 
+def fit_distances(surface: Surface, points: FloatArray, start: Similarity, *, scaled: bool) -> Similarity:
+    """Least squares of all distances of scan points [N, 3] to a predicted surface, without trimming or landmarks.
+
+    This is how NoW refines its alignment; ``fit_surface`` is the robust one. Levenberg-Marquardt: undamped steps run
+    back and forth where the surface may slide along the scan.
+    """
+    fit, damping, everywhere = start, 1e-3, np.ones(len(points))
+    hits = surface.closest(fit.inverse(points))
+    cost = float((hits.distance * fit.scale) @ (hits.distance * fit.scale))
+    for _ in range(ITERATIONS):
+        place = fit(hits.point)
+        direction = np.where(hits.distance[:, None] > 1e-7, unit(place - points), hits.normal @ fit.R.T)
+        centre = place.mean(0)
+        step = _gauss_newton(place - centre, direction, hits.distance * fit.scale, everywhere, scaled, damping)
+        trial = _moved(fit, step, centre)
+        found = surface.closest(trial.inverse(points))
+        change = cost - float((found.distance * trial.scale) @ (found.distance * trial.scale))
+        if change > 0:
+            fit, hits, cost, damping = trial, found, cost - change, damping / 5
+        else:
+            damping *= 10
+        if damping > 1e3 or 0 < change < 1e-5 * cost or cost < 1e-14 * len(points):
+            break
+    return fit
+
+
 def _matches(
     surface: Surface, points: FloatArray, normals: FloatArray, fit: Similarity
 ) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
@@ -100,7 +126,12 @@ def _matches(
 
 
 def _gauss_newton(
-    at: FloatArray, direction: FloatArray, residual: FloatArray, weight: FloatArray, scaled: bool
+    at: FloatArray,
+    direction: FloatArray,
+    residual: FloatArray,
+    weight: FloatArray,
+    scaled: bool,
+    damping: float = 0.0,
 ) -> FloatArray:
     """Small motion [7] (rotation vector, translation, growth) that shortens the residuals."""
     columns = [np.cross(at, direction), direction]
@@ -108,7 +139,7 @@ def _gauss_newton(
         columns.append((at * direction).sum(1, keepdims=True))
     J = np.concatenate(columns, axis=1)
     H = (J * weight[:, None]).T @ J
-    H += np.eye(len(H)) * 1e-9 * np.trace(H)
+    H += np.eye(len(H)) * 1e-9 * np.trace(H) + np.diag(damping * np.diag(H))
     step = np.zeros(7)
     step[: len(H)] = -np.linalg.solve(H, (J * weight[:, None]).T @ residual)
     return step

@@ -15,13 +15,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import points_in_poly
 
-from nphm_track.conventions import POINTS7_478
 from nphm_track.errors import InputError
 from nphm_track.evaluation.alignment import Similarity, fit_points, fit_surface
+from nphm_track.evaluation.points7 import NAMES7 as NAMES7
+from nphm_track.evaluation.points7 import checked7
 from nphm_track.evaluation.surface import FloatArray, Surface, face_normals, seen_from_front, unit, vertex_areas
-
-NAMES7 = tuple(POINTS7_478)
-"""Order of the seven points wherever they are an array."""
 
 RADIUS, DEPTH, MIN_FACING, OVAL_MARGIN = 0.095, 0.075, 0.2, 0.004
 """Region: metres from the nose tip, metres behind it, least cosine to the front, metres added around the oval."""
@@ -33,6 +31,8 @@ _CANONICAL7 = np.array([
     (-44.459, 26.640, 31.734), (-18.564, 25.852, 37.579), (18.564, 25.852, 37.579), (44.459, 26.640, 31.734),
     (0.0, -20.890, 60.583), (-24.562, -43.426, 42.839), (24.562, -43.426, 42.839),
 ]) * 1e-3  # fmt: skip
+_CANONICAL_TIP = np.array([0.0, -4.632, 75.866]) * 1e-3
+_TIP_SEARCH = 0.015
 _HALF_OVAL = [
     (0.0, 82.618), (18.914, 82.364), (35.240, 80.060), (51.332, 74.856), (62.793, 66.154), (70.880, 54.348),
     (75.558, 41.068), (77.431, 23.650), (76.642, 6.731), (75.422, -10.493), (72.709, -28.909), (67.197, -47.886),
@@ -82,15 +82,18 @@ class Scan:
     Args:
         vertices: [V, 3] metres; faces: [F, 3].
         points7: [7, 3] in the order of ``NAMES7``.
-        nose_tip: [3].
+        nose_tip: [3]; left out, the scan's foremost point near where a nose is.
 
     Raises InputError when there is no face around the nose tip.
     """
 
-    def __init__(self, vertices: ArrayLike, faces: ArrayLike, points7: ArrayLike, nose_tip: ArrayLike) -> None:
+    def __init__(
+        self, vertices: ArrayLike, faces: ArrayLike, points7: ArrayLike, nose_tip: ArrayLike | None = None
+    ) -> None:
         self.vertices, self.faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
-        self.points7, self.nose_tip = _checked7(points7), np.asarray(nose_tip, np.float64)
+        self.points7 = checked7(points7)
         self._face = fit_points(_CANONICAL7, self.points7, scaled=True)
+        self.nose_tip = self._found_tip() if nose_tip is None else np.asarray(nose_tip, np.float64)
         spoke = _OVAL - _OVAL.mean(0)
         self._oval = _OVAL + OVAL_MARGIN * unit(spoke)
         used, near = np.zeros(len(self.vertices), bool), self._distance_to_tip(self.vertices) < RADIUS
@@ -118,7 +121,7 @@ class Scan:
 
     def error(self, vertices: ArrayLike, faces: ArrayLike, points7: ArrayLike) -> ScanError:
         """Error of a predicted mesh (any position, metres) with its own seven points, as :func:`scan_error`."""
-        mesh, points7 = Surface(vertices, faces), _checked7(points7)
+        mesh, points7 = Surface(vertices, faces), checked7(points7)
         return ScanError(*(self._measures(mesh, points7, scaled=scaled) for scaled in (True, False)))
 
     def align(self, mesh: Surface, points7: FloatArray, *, scaled: bool) -> Similarity:
@@ -128,6 +131,14 @@ class Scan:
         start = fit_points(points7, self.points7, scaled=scaled)
         points, normals = self.points[some], self.normals[some]
         return fit_surface(mesh, points, normals, start, points7, self.points7, scaled=scaled)
+
+    def _found_tip(self) -> FloatArray:
+        expected = self._face(_CANONICAL_TIP[None])[0]
+        near = self.vertices[np.unique(self.faces)]
+        near = near[np.linalg.norm(near - expected, axis=1) < _TIP_SEARCH * self._face.scale]
+        if not len(near):
+            raise InputError("the scan has no nose where its seven points say it is")
+        return near[np.argmax(near @ self.forward)]
 
     def _measures(self, mesh: Surface, points7: FloatArray, *, scaled: bool) -> Measures:
         fit, w = self.align(mesh, points7, scaled=scaled), self.weight
@@ -226,10 +237,3 @@ def scan_error(
     Raises InputError when the points are not seven finite ones or the scan has no face around its nose tip.
     """
     return Scan(scan_vertices, scan_faces, scan_points7, nose_tip).error(vertices, faces, points7)
-
-
-def _checked7(points: ArrayLike) -> FloatArray:
-    array = np.asarray(points, np.float64)
-    if array.shape != (7, 3) or not np.isfinite(array).all():
-        raise InputError(f"seven finite points are needed ({', '.join(NAMES7)}), not an array of {list(array.shape)}")
-    return array

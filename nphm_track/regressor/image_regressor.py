@@ -7,7 +7,7 @@ the nose in profile may then vote on the nose, and frontal ones on the cheeks.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from nphm_track.errors import ModelError
 from nphm_track.geometry.networks import GRID
 from nphm_track.models import read_weights
-from nphm_track.regressor.landmark_regressor import LandmarkRegressor, RegressorConfig
+from nphm_track.regressor.landmark_regressor import LandmarkRegressor, RegressorConfig, head
 
 SPREAD_RANGE = (-4.0, 2.0)
 """Bounds of the predicted log variances."""
@@ -29,6 +29,8 @@ class ImageRegressorConfig:
     token_width: int
     encoders: tuple[str, ...] = ("n", "p")
     landmarks: bool = True
+    identity_weights: int = 100
+    expression_weights: int = 51
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageRegressorConfig:
@@ -56,7 +58,14 @@ class Codes:
 
 
 class ImageRegressor(LandmarkRegressor):
-    """The landmark regressor's transformer with image tokens beside (or in place of) the landmark tokens."""
+    """The landmark regressor's transformer with image tokens beside (or in place of) the landmark tokens.
+
+    The global and the expression token also give weights of the head model's linear priors, which are learnt far sooner
+    than codes part by part; the parts then add what the priors do not hold.
+    """
+
+    identity_basis: Tensor
+    expression_basis: Tensor
 
     def __init__(self, config: ImageRegressorConfig) -> None:
         super().__init__(config.regressor)
@@ -66,6 +75,17 @@ class ImageRegressor(LandmarkRegressor):
         self.merge = nn.ModuleDict({e: nn.Linear(4 * c.token_width, width) for e in c.encoders})
         self.place = nn.ParameterDict({e: nn.Parameter(torch.randn(n, width) * 0.02) for e in c.encoders})
         self.to_variance = nn.Linear(width, 1)
+        n_id = c.regressor.global_dim + c.regressor.n_members * c.regressor.local_dim
+        self.to_identity_weights = _zero_last(head(width, c.identity_weights))
+        self.to_expression_weights = _zero_last(head(width, c.expression_weights))
+        self.register_buffer("identity_basis", torch.zeros(n_id, c.identity_weights))
+        self.register_buffer("expression_basis", torch.zeros(c.regressor.expression_dim, c.expression_weights))
+
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Identity codes [B, D_id] and expression codes [B, D_ex] from classifier tokens."""
+        z_id, z_ex = super().codes(x)
+        z_id = z_id + self.to_identity_weights(x[:, -1]) @ self.identity_basis.T
+        return z_id, z_ex + self.to_expression_weights(x[:, 0]) @ self.expression_basis.T
 
     def predict(self, landmarks: Tensor, scores: Tensor, image_size: Tensor, image_tokens: dict[str, Tensor]) -> Codes:
         """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...}."""
@@ -90,6 +110,14 @@ class ImageRegressor(LandmarkRegressor):
         except RuntimeError as error:
             raise ModelError(f"{name_or_path}: {str(error).splitlines()[-1].strip()}") from None
         return model.to(device).eval().requires_grad_(False)
+
+
+def _zero_last(mlp: nn.Sequential) -> nn.Sequential:
+    """The MLP, giving zeros until it is trained."""
+    last = cast("nn.Linear", mlp[-1])
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return mlp
 
 
 def _pool(tokens: Tensor) -> Tensor:

@@ -103,9 +103,9 @@ class LandmarkRegressor(nn.Module):
         self.classifiers = nn.Parameter(torch.randn(c.n_members + 1, c.width) * 0.02)
         self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
-        self.to_expression = _head(c.width, c.expression_dim)
-        self.to_local = _head(c.width, c.local_dim)
-        self.to_global = _head(c.width, c.global_dim + c.local_dim)
+        self.to_expression = head(c.width, c.expression_dim)
+        self.to_local = head(c.width, c.local_dim)
+        self.to_global = head(c.width, c.global_dim + c.local_dim)
         n_id = c.global_dim + c.n_members * c.local_dim
         self.register_buffer("mean_id", torch.zeros(n_id))
         self.register_buffer("spread_id", torch.ones(n_id))
@@ -168,5 +168,6 @@ def group_landmarks(points: Tensor, groups: int = 24) -> tuple[tuple[int, ...], 
     return tuple(tuple((m * longest)[:longest]) for m in members)
 
 
-def _head(width: int, out: int) -> nn.Sequential:
+def head(width: int, out: int) -> nn.Sequential:
+    """Read-out of a token: a small MLP."""
     return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, out))

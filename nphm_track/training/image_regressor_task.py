@@ -17,6 +17,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from nphm_track.geometry.networks import GeometryNet
+from nphm_track.models import read_weights
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.training.geometry_task import FaceShards, prepare_crops
 from nphm_track.training.recipe import Strict
@@ -33,6 +34,7 @@ class ImageRegressorData(Strict):
     shards: str = Field(description="folder written by training/build_face_renders.py")
     heldout: str
     landmarks: str = "training/assets/ict_landmarks478.npz"
+    init: str | None = Field(None, description="model.safetensors to start from")
     batch: int = Field(48, gt=0)
     width: int = Field(128, gt=0)
     layers: int = Field(4, gt=0)
@@ -61,9 +63,15 @@ class ImageRegressorTask:
             geometry.config.width,
             data.encoders,
             data.use_landmarks,
+            self.terms.basis_id.shape[1],
+            self.terms.head.expression_basis.shape[1],
         )
         self.model = ImageRegressor(config)
+        self.model.identity_basis.copy_(self.terms.basis_id)
+        self.model.expression_basis.copy_(self.terms.head.expression_basis)
         standardise(self.model, self.terms.head, self.train_table["landmarks"], self.train_table["size"])
+        if data.init:
+            self.model.load_state_dict({**self.model.state_dict(), **read_weights(data.init)[0]})
 
     def config(self) -> dict[str, Any]:
         return {"kind": "image-regressor", "regressor": self.model.image_config.to_dict()}

@@ -1,0 +1,135 @@
+"""The viewer, started on a free port with a small made-up run, asked over HTTP, stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from nphm_track import Run, TrackOptions
+from nphm_track.errors import InputError
+from nphm_track.export.meshes import write_ply
+from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.run_folder import RunFolder
+from nphm_track.viewer.scene import Pictures, RunScene
+
+N, SIZE = 4, (64, 48)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four frames, the last lost, of a folder of images whose grey tells the row."""
+    root = tmp_path_factory.mktemp("viewer")
+    (root / "clip").mkdir()
+    for i in range(N):
+        Image.new("RGB", SIZE, (40 * i,) * 3).save(root / "clip" / f"{i}.png")
+    status = np.array([0, 0, 0, Status.LOST], np.uint8)
+    points = np.random.default_rng(0).uniform(20, 40, (N, 478, 2)).astype(np.float32)
+    track = Track(
+        frame=np.arange(N),
+        time=np.arange(N) / 25,
+        status=status,
+        confidence=np.ones(N, np.float32),
+        z_id=np.zeros(4, np.float32),
+        z_ex=np.zeros((N, 4), np.float32),
+        R=np.tile(Rotation.from_euler("x", 180, degrees=True).as_matrix(), (N, 1, 1)),
+        t=np.tile([0, 0, 0.5], (N, 1)),
+        K=np.array([[90.0, 0, 32], [0, 90, 24], [0, 0, 1]]),
+        image_size=np.array(SIZE),
+        landmarks=points,
+        landmarks_fit=points[:, :68] + 0.5,
+        blendshapes=np.zeros((N, 52), np.float32),
+        landmark_error_px=np.ones(N, np.float32),
+        normal_error_deg=np.full(N, np.nan, np.float32),
+    )
+    for values in (track.R, track.t, track.landmarks_fit):
+        values[status == Status.LOST] = np.nan
+    info = InputInfo(path=str(root / "clip"), sha256="ab", size=1, width=SIZE[0], height=SIZE[1], fps=25, kind="folder")
+    folder = RunFolder.open(root / "run", info, TrackOptions(overlay=False))
+    track.save(folder.track)
+    head = trimesh.creation.icosphere(subdivisions=2, radius=0.1)
+    write_ply(folder.canonical, head.vertices, head.faces)
+    folder.mesh_path(0).parent.mkdir()
+    for frame in range(N - 1):
+        write_ply(folder.mesh_path(frame), head.vertices, head.faces)
+    return folder.finish(quality=track.quality())
+
+
+def test_colours(run: Run) -> None:
+    scene = RunScene(run)
+    plain, normals, error = (scene.surface(0, shading) for shading in ("plain", "normals", "error"))
+    assert plain is not None and normals is not None and error is not None
+    assert (plain.colours == scene.plain).all() and scene.surface(3, "plain") is None
+    np.testing.assert_allclose(normals.colours / 127.5 - 1, normals.normals, atol=0.01)
+    changed = (error.colours != plain.colours).any(1)
+    assert 0.05 < changed.mean() < 0.9
+    assert plain.vertices[changed, 2].mean() > 0.02  # the side that the camera sees
+
+
+def test_pictures_in_any_order(run: Run) -> None:
+    pictures = Pictures(run)
+    for row in (2, 0, 3, 1):
+        picture = pictures(row)
+        assert picture is not None and picture[0, 0, 0] == 40 * row
+
+
+def test_a_run_without_meshes_is_refused(run: Run) -> None:
+    bare = Run(run.path, run.info.model_copy(update={"options": run.info.options | {"meshes": False}}))
+    with pytest.raises(InputError, match="without meshes"):
+        RunScene(bare)
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        yield int(probe.getsockname()[1])
+
+
+def test_viewer_serves_and_follows_its_controls(run: Run, port: int) -> None:
+    pytest.importorskip("viser")
+    from nphm_track.viewer.app import Viewer
+
+    viewer = Viewer([run, run], port=port)
+    try:
+        with urllib.request.urlopen(viewer.url, timeout=20) as page:
+            assert page.status == 200 and b"<html" in page.read()
+        for shading in ("normals", "error"):
+            viewer._shading.value = shading
+        viewer._still.value = "head"
+        for row in range(N):
+            viewer.show(row)
+        assert "lost" in viewer._facts.content
+        viewer.show(1)
+        assert viewer._facts.content.count("frame 1, 0.04 s, tracked, landmarks 1.0 px off") == 2
+    finally:
+        viewer.stop()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_ends_it_cleanly(run: Run, port: int) -> None:
+    pytest.importorskip("viser")
+    command = [sys.executable, "-m", "nphm_track", "view", str(run.path), "--port", str(port)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+        env=dict(os.environ, PYTHONUNBUFFERED="1"),
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        assert any("Ctrl-C ends" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0 and "Traceback" not in errors
+    finally:
+        process.kill()
