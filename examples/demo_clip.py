@@ -20,6 +20,7 @@ from scipy.ndimage import map_coordinates
 from skimage import data
 
 from nphm_track import read_run
+from nphm_track.errors import NphmTrackError
 
 SIZE = (640, 480)
 FPS = 25
@@ -93,10 +94,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where clip.mp4 and motion.npz go")
     parser.add_argument("--compare", type=Path, metavar="RUN", help="compare a run on the clip with the known motion")
     arguments = parser.parse_args()
-    if arguments.compare:
-        compare(arguments.folder, arguments.compare)
-    else:
-        write_clip(arguments.folder)
+    try:
+        if arguments.compare:
+            compare(arguments.folder, arguments.compare)
+        else:
+            write_clip(arguments.folder)
+    except (NphmTrackError, OSError) as error:
+        parser.exit(getattr(error, "exit_code", 2), f"{error}\n")
 
 
 if __name__ == "__main__":

@@ -22,15 +22,24 @@ CORE = (
     "torch", "numpy", "scipy", "scikit-image", "numba", "trimesh", "safetensors", "av", "kornia", "pydantic", "typer",
 )  # fmt: skip
 EXTRAS = {
-    "decord": ("decord", "second video reader (--reader decord)"),
-    "face-alignment": ("face_alignment", "second landmark detector; its weights are downloaded by the package itself"),
-    "pyrender": ("pyrender", "second overlay renderer (--renderer pyrender)"),
-    "cluster": ("ray", "many clips on many machines"),
-    "usd": ("pxr", "animated USD files"),
-    "viewer": ("viser", "viewing a run in the browser"),
-    "train": ("tensorboard", "curves of a training run"),
+    "decord": ("decord", "decord", "second video reader (--reader decord)"),
+    "face-alignment": (
+        "face-alignment",
+        "face_alignment",
+        "second landmark detector, from Python; fetches its weights",
+    ),
+    "pyrender": ("pyrender2", "pyrender", "second overlay renderer (--renderer pyrender)"),
+    "usd": ("usd-core", "pxr", "nphm-track export --format usd"),
+    "viewer": ("viser", "viser", "nphm-track view, a run in the browser"),
+    "cluster": ("ray", "ray", "nphm-track batch --ray, on many machines"),
+    "train": ("anny", "anny", "head shapes of all ages for training, curves in TensorBoard"),
+    "docs": ("mkdocs-material", "material", "building the documentation"),
 }
-"""Extra to the module it brings and what that enables."""
+"""Extra to the package that stands for it, the module that brings, and what it enables."""
+
+
+MAX_ERROR = 5.0
+"""Landmark error of the self-test's photograph, % of the distance between the outer eye corners; it should have 2.3."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +106,29 @@ def check_models() -> list[Check]:
 
 def report() -> dict[str, Sequence[tuple[str, ...]]]:
     """Title of each section to its rows."""
-    free = shutil.disk_usage(Path.cwd()).free / 1e9
     system = [
         ("nphm-track", __version__),
         ("python", platform.python_version()),
         ("system", platform.platform()),
         ("processors", str(os.cpu_count())),
-        ("free disk here", f"{free:.1f} GB"),
         *((f"device {name}", detail) for name, detail in devices()),
+        ("models", _models_folder()),
+        ("free disk here", f"{shutil.disk_usage(Path.cwd()).free / 1e9:.1f} GB"),
     ]
     extras = [
-        (name, "installed" if find_spec(module) else "missing  ", purpose) for name, (module, purpose) in EXTRAS.items()
+        (name, _version(package) if find_spec(module) else "missing", purpose)
+        for name, (package, module, purpose) in EXTRAS.items()
     ]
     return {"system": system, "packages": [(name, _version(name)) for name in CORE], "extras": extras}
+
+
+def _models_folder() -> str:
+    from nphm_track.models import models_root
+
+    try:
+        return str(models_root())
+    except ModelError as error:
+        return str(error)
 
 
 def devices() -> list[tuple[str, str]]:
@@ -125,8 +144,8 @@ def devices() -> list[tuple[str, str]]:
 
 
 def self_test() -> list[Check]:
-    """Try what a run cannot do without: torch, the rasteriser, writing and reading video."""
-    return [_attempt(test) for test in (_try_torch, _try_rasteriser, _try_video)]
+    """Try what a run cannot do without, and a run itself on a photograph; some five seconds."""
+    return [_attempt(test) for test in (_try_torch, _try_rasteriser, _try_video, _try_tracking)]
 
 
 def _attempt(test: Callable[[], str]) -> Check:
@@ -176,6 +195,22 @@ def _try_video() -> str:
     if count != 5:
         raise ValueError(f"{count} frames came back of 5")
     return "H.264 written and read"
+
+
+def _try_tracking() -> str:
+    from PIL import Image
+    from skimage import data
+
+    from nphm_track import track
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "astronaut.png"
+        Image.fromarray(data.astronaut()).save(path)
+        run = track(path, Path(folder) / "run", meshes=False, overlay=False)
+        error = run.info.quality["landmark_error_percent"]
+    if error is None or not error < MAX_ERROR:
+        raise ArithmeticError(f"a sample photograph was fitted with a landmark error of {error} %")
+    return f"a sample photograph was fitted with a landmark error of {error:.1f} %"
 
 
 def _version(package: str) -> str:

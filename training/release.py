@@ -1,6 +1,6 @@
 """Round a finished run to float16 and put it where the package finds it.
 
-    python training/release.py RUN NAME        # writes models/NAME/model.safetensors
+python training/release.py RUN NAME        # writes models/NAME/model.safetensors
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_format
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -12,44 +15,57 @@ from nphm_track.errors import InputError, ModelError, NphmTrackError
 
 def doctor(
     run: Annotated[Path | None, typer.Argument(metavar="[RUN]", help="A run folder to validate.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")] = False,
 ) -> None:
     """Check this installation, or validate a run folder (exit code 2 when something is wrong with it)."""
     if run is None:
-        _check_installation()
+        _check_installation(json)
     else:
-        _check_run(run)
+        _check_run(run, json)
 
 
-def _check_run(path: Path) -> None:
+def _check_run(path: Path, json: bool) -> None:
     from nphm_track.tracking.validate import validate_run
 
     problems = validate_run(path)
-    for problem in problems:
+    if json:
+        print(json_format.dumps({"run": str(path), "problems": problems}))
+    for problem in [] if json else problems:
         typer.echo(problem)
     if problems:
         raise InputError(f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}")
-    typer.echo(f"{path} is a valid run")
+    if not json:
+        typer.echo(f"{path} is a valid run")
 
 
-def _check_installation() -> None:
+def _check_installation(json: bool) -> None:
+    from nphm_track import doctor
+
+    report = doctor.report()
+    if not json:
+        _print_report(report)
+    models = doctor.check_models()
+    checks = models + doctor.self_test()
+    if json:
+        print(json_format.dumps({**report, "checks": [asdict(check) for check in checks]}))
+    for check in [] if json else checks:
+        typer.echo(f"  {'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
+    if not all(check.ok for check in models):
+        raise ModelError("a model file is missing or damaged")
+    if not all(check.ok for check in checks):
+        raise NphmTrackError("the self-test failed")
+
+
+def _print_report(report: Mapping[str, Sequence[tuple[str, ...]]]) -> None:
+    """The sections, and the title of the checks that follow."""
     from rich.console import Console
     from rich.table import Table
 
-    from nphm_track import doctor
-
-    console = Console(soft_wrap=True, highlight=False)
-    for title, rows in doctor.report().items():
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    for title, rows in report.items():
         console.print(title, style="bold")
         table = Table.grid(padding=(0, 2))
         for row in rows:
             table.add_row("", *row)
         console.print(table)
-    models = doctor.check_models()
-    checks = models + doctor.self_test()
     console.print("checks", style="bold")
-    for check in checks:
-        console.print(f"  {'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}", markup=False)
-    if not all(check.ok for check in models):
-        raise ModelError("a model file is missing or damaged")
-    if not all(check.ok for check in checks):
-        raise NphmTrackError("the self-test failed")

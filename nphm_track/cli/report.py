@@ -30,6 +30,10 @@ OUTPUTS = {
 }
 
 
+REFINED = (("normals", "normal_deg", "degrees"), ("points", "point_mm", "mm"), ("landmarks", "landmark_px", "px"))
+"""Terms of the refinement: what they are called, their keys in ``quality``, their units."""
+
+
 def summary(run: Run) -> dict[str, Any]:
     """Quality, speed and the files of a run, as JSON values."""
     seconds = sum(run.info.timings.values())
@@ -58,6 +62,12 @@ def print_summary(run: Run) -> None:
     if values.get("landmark_error_px") is not None:
         percent = f"{values['landmark_error_percent']:.2f} % of the inter-ocular distance"
         table.add_row("landmark error", f"{values['landmark_error_px']:.2f} px, {percent}")
+    for name, term, unit in REFINED:
+        if values.get(f"refine_{term}_after") is not None:
+            before, after = values[f"refine_{term}_before"], values[f"refine_{term}_after"]
+            table.add_row(f"refined {name}", f"{before:.2f} -> {after:.2f} {unit}")
+    if values.get("rolled_back"):
+        table.add_row("rolled back", f"{values['rolled_back']} frames that the refinement made worse")
     if values["frames_per_second"]:
         table.add_row("speed", f"{values['frames_per_second']:.1f} frames/s ({values['seconds']:.1f} s)")
     console = Console(soft_wrap=True, highlight=False)

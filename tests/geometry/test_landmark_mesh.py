@@ -15,9 +15,10 @@ def mean() -> np.ndarray:
     return load_head_model().mean_landmarks.numpy().astype(np.float64) * MODEL_UNIT
 
 
-def seen_from_the_front(mean: np.ndarray, turn: np.ndarray = np.eye(3)) -> np.ndarray:
+def seen_from_the_front(mean: np.ndarray, turn: np.ndarray | None = None) -> np.ndarray:
     """Orthographic crop landmarks [1, 478, 3] (y down, z away) of the mean head after a rotation."""
-    return (mean @ turn.T * [1, -1, -1] * 1000 + [128, 128, 0])[None]
+    mean = mean if turn is None else mean @ turn.T
+    return (mean * [1, -1, -1] * 1000 + [128, 128, 0])[None]
 
 
 def test_triangles_cover_the_face_and_face_outwards(mean: np.ndarray) -> None:
