@@ -1,9 +1,10 @@
 """Geometry error on real scans rendered with known cameras: every view tracked alone, camera known and unknown.
 
-python benchmarks/scans.py --scan-error FOLDER --out FOLDER [--only lps] [--views r_front]
+python benchmarks/scans.py --scan-error FOLDER --out FOLDER [--only lps] [--views r_front] [--refine]
 
 FOLDER holds cases.json (K, R, t of the views, the scan's seven points and nose tip) and the scans. The posed mesh
-of the one frame is compared; its seven points are the head model's own landmarks. Writes scans.json and scans.md.
+of the one frame is compared; its seven points are the head model's own landmarks. Writes scans.json and scans.md
+(scans_refined with --refine).
 """
 
 from __future__ import annotations
@@ -65,10 +66,12 @@ def head_points7(model: NphmDecoder, result: Track) -> NDArray[np.float32]:
     return carry(torch.from_numpy(result.z_ex[:1]))[0].numpy()
 
 
-def measure(model: NphmDecoder, scan: Scan, image: Path, intrinsics: Path | None, out: Path) -> dict[str, Any]:
+def measure(
+    model: NphmDecoder, scan: Scan, image: Path, intrinsics: Path | None, out: Path, refine: bool
+) -> dict[str, Any]:
     """Track one image and compare its posed mesh with the scan."""
     try:
-        run = track(image, out, intrinsics=intrinsics, overlay=False, overwrite=True)
+        run = track(image, out, intrinsics=intrinsics, overlay=False, refine=refine, overwrite=True)
     except NphmTrackError as error:
         return {"failure": str(error)}
     measured = scan.error(*run.mesh(0), head_points7(model, run.track))
@@ -140,6 +143,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", nargs="+", help="cases to run")
     parser.add_argument("--views", nargs="+", help="views to run")
+    parser.add_argument("--cameras", nargs="+", choices=CAMERAS, default=CAMERAS)
+    parser.add_argument("--refine", action="store_true", help="refine each result")
     args = parser.parse_args()
     prepare_torch()
     cases = json.loads((args.scan_error / "cases.json").read_text(encoding="utf-8"))
@@ -153,11 +158,11 @@ def main() -> None:
                 continue
             image = args.scan_error / view["img"]
             file = write_intrinsics(view, _size(image), args.out / "runs" / f"{case}_{view['id']}.json")
-            for camera in CAMERAS:
+            for camera in args.cameras:
                 run = args.out / "runs" / f"{case}_{view['id']}_{camera}"
-                result = measure(model, scan, image, file if camera == "known" else None, run)
+                result = measure(model, scan, image, file if camera == "known" else None, run, args.refine)
                 facts["results"].append({"case": case, "view": view["id"], "camera": camera} | result)
-    save(args.out, "scans", facts, markdown(facts))
+    save(args.out, "scans_refined" if args.refine else "scans", facts, markdown(facts))
 
 
 def _size(image: Path) -> tuple[int, int]:

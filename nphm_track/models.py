@@ -84,6 +84,7 @@ def write_weights(
         save_file(stored, str(partial), metadata={"config": json.dumps(config, sort_keys=True)})
     except SafetensorError as error:
         raise OutputError(f"{path} cannot be written ({error})") from None
+    partial.chmod(0o644)  # safetensors writes for the owner alone
     os.replace(partial, path)
 
 

@@ -33,10 +33,8 @@ POOL = 12_000
 """Scan points that are judged and drawn from."""
 FACE_MARGIN, FACE_FADE, ELSEWHERE = 12.0, 15.0, 0.1
 """Full weight up to this distance (mm) from the face landmarks, then fading over the next mm to that of the rest."""
-CLAMP = (25.0, 1.9)
+CLAMP = (10.0, 1.9)
 """Distance (mm) from which a point pulls no more, first and last; MonoNPHM's .1 and .0075 units."""
-CLAMP_REACHED = 0.5
-"""Share of the steps after which the clamp is at its last."""
 MIN_COSINE = 0.4
 """Between the normals of scan and model; the nose wings and lips of a rough fit need some room."""
 SHELL = (0.5, 3.0)
@@ -55,7 +53,7 @@ LID_AND_LIP_WEIGHT = 3.0
 """Whether eyes and mouth are open is seen by their rims; a closed lid is hardly a millimetre off an open eye's ball."""
 LANDMARK_STEPS = 80
 """Steps, besides the others, in which the landmarks are alone: they are cheap and keep the surface off wrong minima."""
-REST_ID, REST_EX = 0.15, 0.15
+REST_ID, REST_EX = 0.35, 0.15
 """Spread of what the linear identity prior and the blendshape box leave over, relative to theirs."""
 BLENDSHAPE_SIGMA = 0.25
 RATES = (0.08, 0.02, 0.08, 0.08, 0.004, 0.002, 0.002)
@@ -233,7 +231,7 @@ class _Fit:
         judge_every = max(1, steps // 16)
         for step in range(steps):
             t = step / steps
-            clamp = CLAMP[0] * (CLAMP[1] / CLAMP[0]) ** min(1.0, t / CLAMP_REACHED)
+            clamp = CLAMP[0] * (CLAMP[1] / CLAMP[0]) ** min(1.0, t / 0.5)
             if step % judge_every == 0:
                 self._judge(clamp)
             for group, rate in zip(optimiser.param_groups, RATES, strict=True):

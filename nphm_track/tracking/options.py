@@ -84,7 +84,13 @@ class TrackOptions(BaseModel):
     mesh_resolution: int = Field(
         default=192, ge=32, le=512, description="Cells along the longest axis of the grid the mesh is extracted from."
     )
-    refine: bool = Field(default=False, description="Refine the feed-forward result (not available in this version).")
+    refine: bool = Field(
+        default=False,
+        description="Refine the result against normals and points seen in each frame; about a second a frame.",
+    )
+    refine_renderer: Literal["surface", "volume"] = Field(
+        default="surface", description="What --refine renders with; volume is far slower, for comparison."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackOptions:

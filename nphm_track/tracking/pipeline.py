@@ -18,9 +18,13 @@ from nphm_track.export.meshes import write_ply
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.geometry.networks import GeometryNet
+from nphm_track.geometry.predict import GeometryPredictor
+from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
+from nphm_track.refine.schedule import Settings
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes
@@ -31,6 +35,7 @@ from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
@@ -38,6 +43,8 @@ from nphm_track.video.reader import FrameSource, open_video
 
 REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-regressor",)}
 """Models that each choice of ``TrackOptions.codes`` needs beside landmarker and head."""
+GEOMETRY = "geometry"
+"""The model that ``TrackOptions.refine`` needs."""
 
 
 def track(
@@ -99,8 +106,6 @@ def _job(
     input: str | Path, output: str | Path | None, options: TrackOptions, overwrite: bool, progress: Progress
 ) -> Iterator[_Job]:
     """An input and the run folder that is its own, opened."""
-    if options.refine:
-        raise InputError("refine is not available in this version")
     prepare_torch()
     device = usable_device(options.device)
     source = open_video(input, start=options.start, end=options.end, every=options.every, backend=options.reader)
@@ -114,7 +119,8 @@ def _job(
 
 def models_of(options: TrackOptions) -> tuple[str, ...]:
     """Names of the models a run needs."""
-    return ("face_landmarker", *REGRESSORS[options.codes], DEFAULT)
+    names = ("face_landmarker", *REGRESSORS[options.codes], DEFAULT, *((GEOMETRY,) if options.refine else ()))
+    return tuple(dict.fromkeys(names))
 
 
 def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
@@ -122,7 +128,7 @@ def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> st
     count = expected_frames(source, options)
     if not count or source.info.kind == "image":
         return str(info)
-    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0)
+    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
     minutes = (6 + count * per_frame) / 60
     line = f"{info}; about {count} frames"
     return f"{line}, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else line
@@ -162,7 +168,10 @@ class _Job:
             self.progress.stage("fit", seen)
             regressor, smooth = self.regressor(), self.options.smooth
             fit = fit_clip(model, regressor, log, self.size, camera, smooth, self.progress, identity)
-            track = to_track(log, fit, self.size)
+        refined = self._refine(model, log, fit, camera is not None, identity is not None)
+        with self._timed("fit"):
+            fit = refined.fit if refined else fit
+            track = to_track(log, fit, self.size, refined)
             track.save(self.folder.track)
             write_transforms(self.folder.transforms, track, meshes=self.options.ply_every)
         if self.options.meshes or self.options.overlay:
@@ -177,6 +186,19 @@ class _Job:
         if self.source.warning:
             self.progress.note(self.source.warning)
         return self.folder.finish(quality=quality, timings=self.timings)
+
+    def _refine(
+        self, model: NphmDecoder, log: np.ndarray, fit: ClipFit, camera_known: bool, identity_known: bool
+    ) -> RefinedFit | None:
+        """The refined fit, when it is asked for."""
+        if not self.options.refine:
+            return None
+        with self._timed("refine"):
+            landmarker = FaceLandmarker.from_pretrained(device=self.device)
+            predictor = GeometryPredictor(landmarker, GeometryNet.from_pretrained(GEOMETRY, device=self.device))
+            known = {"camera_known": camera_known, "identity_known": identity_known}
+            settings = Settings(renderer=self.options.refine_renderer)
+            return refine_fit(model, predictor, self.source, log, fit, self.folder, settings, self.progress, **known)
 
     def observe(self) -> np.ndarray:
         """The log of observations, with those that are missing added. Raises NoFaceError when it shows no face."""
@@ -259,7 +281,7 @@ class _Job:
             self.folder.update(timings=dict(self.timings))
 
 
-def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int]) -> Track:
+def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None) -> Track:
     """The arrays of track.npz; what lost frames lack becomes NaN."""
     seen = column(log, "seen")
     status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
@@ -282,6 +304,7 @@ def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int]) -> Track:
         landmarks_fit=fit.landmarks_fit,
         blendshapes=column(log, "blendshapes"),
         landmark_error_px=fit.landmark_error_px,
-        normal_error_deg=np.full(len(log), np.nan, np.float32),
+        normal_error_deg=refined.after[:, 0] if refined else np.full(len(log), np.nan, np.float32),
         distortion=np.zeros(5) if fit.camera.distortion is None else fit.camera.distortion,
+        **(refined.report() if refined else {}),
     )

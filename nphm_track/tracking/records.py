@@ -79,6 +79,13 @@ class Track:
     """[T] mean angle between the head's normals and the seen ones, degrees; NaN where not measured."""
     distortion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
     """[5] OpenCV coefficients k1, k2, p1, p2, k3; zeros for a pinhole."""
+    refine_before: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """[T, 3] normal error (degrees), point error (mm) and landmark error (px) of the feed-forward state; NaN where not
+    measured. This and the next two are empty in a run that was not refined."""
+    refine_after: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
+    """[T, 3] the same of the refined state."""
+    rolled_back: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
+    """[T] frames the refinement made worse; their expression and pose are the feed-forward ones."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -94,7 +101,7 @@ class Track:
         """Read ``track.npz``. Raises InputError when it is missing, damaged or lacks an array."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{f.name: file[f.name] for f in fields(cls)})
+                return cls(**{f.name: file[f.name] for f in fields(cls) if f.name in file or f.name not in _REPORT})
         except UNREADABLE as error:
             raise InputError(f"{path} is not a readable track ({error})") from None
 
@@ -110,7 +117,19 @@ class Track:
             **{status.name.lower(): int(np.count_nonzero(self.status == status)) for status in Status},
             "landmark_error_px": round(float(error.mean()), 3) if seen.any() else None,
             "landmark_error_percent": round(float((100 * error / eyes).mean()), 3) if seen.any() else None,
+            **self._refinement(),
         }
+
+    def _refinement(self) -> dict[str, float | int | None]:
+        """Means of every term before and after, and the frames rolled back; nothing when the run was not refined."""
+        if not len(self.rolled_back):
+            return {}
+        out: dict[str, float | int | None] = {"rolled_back": int(np.count_nonzero(self.rolled_back))}
+        for i, term in enumerate(("normal_deg", "point_mm", "landmark_px")):
+            for when, values in (("before", self.refine_before[:, i]), ("after", self.refine_after[:, i])):
+                known = np.isfinite(values)
+                out[f"refine_{term}_{when}"] = round(float(values[known].mean()), 3) if known.any() else None
+        return out
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:
@@ -120,6 +139,10 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
         np.lib.format.write_array_header_1_0(member, header)
         for piece in pieces(array) if array.ndim else (array,):
             member.write(np.ascontiguousarray(piece).tobytes())
+
+
+_REPORT = frozenset({"refine_before", "refine_after", "rolled_back"})
+"""Arrays that runs of earlier versions do not have."""
 
 
 class InputInfo(BaseModel):

@@ -41,6 +41,8 @@ PATIENCE = 5.0
 """Seconds to wait for it: a process that was told to end may need a moment."""
 WORK = "work"
 OBSERVATIONS_BIN = "observations.bin"
+REFINEMENT = "refinement"
+"""Folder of the refinement's finished stages."""
 VERTICES = "vertices"
 """Folder of finished blocks of MESHES_NPZ."""
 
@@ -122,6 +124,11 @@ class RunFolder:
     def mesh_stream(self) -> Path:
         return self.path / MESHES_NPZ
 
+    @property
+    def refinement(self) -> Path:
+        """Folder of the refinement's finished stages."""
+        return self.path / WORK / REFINEMENT
+
     def mesh_path(self, frame: int) -> Path:
         """Where the mesh of a frame goes; ``frame`` is the index in the clip, an element of ``Track.frame``."""
         return self.path / MESHES / MESH_NAME.format(frame)
@@ -183,9 +190,9 @@ class RunFolder:
         for entry in (self.path / MESHES).glob("*.ply*"):
             if entry.name.removesuffix(PARTIAL)[:-4].isdigit():
                 entry.unlink()
-        for block in (self.path / WORK / VERTICES).glob("*.npy*"):
-            block.unlink()
-        for folder in (self.path / MESHES, self.path / WORK / VERTICES, self.path / WORK):
+        for part in (*(self.path / WORK / VERTICES).glob("*.npy*"), *self.refinement.glob("*.bin")):
+            part.unlink()
+        for folder in (self.path / MESHES, self.path / WORK / VERTICES, self.refinement, self.path / WORK):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -66,6 +66,8 @@ def _shapes(track: Track) -> Iterator[str]:
         "landmarks_fit": (n, 68, 2), "blendshapes": (n, 52), "landmark_error_px": (n,), "normal_error_deg": (n,),
         "distortion": (5,),
     }  # fmt: skip
+    m = n if len(track.rolled_back) else 0
+    expected |= {"refine_before": (m, 3), "refine_after": (m, 3), "rolled_back": (m,)}
     for f in fields(track):
         shape, want = getattr(track, f.name).shape, expected[f.name]
         if len(shape) != len(want) or any(w not in (-1, s) for s, w in zip(shape, want, strict=True)):

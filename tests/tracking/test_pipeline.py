@@ -13,6 +13,7 @@ from nphm_track import Run, TrackOptions, track
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError, ModelError, OutputError
 from nphm_track.models import resolve
+from nphm_track.refine.schedule import Settings
 from nphm_track.tracking import pipeline, render
 from nphm_track.tracking.fit import ClipFit
 from nphm_track.tracking.observe import observation_dtype
@@ -63,9 +64,6 @@ class TestBadInput:
         (tmp_path / "text.mp4").write_bytes(content)
         self.refused(empty, InputError, "text.mp4", tmp_path / "text.mp4")
 
-    def test_refinement(self, empty: Path, clip: Path) -> None:
-        self.refused(empty, InputError, "refine is not available", clip, refine=True)
-
     @pytest.mark.parametrize("device", ["toaster", "meta"])
     def test_device_that_cannot_compute(self, empty: Path, clip: Path, device: str) -> None:
         self.refused(empty, InputError, f"device '{device}' cannot be used here", clip, device=device)
@@ -111,6 +109,9 @@ class TestPlanLine:
 
     def test_names_clip_and_minutes(self) -> None:
         assert self.line(3000) == "a.mp4: 64x48 at 25 frames/s, 120.0 s; about 3000 frames, 11 min on 2 CPU cores"
+
+    def test_refinement_takes_more(self) -> None:
+        assert "71 min" in self.line(3000, refine=True)
 
     def test_parameters_alone_take_less(self) -> None:
         assert "3 min" in self.line(3000, meshes=False, overlay=False)
@@ -233,6 +234,32 @@ class TestRun:
             assert (whole.path / mesh).read_bytes() == (killed.path / mesh).read_bytes(), mesh
         with open_video(killed.path / "overlay.mp4") as overlay:
             assert len(list(overlay)) == 6
+
+    def test_refinement_stopped_between_windows_ends_as_an_undisturbed_one(
+        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        try:
+            resolve(pipeline.GEOMETRY)
+        except ModelError as error:
+            pytest.skip(str(error))
+        quick = Settings(window=4, overlap=1, key_frames=1, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
+        monkeypatch.setattr("nphm_track.refine.clip.DETAIL", 0.25)
+        monkeypatch.setattr(pipeline, "Settings", lambda **given: quick.model_copy(update=given))
+        options = TrackOptions(refine=True, codes="landmarks", meshes=False, overlay=False)
+        whole = track(clip, tmp_path / "whole", options=options)
+        assert validate_run(whole.path) == []
+        with pytest.raises(KeyboardInterrupt):  # 6 steps observe, 6 fit, then the first window
+            track(clip, tmp_path / "killed", options=options, progress=Killer(13))
+        kept = tmp_path / "killed" / "work" / "refinement" / "frames.bin"
+        assert kept.stat().st_size > 0
+        killed = track(clip, tmp_path / "killed", options=options)
+        for field in fields(whole.track):
+            a, b = getattr(whole.track, field.name), getattr(killed.track, field.name)
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=field.name)
+        made = whole.track
+        assert not (killed.path / "work").exists()
+        assert np.isfinite(made.normal_error_deg).all() and len(made.rolled_back) == 6
+        assert {"rolled_back", "refine_normal_deg_before", "refine_normal_deg_after"} <= whole.info.quality.keys()
 
     def test_image_has_an_image_for_overlay(self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         frame = next(iter(open_video(clip)))

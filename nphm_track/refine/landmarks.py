@@ -1,0 +1,93 @@
+"""The head's landmarks with exact derivatives by codes: the ones a refinement is held to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nphm_track.conventions import IBUG68_FROM_478, MODEL_UNIT
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.refine.codes import CodeSpace
+
+LIDS = (
+    33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,  # right
+    263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,  # left
+)  # fmt: skip
+LIPS = (
+    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,  # outer rim
+    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,  # inner rim
+)  # fmt: skip
+CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
+POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
+"""Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""
+STRONG = 2.0
+"""Weight of a point of lids and lips: they are small, and what people look at."""
+
+
+def point_weights() -> Tensor:
+    """Weight [L] of each of ``POINTS``, mean 1."""
+    strong = set(LIDS) | set(LIPS)
+    weight = torch.tensor([STRONG if point in strong else 1.0 for point in POINTS])
+    return weight / weight.mean()
+
+
+@dataclass(frozen=True)
+class LandmarkRows:
+    """Landmarks [B, L, 3] (metres, head space) and their derivative by the code weights [B, L, 3, C], laid out as in
+    ``surface.SeenRows``."""
+
+    points: Tensor
+    by_code: Tensor
+
+
+class Landmarks:
+    """The landmarks of one head in any expression."""
+
+    def __init__(self, model: NphmDecoder, space: CodeSpace) -> None:
+        self.model, self.space = model, space
+        self._carrier: LandmarkCarrier | None = None
+
+    def carry(self, z_id: Tensor, z_ex: Tensor) -> Tensor:
+        """Landmarks [B, L, 3], metres, head space, for z_id [D_id] and z_ex [B, D_ex]."""
+        if self._carrier is None or self._carrier.z_id is not z_id:
+            self._carrier = LandmarkCarrier(self.model, z_id, POINTS)
+        return torch.cat([self._carrier(part) for part in z_ex.split(64)])
+
+    @torch.enable_grad()
+    def linearise(self, start: Tensor, z_id: Tensor, z_ex: Tensor, *, identity: bool) -> LandmarkRows:
+        """One Newton step from ``start`` [B, L, 3] (metres) to the landmarks, and their derivatives.
+
+        x + offset(x; z) = canonical(z_id), so dx = (I + d offset/dx)^-1 (d canonical - d offset/dz dz).
+        """
+        B, L = start.shape[:2]
+        x = (start / MODEL_UNIT).reshape(-1, 1, 3).detach().requires_grad_(True)
+        z = z_ex.repeat_interleave(L, 0).detach().requires_grad_(True)
+        leaves, bases = [z], [self.space.expression]
+        person = z_id.expand(B * L, -1)
+        if identity:
+            person = person.clone().requires_grad_(True)
+            leaves, bases = [person, z], [self.space.identity, self.space.expression]
+        back = x + self.model.deform(x, person, z)[0]  # [B L, 1, 3]
+        rows = [torch.autograd.grad(back[..., i].sum(), [x, *leaves], retain_graph=i < 2) for i in range(3)]
+        with torch.no_grad():
+            jacobian = torch.stack([row[0][:, 0] for row in rows], 1)  # [B L, 3, 3]
+            jacobian = jacobian + 1e-6 * torch.eye(3, dtype=x.dtype, device=x.device)
+            canonical = self.model.landmarks(z_id)[list(POINTS)].repeat(B, 1)
+            code = [-torch.stack([row[k + 1] for row in rows], 1) @ basis for k, basis in enumerate(bases)]
+            if identity:
+                code[0] += self._canonical_by_identity().repeat(B, 1, 1)
+            right = torch.cat([*code, (canonical - back[:, 0])[..., None]], -1)
+            solved = torch.linalg.solve(jacobian, right) * MODEL_UNIT
+            step = solved[..., -1]
+            step = step * (0.004 / step.norm(dim=-1, keepdim=True).clamp_min(0.004))
+            points = start.reshape(-1, 3) + step
+        return LandmarkRows(points.view(B, L, 3), solved[..., :-1].view(B, L, 3, -1))
+
+    def _canonical_by_identity(self) -> Tensor:
+        """[L, 3, k]: the landmarks of the canonical head are linear in the code."""
+        zero = torch.zeros_like(self.space.identity[:, 0])
+        moved = self.model.landmarks(self.space.identity.mT) - self.model.landmarks(zero)
+        return moved[:, list(POINTS)].permute(1, 2, 0)

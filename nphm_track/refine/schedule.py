@@ -1,0 +1,334 @@
+"""The refinement's order of work: identity and focal length on key frames, then all frames window by window.
+
+Poses move first, alone: they are what a new camera or head shifts most, and points tell them at once. Pixels go from
+few to many. Windows overlap; the end of one is solved again with the next, whose first frames are held to the last two
+settled ones, so the result has no seams and memory does not grow with the clip. A window starts from the feed-forward
+state, not from its neighbour's: a resumed run is the same as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from nphm_track.geometry.maps import GeometryMaps
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.refine.clip import Clip, Head, MapSource, hidden
+from nphm_track.refine.codes import CodeSpace, State
+from nphm_track.refine.landmarks import Landmarks
+from nphm_track.refine.objective import Weights
+from nphm_track.refine.pixels import Targets, pixel_rays, rays_of
+from nphm_track.refine.solver import Evidence, Free, Problem, Working, optimise
+from nphm_track.refine.surface import Renderer, SurfaceRenderer
+from nphm_track.refine.volume import VolumeRenderer
+
+RENDERERS: dict[str, Callable[[NphmDecoder, CodeSpace], Renderer]] = {
+    "surface": SurfaceRenderer,
+    "volume": VolumeRenderer,
+}
+TERMS = ("normal_deg", "point_mm", "landmark_px")
+
+
+class Settings(BaseModel):
+    """How much work a refinement does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weights: Weights = Weights()
+    renderer: str = Field(default="surface", description="'surface' or its slow twin 'volume'.")
+    focal: bool = Field(
+        default=False,
+        description="Solve the focal length too; the landmarks of the whole clip know it better than a few key frames.",
+    )
+    local_spread: float = Field(
+        default=0.1,
+        ge=0,
+        description="How far a local part of the head leaves the prior, as a share of its spread over people. At .3 "
+        "noisy maps tear the lips off their landmarks; exact maps can use it.",
+    )
+    key_frames: int = Field(default=10, ge=1, description="Frames the identity is solved on.")
+    window: int = Field(default=32, ge=4, description="Frames solved together.")
+    overlap: int = Field(default=8, ge=1, description="Frames at the end of a window that the next solves again.")
+    coarse: int = Field(default=120, ge=10, description="Pixels a frame at first.")
+    fine: int = Field(default=300, ge=10, description="Pixels a frame at last.")
+    identity_pixels: int = Field(default=400, ge=10, description="Pixels of a key frame at last.")
+    pose_steps: int = Field(default=1, ge=0, description="Steps of the poses alone.")
+    coarse_steps: int = Field(default=3, ge=0)
+    fine_steps: int = Field(default=3, ge=0)
+    identity_steps: int = Field(default=3, ge=0, description="Steps of identity and key frames together, twice.")
+    tolerance: float = Field(default=2e-3, gt=0, description="A stage ends when a step gains less than this share.")
+
+
+class Log(Protocol):
+    """Records that survive the process, such as ``tracking.observations.ObservationLog``."""
+
+    def __len__(self) -> int: ...
+
+    def append(self, record: Any) -> None: ...
+
+    def read(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Refined:
+    """The refined clip: its state and the frames' records (``frame_dtype``)."""
+
+    state: State
+    frames: np.ndarray
+
+
+def person_dtype(identity_dim: int) -> np.dtype[Any]:
+    """The record of the first stage."""
+    return np.dtype([("z_id", "f4", (identity_dim,)), ("K", "f8", (3, 3))])
+
+
+def frame_dtype(expression_dim: int) -> np.dtype[Any]:
+    """A refined frame: its state, every term before and after (``TERMS``; NaN where not measured), and whether it got
+    worse and was taken back to the feed-forward state."""
+    return np.dtype(
+        [
+            ("z_ex", "f4", (expression_dim,)),
+            ("R", "f8", (3, 3)),
+            ("t", "f8", (3,)),
+            ("before", "f4", (len(TERMS),)),
+            ("after", "f4", (len(TERMS),)),
+            ("rolled_back", "?"),
+        ]
+    )
+
+
+def refine_clip(
+    model: NphmDecoder,
+    clip: Clip,
+    maps: MapSource,
+    settings: Settings,
+    person_log: Log,
+    frame_log: Log,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Refined:
+    """Refine a clip; what the logs hold already is not done again. ``advance`` hears of finished frames."""
+    refiner = Refiner(model, clip, maps, settings)
+    if not len(person_log):
+        person, records = refiner.solve_person()
+        if records is not None and not len(frame_log):
+            frame_log.append(records)
+        person_log.append(np.array((person.z_id.cpu().numpy(), person.K.cpu().numpy()), person_log.read().dtype))
+    record = person_log.read()[0]
+    z_id, K = torch.from_numpy(np.array(record["z_id"])), torch.from_numpy(np.array(record["K"]))
+    refiner.settle_person(z_id.to(clip.start.z_id), K.to(clip.start.K))
+    advance(len(frame_log))
+    while len(frame_log) < len(clip):
+        done = frame_log.read()
+        records = refiner.solve_window(done[-2:], len(done))
+        frame_log.append(records)
+        advance(len(records))
+    frames = frame_log.read()
+    state = replace(
+        refiner.clip.start,
+        z_ex=torch.from_numpy(np.array(frames["z_ex"])),
+        R=torch.from_numpy(np.array(frames["R"])),
+        t=torch.from_numpy(np.array(frames["t"])),
+    )
+    return Refined(state, frames)
+
+
+class Refiner:
+    """The stages of one clip's refinement."""
+
+    def __init__(self, model: NphmDecoder, clip: Clip, maps: MapSource, settings: Settings) -> None:
+        self.model, self.clip, self.maps, self.settings = model, clip, maps, settings
+        self.feed_forward = clip.start
+        self.space = CodeSpace.of(model, settings.local_spread)
+        self.renderer = RENDERERS[settings.renderer](model, self.space)
+        self.landmarks = Landmarks(model, self.space)
+        self.head: Head | None = None
+
+    # -- identity and camera -------------------------------------------------------------------------------------------
+    def solve_person(self) -> tuple[State, np.ndarray | None]:
+        """Identity (and focal length) on key frames, unless they are known; a single frame is finished by that, and its
+        record comes along."""
+        s = self.settings
+        identity, focal = not self.clip.identity_known, s.focal and not self.clip.camera_known
+        if not identity and not focal:
+            return self.clip.start, None
+        rows = key_frames(self.clip, s.key_frames)
+        maps = self.maps(rows)
+        evidence = self.clip.evidence(rows, maps, s.identity_pixels, apart=True)
+        state = evidence.start
+        nobody = torch.zeros(len(rows), dtype=torch.bool, device=state.R.device)
+        poses = Free(identity=False, focal=False, expression=False, settled=nobody)
+        everything = Free(identity=identity, focal=focal, expression=True, settled=nobody)
+        for pixels, phases in (
+            (s.fine, ((poses, s.pose_steps), (everything, s.identity_steps))),
+            (s.identity_pixels, ((everything, s.identity_steps),)),
+        ):
+            head = Head(self.model, state.z_id)
+            at = self._stage(state, evidence, maps, pixels, (head, head.posed(state.z_ex)), *phases)
+            state = at.state
+        return state, self._records(at, evidence) if len(self.clip) == 1 else None
+
+    def settle_person(self, z_id: Tensor, K: Tensor) -> None:
+        """From here on identity and camera are constants."""
+        self.clip = replace(self.clip, start=replace(self.clip.start, z_id=z_id, K=K))
+        self.head = Head(self.model, z_id)
+
+    # -- windows -------------------------------------------------------------------------------------------------------
+    def solve_window(self, before: np.ndarray, first: int) -> np.ndarray:
+        """Records of the frames from ``first`` on that this window settles; ``before`` are the last settled records."""
+        s, T = self.settings, len(self.clip)
+        end = min(first + s.window, T)
+        settle = T if end == T else end - s.overlap
+        context = len(before)
+        rows = np.arange(first - context, end)
+        maps = self.maps(rows)
+        evidence = self.clip.evidence(rows, maps, s.fine)
+        state = evidence.start
+        if context:
+            state = replace(state, **{k: _front(getattr(state, k), before[k]) for k in ("z_ex", "R", "t")})
+        settled = torch.arange(len(rows), device=state.R.device) < context
+        poses = Free(identity=False, focal=False, expression=False, settled=settled)
+        everything = replace(poses, expression=True)
+        assert self.head is not None
+        head = self.head, self.head.posed(state.z_ex)
+        phases = ((poses, s.pose_steps), (everything, s.coarse_steps))
+        state = self._stage(state, evidence, maps, s.coarse, head, *phases).state
+        at = self._stage(state, evidence, maps, s.fine, head, (everything, s.fine_steps))
+        return self._records(at, evidence)[context : settle - first + context]
+
+    def _stage(
+        self,
+        state: State,
+        evidence: Evidence,
+        maps: GeometryMaps,
+        pixels: int,
+        head: tuple[Head, list[NDArray[np.float32]]],
+        *phases: tuple[Free, int],
+    ) -> Working:
+        """Draw the posed head, then go through ``phases``, each at most so many steps, on ``pixels`` pixels a frame.
+
+        The vertices may be some millimetres old: rays go on to the surface from there.
+        """
+        part = replace(evidence, targets=evidence.targets.first(pixels))
+        depth, hit = head[0].depths(head[1], state, part.targets, maps.rois, maps.normals.shape[1])
+        part = hidden(part, hit)
+        seen = self.renderer.see(rays_of(state, part.targets.pixels, depth), state.z_id, state.z_ex)
+        at: Working | None = None
+        depth, identity = seen.depth.view_as(depth), False
+        for free, steps in phases:
+            problem = Problem(self.renderer, self.landmarks, self.space, part, self.settings.weights, free)
+            if at is None or free.identity != identity:  # the rows of the phase before lack columns
+                at = problem.linearise(state, depth, self.landmarks.carry(state.z_id, state.z_ex))
+            at = optimise(problem, at, steps, self.settings.tolerance)[0]
+            state, depth, identity = at.state, at.depth, free.identity
+        assert at is not None
+        return at
+
+    # -- report --------------------------------------------------------------------------------------------------------
+    def _records(self, at: Working, evidence: Evidence) -> np.ndarray:
+        """What became of the frames; those that got worse go back to the feed-forward expression and pose, unless these
+        are worse still on the refined head."""
+        start = replace(evidence.start, z_id=self.feed_forward.z_id, K=self.feed_forward.K)
+        back = replace(evidence.start, z_id=at.state.z_id, K=at.state.K)
+        some = replace(evidence, targets=evidence.targets.first(self.settings.coarse))
+        places = self._places(at, some.targets)
+        seen = [self._look(state, places, some) for state in (start, at.state, back)]
+        both = seen[0].valid & seen[1].valid & seen[2].valid
+        (before, was), (after, now), (fallback, then) = (self._measure(look, both, some) for look in seen)
+        worse = (now > was) & (then < now)
+        records = np.zeros(len(worse), frame_dtype(self.model.config.expression_dim))
+        for name in ("z_ex", "R", "t"):
+            new, old = getattr(at.state, name).cpu().numpy(), getattr(start, name).cpu().numpy()
+            records[name] = np.where(worse.reshape(-1, *[1] * (new.ndim - 1)), old, new)
+        records["before"], records["after"] = before, np.where(worse[:, None], fallback, after)
+        records["rolled_back"] = worse
+        return records
+
+    def _places(self, at: Working, targets: Targets) -> Tensor:
+        """Surface points [B, N, 3], metres, head space, at the first pixels of a linearised state."""
+        origin, direction = pixel_rays(targets.pixels, at.state.R, at.state.t, at.state.K)
+        return origin + at.depth[:, : targets.pixels.shape[1], None] * direction
+
+    def _look(self, state: State, places: Tensor, evidence: Evidence) -> Look:
+        """A state along the rays of the targets; the surface is near ``places`` in the head, whatever the pose."""
+        targets = evidence.targets
+        depth = (places @ state.R.mT + state.t[:, None])[..., 2].float()
+        seen = self.renderer.see(rays_of(state, targets.pixels, depth), state.z_id, state.z_ex)
+        origin, direction = pixel_rays(targets.pixels, state.R, state.t, state.K)
+        shape = depth.shape
+        camera = self.landmarks.carry(state.z_id, state.z_ex).double() @ state.R.mT + state.t[:, None]
+        pixels = (camera / camera[..., 2:]) @ state.K.mT
+        return Look(
+            seen.normal.view(*shape, 3),
+            origin + seen.depth.view(*shape, 1) * direction,
+            seen.valid.view(shape),
+            pixels[..., :2],
+        )
+
+    def _measure(
+        self, look: Look, valid: Tensor, evidence: Evidence
+    ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """The terms of each frame [B, 3] in plain units over the pixels ``valid`` [B, N], and what must not rise [B]:
+        normal and landmark error, each in units of its standard deviation."""
+        targets, w = evidence.targets, self.settings.weights
+        cosine = (look.normals * targets.normals).sum(-1).clamp(-1, 1)
+        distance = (look.points - targets.points).norm(dim=-1)
+        error = (look.landmarks - evidence.landmarks).norm(dim=-1)
+        terms = torch.stack(
+            [
+                _mean(torch.rad2deg(cosine.acos()), targets.normal_weight * valid),
+                _mean(distance * 1000, targets.point_weight * valid),
+                torch.where(evidence.confidence > 0, error.nanmean(1), torch.nan),
+            ],
+            1,
+        )
+        normal = torch.deg2rad(terms[:, 0]) / w.normal_sigma
+        landmark = terms[:, 2] / (w.landmark_sigma * evidence.eyes)
+        score = normal.nan_to_num(0.0) + landmark.nan_to_num(0.0)
+        return terms.float().cpu().numpy(), score.cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What B frames show: normals and points [B, N, 3] (head space), whether the head is there, landmarks [B, L, 2]."""
+
+    normals: Tensor
+    points: Tensor
+    valid: Tensor
+    landmarks: Tensor
+
+
+def key_frames(clip: Clip, count: int) -> NDArray[np.int64]:
+    """At most ``count`` rows for the identity: sure, still (a moving head is blurred), and turned as differently as the
+    clip has them."""
+    R, t = clip.start.R.cpu().numpy(), clip.start.t.cpu().numpy()
+    looks = np.concatenate([R[:, :, 2], t[:, 2:] / np.median(t[:, 2])], 1)
+    speed = np.zeros(len(clip))
+    if len(clip) > 2:
+        speed = np.linalg.norm(np.gradient(looks, clip.times, axis=0), axis=1)
+    sure = clip.confidence >= 0.7 * np.quantile(clip.confidence, 0.9)
+    usable = np.flatnonzero(sure & (speed <= np.quantile(speed[sure], 0.7)))
+    nearest = np.full(len(usable), np.inf)
+    chosen = [int(np.argmax(R[usable, 2, 2] * -1))]
+    while len(chosen) < min(count, len(usable)):
+        nearest = np.minimum(nearest, np.linalg.norm(looks[usable] - looks[usable[chosen[-1]]], axis=1))
+        nearest[chosen] = -1
+        chosen.append(int(np.argmax(nearest)))
+    return np.sort(usable[chosen])
+
+
+def _front(values: Tensor, settled: np.ndarray) -> Tensor:
+    """``values`` with the settled frames' in front."""
+    return torch.cat([torch.from_numpy(np.array(settled)).to(values), values[len(settled) :]])
+
+
+def _mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Weighted mean of each row; NaN where nothing weighs."""
+    total = weight.sum(1)
+    return torch.where(total > 0, (values * weight).sum(1) / total.clamp_min(1e-9), torch.nan)

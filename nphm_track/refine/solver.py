@@ -1,0 +1,319 @@
+"""Gauss-Newton on a few frames at once: shared columns (identity, focal), a block for each frame, temporal coupling.
+
+The step solves the damped normal equations (Levenberg-Marquardt) of the terms in ``objective``; networks are linearised
+in float32, equations summed and solved in float64. Windows are short, so the matrix is dense: 32 frames are 1,900
+unknowns and a twentieth of a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nphm_track.refine import objective
+from nphm_track.refine.codes import CodeSpace, State, Step, cross_matrix
+from nphm_track.refine.landmarks import LandmarkRows, Landmarks, point_weights
+from nphm_track.refine.objective import Rows, Weights
+from nphm_track.refine.pixels import Targets, camera_directions, pixel_rays, rays_of
+from nphm_track.refine.surface import Renderer, SeenRows
+
+DAMPING, MAX_DAMPING = 1e-3, 1e3
+LEAST_KEPT = 0.9
+"""Share of the pixels that must still see the head after a step: one that loses them gains for nothing."""
+MAX_MOVE = 0.01
+"""Metres; a depth foretold farther from the last than this is not believed."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What B frames are held to.
+
+    Attributes:
+        targets: pixels of the geometry maps.
+        landmarks: [B, L, 2] observed, undistorted px (``landmarks.POINTS``); confidence: [B], 0 where not seen.
+        eyes: [B] distance of the outer eye corners, px.
+        times: [B] s; segments: [B] shots.
+        start: the feed-forward state of these frames.
+    """
+
+    targets: Targets
+    landmarks: Tensor
+    confidence: Tensor
+    eyes: Tensor
+    times: Tensor
+    segments: Tensor
+    start: State
+
+
+@dataclass(frozen=True)
+class Free:
+    """Which columns move. ``settled`` [B] marks frames that are constants (the end of the window before)."""
+
+    identity: bool
+    focal: bool
+    expression: bool
+    settled: Tensor
+
+
+@dataclass(frozen=True)
+class Working:
+    """A linearised state: rays with their depth, landmarks, and their rows."""
+
+    state: State
+    depth: Tensor  # [B, N]
+    seen: SeenRows
+    landmarks: LandmarkRows
+
+
+class Problem:
+    """The objective over one group of frames."""
+
+    def __init__(
+        self,
+        renderer: Renderer,
+        landmarks: Landmarks,
+        space: CodeSpace,
+        evidence: Evidence,
+        weights: Weights,
+        free: Free,
+    ) -> None:
+        self.renderer, self.landmarks, self.space = renderer, landmarks, space
+        self.evidence, self.weights, self.free = evidence, weights, free
+        self.k = space.identity.shape[1] if free.identity else 0
+        self.e = space.expression.shape[1]
+        self.bends = objective.bends(evidence.times, evidence.segments)
+        self.start_weights = space.expression_weights(evidence.start.z_ex).double()
+
+    # -- one iteration -------------------------------------------------------------------------------------------------
+    def linearise(self, state: State, depth: Tensor, landmarks: Tensor) -> Working:
+        """Rows at ``state`` from depths [B, N] and landmark positions [B, L, 3] (metres, head space) near it."""
+        B, N = depth.shape
+        rays = rays_of(state, self.evidence.targets.pixels, depth)
+        seen = self.renderer.linearise(rays, state.z_id, state.z_ex, identity=self.free.identity)
+        marks = self.landmarks.linearise(landmarks, state.z_id, state.z_ex, identity=self.free.identity)
+        return Working(state, seen.depth.view(B, N), seen, marks)
+
+    def ahead(self, at: Working, step: Step) -> Working:
+        """Linearised after a step, from the depths that the rows foretell.
+
+        Landmarks are carried afresh: followed from step to step, lips that touch would change places.
+        """
+        B, N = at.depth.shape
+        state = at.state.moved(self.space, step)
+        pose = torch.cat([step.log_focal.expand(B, 1), step.pose], -1)[:, None, :, None]
+        ray = (self._ray_by_pose(at.state) @ pose)[..., 0].float()
+        code = torch.cat([step.identity.expand(B, -1)[:, : self.k], step.expression], -1).float()
+        moved = (at.seen.depth_ray.view(B, N, 6) * ray).sum(-1)
+        moved += (at.seen.depth_code.view(B, N, -1) @ code[..., None])[..., 0]
+        marks = self.landmarks.carry(state.z_id, state.z_ex)
+        return self.linearise(state, at.depth + moved.clamp(-MAX_MOVE, MAX_MOVE), marks)
+
+    def terms(self, at: Working, usable: Tensor) -> dict[str, Rows]:
+        """The terms of pixels and landmarks; ``usable`` [B, N] are the pixels that count."""
+        B, N = at.depth.shape
+        targets, state = self.evidence.targets, at.state
+        seen = at.seen
+        pose_ray = self._ray_by_pose(state)  # [B, N, 6, 7]
+        rows = (seen.depth_ray.view(B, N, 1, 6), seen.normal_ray.view(B, N, 2, 6))
+        by_ray = [r.double() @ pose_ray for r in rows]
+        code = [seen.depth_code.view(B, N, 1, -1), seen.normal_code.view(B, N, 2, -1)]
+        ds, dn = (self._columns(c, p) for c, p in zip(code, by_ray, strict=True))
+        origin, direction = pixel_rays(targets.pixels, state.R, state.t, state.K)
+        s = at.depth.double()[..., None]
+        base = pose_ray[..., :3, :] + s[..., None] * pose_ray[..., 3:, :]
+        dx = direction[..., None] * ds + self._columns(torch.zeros_like(code[0]).expand(-1, -1, 3, -1), base)
+        points = origin + s * direction
+        normal = seen.normal.view(B, N, 3).double()
+        tangents = seen.tangents.view(B, N, 2, 3).double()
+        w = self.weights
+        return {
+            "normals": objective.normal_term(
+                normal, tangents, dn, targets.normals.double(), targets.normal_weight.double() * usable, w
+            ),
+            "points": objective.point_term(
+                points, dx, targets.points.double(), targets.point_weight.double() * usable, w
+            ),
+            "landmarks": self._landmark_term(at),
+        }
+
+    def _landmark_term(self, at: Working) -> Rows:
+        state, e = at.state, self.evidence
+        turned = at.landmarks.points.double() @ state.R.mT  # [B, L, 3]
+        camera = turned + state.t[:, None]
+        z = camera[..., 2:].clamp_min(1e-3)
+        focal, centre = state.K[[0, 1], [0, 1]], state.K[:2, 2]
+        xy = camera[..., :2] / z
+        to_pixels = camera.new_zeros(*camera.shape[:2], 2, 3)
+        to_pixels[..., [0, 1], [0, 1]] = focal / z
+        to_pixels[..., :, 2] = -xy * focal / z
+        code = to_pixels @ (state.R[:, None] @ at.landmarks.by_code.double())
+        pose = torch.cat([(xy * focal)[..., None], -to_pixels @ cross_matrix(turned), to_pixels], -1)
+        share = e.confidence.double()[:, None] * point_weights().to(camera)
+        known = e.landmarks.isfinite().all(-1)
+        return objective.landmark_term(
+            xy * focal + centre,
+            self._columns(code, pose),
+            e.landmarks.nan_to_num(0.0),
+            share * known,
+            e.eyes,
+            self.weights,
+        )
+
+    def _columns(self, code: Tensor, pose: Tensor) -> Tensor:
+        """Columns identity, log focal, expression, rotation, translation of code rows and [log focal, pose] rows."""
+        return torch.cat([code[..., : self.k].double(), pose[..., :1], code[..., self.k :].double(), pose[..., 1:]], -1)
+
+    def _ray_by_pose(self, state: State) -> Tensor:
+        """Derivatives [B, N, 6, 7] of a ray's origin and direction by log focal, rotation and translation.
+
+        o = -R^T t and d = R^T k; R becomes exp(omega) R.
+        """
+        k = camera_directions(self.evidence.targets.pixels, state.K)
+        B, N = k.shape[:2]
+        out = k.new_zeros(B, N, 6, 7)
+        back = state.R.mT
+        out[..., :3, 1:4] = (-back @ cross_matrix(state.t))[:, None]
+        out[..., :3, 4:] = -back[:, None]
+        flat = torch.cat([-k[..., :2], torch.zeros_like(k[..., :1])], -1)
+        out[..., 3:, 0] = flat @ state.R
+        out[..., 3:, 1:4] = back[:, None] @ cross_matrix(k)
+        return out
+
+    # -- the whole objective -------------------------------------------------------------------------------------------
+    def energy(self, at: Working, usable: Tensor) -> float:
+        """The objective; ``usable`` [B, N] are the pixels that count."""
+        shared, frames = self._pulls(at.state)
+        parts = [rows.energy for rows in self.terms(at, usable).values()]
+        parts += [shared[2], frames[2], *(part[2] for part in self._temporal(at.state))]
+        return sum(float(part.sum()) for part in parts)
+
+    def gradient(self, at: Working, usable: Tensor) -> Step:
+        """The derivative of ``energy``, by each quantity of a step."""
+        return self._split(self._equations(at, usable)[1])
+
+    def step(self, at: Working, usable: Tensor, damping: float) -> Step:
+        """The damped Gauss-Newton step."""
+        matrix, gradient = self._equations(at, usable)
+        held = self._held(len(at.depth))
+        matrix.diagonal().mul_(1 + damping).add_(1e-9)
+        matrix[held], matrix[:, held], gradient[held] = 0, 0, 0
+        matrix.diagonal()[held] = 1
+        return self._split(-torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(matrix))[:, 0])
+
+    def _split(self, vector: Tensor) -> Step:
+        frames = vector[self.k + 1 :].view(-1, self.e + 6)
+        identity = vector[: self.k] if self.k else vector.new_zeros(self.space.identity.shape[1])
+        return Step(identity, vector[self.k], frames[:, : self.e], frames[:, self.e :])
+
+    def _equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """Gauss-Newton matrix and gradient; columns are identity, log focal, then each frame's expression and pose."""
+        S, P, B = self.k + 1, self.e + 6, len(at.depth)
+        matrix, gradient = self._data_equations(at, usable)
+        (shared_g, shared_d, _), (frame_g, frame_d, _) = self._pulls(at.state)
+        gradient += torch.cat([shared_g, frame_g.flatten()])
+        matrix.diagonal().add_(torch.cat([shared_d, frame_d.flatten()]))
+        blocks, pull = matrix[S:, S:].view(B, P, B, P), gradient[S:].view(B, P)
+        columns_of = (slice(0, self.e), slice(self.e, self.e + 3), slice(self.e + 3, self.e + 6))
+        for columns, part in zip(columns_of, self._temporal(at.state), strict=True):
+            residual, weight, _, jacobian = part
+            _add_bends(blocks, pull, columns, self.bends.frames, residual, weight, jacobian)
+        return matrix, gradient
+
+    def _data_equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows have columns [identity, focal, their frame's]: the shared ones are summed, the frame's form blocks."""
+        parts = [rows.normal_equations() for rows in self.terms(at, usable).values()]
+        H, g = torch.stack([p[0] for p in parts]).sum(0), torch.stack([p[1] for p in parts]).sum(0)
+        S, P = self.k + 1, self.e + 6
+        B = len(H)
+        matrix, gradient = H.new_zeros(S + B * P, S + B * P), torch.cat([g[:, :S].sum(0), g[:, S:].flatten()])
+        matrix[:S, :S] = H[:, :S, :S].sum(0)
+        matrix[:S, S:] = H[:, :S, S:].permute(1, 0, 2).reshape(S, -1)
+        matrix[S:, :S] = matrix[:S, S:].mT
+        frame = torch.arange(B, device=H.device)
+        matrix[S:, S:].view(B, P, B, P)[frame, :, frame] = H[:, S:, S:]
+        return matrix, gradient
+
+    def _pulls(self, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """Priors and box: (gradient, diagonal, energy) of the shared columns [S] and of the frames [B, P]."""
+        w, start = self.weights, self.evidence.start
+        person = self.space.identity_weights(state.z_id - start.z_id).double() if self.k else state.R.new_zeros(0)
+        focal = (state.K[0, 0] / start.K[0, 0]).log()[None]
+        a, b = objective.prior_term(person, w.identity_sigma), objective.prior_term(focal, w.focal_sigma)
+        weights = self.start_weights + self.space.expression_weights(state.z_ex - start.z_ex).double()
+        prior = objective.prior_term(weights - self.start_weights, w.expression_sigma)
+        gradient, diagonal, energy = prior.gradient, prior.diagonal, prior.energy
+        if self.space.boxed:
+            box = objective.box_term(weights, w)
+            gradient, diagonal, energy = gradient + box.gradient, diagonal + box.diagonal, energy + box.energy
+        pad = (0, 6)
+        return (
+            (torch.cat([a.gradient, b.gradient]), torch.cat([a.diagonal, b.diagonal]), a.energy + b.energy),
+            (F.pad(gradient, pad), F.pad(diagonal, pad), energy),
+        )
+
+    def _temporal(self, state: State) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(residual [M, D], weight, energy [M], derivative [M, D, 3, D]) of expression, rotation and translation."""
+        at, w = self.bends, self.weights
+        values = self.space.expression_weights(state.z_ex).double()
+        expression = objective.smoothness(values, at, w.expression_acceleration, w)
+        translation = objective.translation_smoothness(state.t, at, w)
+        return [
+            (*expression, _by_value(at.factors, values.shape[1], w.expression_acceleration)),
+            objective.rotation_smoothness(state.R, at, w),
+            (*translation, _by_value(at.factors, 3, w.translation_acceleration)),
+        ]
+
+    def _held(self, B: int) -> Tensor:
+        """Which columns do not move."""
+        settled = self.free.settled
+        held = torch.zeros(self.k + 1 + B * (self.e + 6), dtype=torch.bool, device=settled.device)
+        held[self.k] = not self.free.focal
+        frames = held[self.k + 1 :].view(B, -1)
+        frames[settled] = True
+        if not self.free.expression:
+            frames[:, : self.e] = True
+        return held
+
+
+def _by_value(factors: Tensor, channels: int, usual: float) -> Tensor:
+    """Derivative [M, D, 3, D] of bends by the values of their three frames."""
+    return factors[:, None, :, None] * torch.eye(channels).to(factors)[:, None] / usual
+
+
+def _add_bends(
+    blocks: Tensor, pull: Tensor, columns: slice, frames: Tensor, residual: Tensor, weight: Tensor, jacobian: Tensor
+) -> None:
+    """Add a temporal term to the frames' blocks [B, P, B, P] and gradient [B, P]."""
+    weighted = jacobian * weight[..., None, None]
+    for a in range(3):
+        pull[:, columns].index_add_(0, frames + a - 1, torch.einsum("mdi,md->mi", weighted[:, :, a], residual))
+        for b in range(3):
+            part = torch.einsum("mdi,mdj->mij", weighted[:, :, a], jacobian[:, :, b])
+            for m, frame in enumerate(frames.tolist()):
+                blocks[frame + a - 1, columns, frame + b - 1, columns] += part[m]
+
+
+def optimise(problem: Problem, at: Working, iterations: int, tolerance: float = 2e-3) -> tuple[Working, int]:
+    """At most ``iterations`` steps from ``at``, fewer when a step gains less than ``tolerance`` of the objective.
+
+    A step that makes the objective worse is taken back and tried shorter. Returns the best state and the steps tried.
+    """
+    damping, targets = DAMPING, problem.evidence.targets
+    looked = (targets.normal_weight > 0) | (targets.point_weight > 0)
+    for iteration in range(iterations):
+        usable = at.seen.valid.view(at.depth.shape)
+        ahead = problem.ahead(at, problem.step(at, usable, damping))
+        both = usable & ahead.seen.valid.view(at.depth.shape)
+        after, before = problem.energy(ahead, both), problem.energy(at, both)
+        if after < before and (both & looked).sum() >= LEAST_KEPT * (usable & looked).sum():
+            at, damping = ahead, damping / 4
+            if before - after < tolerance * before:
+                return at, iteration + 1
+        else:
+            damping = max(damping, DAMPING) * 20
+            if damping > MAX_DAMPING:
+                return at, iteration + 1
+    return at, iterations

@@ -1,0 +1,195 @@
+"""Key frames, windows, resuming and the report of a refinement, on maps made by the head model itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from nphm_track.geometry.maps import GeometryMaps
+from nphm_track.refine.clip import Clip, Head
+from nphm_track.refine.codes import State, rotation
+from nphm_track.refine.landmarks import POINTS
+from nphm_track.refine.pixels import Targets, crop_to_frame, rays_of
+from nphm_track.refine.schedule import Settings, frame_dtype, key_frames, person_dtype, refine_clip
+from nphm_track.refine.source import ClipMaps
+
+QUICK = Settings(window=4, overlap=1, key_frames=2, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
+T, CELLS = 6, 16
+
+
+class Log:
+    """Records in memory."""
+
+    def __init__(self, dtype: np.dtype[Any], records: np.ndarray | None = None) -> None:
+        self.records = np.empty(0, dtype) if records is None else records
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def append(self, record: Any) -> None:
+        self.records = np.concatenate([self.records, np.atleast_1d(record)])
+
+    def read(self) -> np.ndarray:
+        return self.records
+
+
+@pytest.fixture(scope="module")
+def head(person: Any) -> Head:
+    return Head(person.model, person.truth.z_id)
+
+
+@pytest.fixture(scope="module")
+def truth(person: Any) -> State:
+    """Six frames of a slow turn."""
+    angle = torch.linspace(-0.1, 0.1, T, dtype=torch.float64)
+    turns = torch.stack([0 * angle, angle, 0 * angle], 1)
+    R = rotation(turns) @ torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
+    t = torch.tensor([0.0, 0.0, 0.55], dtype=torch.float64).repeat(T, 1)
+    return State(person.truth.z_id, person.truth.z_ex[:1].repeat(T, 1), R, t, person.truth.K)
+
+
+@pytest.fixture(scope="module")
+def maps(person: Any, head: Head, truth: State) -> GeometryMaps:
+    """What perfect networks see of the truth."""
+    roi = torch.tensor([160.0, 165.0, 130.0, 130.0, 0.0]).repeat(T, 1)
+    i, j = np.meshgrid(np.arange(CELLS), np.arange(CELLS), indexing="ij")
+    cells = torch.arange(CELLS * CELLS).repeat(T, 1)
+    grid = np.stack([j.ravel(), i.ravel()], -1)[None] + 0.5
+    pixels = torch.from_numpy(crop_to_frame(grid, roi.numpy(), CELLS))
+    nothing = torch.zeros(T, CELLS * CELLS)
+    targets = Targets(pixels, cells, nothing, nothing, nothing, nothing)
+    depth, hit = head.depths(head.posed(truth.z_ex), truth, targets, roi, CELLS)
+    rays = rays_of(truth, pixels, depth)
+    seen = person.renderer.see(rays, truth.z_id, truth.z_ex)
+    points = rays.origin + seen.depth[:, None] * rays.direction
+    sure = (seen.valid & hit.flatten()).float().view(T, CELLS, CELLS)
+    assert sure.mean() > 0.5
+    shape = (T, CELLS, CELLS, 3)
+    return GeometryMaps(seen.normal.view(shape), points.view(shape), sure, sure, roi)
+
+
+@pytest.fixture(scope="module")
+def clip(person: Any, truth: State) -> Clip:
+    """The feed-forward result: poses and expressions are off."""
+    generator = torch.Generator().manual_seed(2)
+    weights = 0.1 * torch.randn(1, person.space.expression.shape[1], generator=generator)
+    start = replace(
+        truth,
+        z_ex=truth.z_ex + weights @ person.space.expression.mT,
+        R=rotation(0.02 * torch.randn(T, 3, generator=generator).double()) @ truth.R,
+        t=truth.t + 0.003 * torch.randn(T, 3, generator=generator).double(),
+    )
+    landmarks = np.full((T, 478, 2), np.nan, np.float32)
+    marks = person.landmarks.carry(truth.z_id, truth.z_ex).double() @ truth.R.mT + truth.t[:, None]
+    landmarks[:, list(POINTS)] = ((marks / marks[..., 2:]) @ truth.K.mT)[..., :2].numpy()
+    times, one = np.arange(T) / 30.0, np.ones(T, np.float32)
+    return Clip(start, person.camera, True, True, times, np.zeros(T, np.int64), one, landmarks)
+
+
+def run(person: Any, clip: Clip, maps: GeometryMaps, records: np.ndarray | None = None) -> np.ndarray:
+    def source(rows: NDArray[np.int64]) -> GeometryMaps:
+        return GeometryMaps(*(v[rows] for v in vars(maps).values()))
+
+    c = person.model.config
+    logs = Log(person_dtype(c.identity_dim)), Log(frame_dtype(c.expression_dim), records)
+    return refine_clip(person.model, clip, source, QUICK, *logs).frames
+
+
+def test_windows_find_the_truth_and_resume(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
+    frames = run(person, clip, maps)
+    assert len(frames) == T and not frames["rolled_back"].any()
+    assert (frames["after"] < frames["before"]).all(), (frames["before"], frames["after"])
+    off = np.linalg.norm(frames["t"] - truth.t.numpy(), axis=1)
+    assert off.mean() < 0.4 * np.linalg.norm(clip.start.t.numpy() - truth.t.numpy(), axis=1).mean()
+    resumed = run(person, clip, maps, frames[: QUICK.window - QUICK.overlap].copy())
+    for name in ("z_ex", "R", "t"):
+        assert np.allclose(frames[name], resumed[name], atol=1e-6), name
+
+
+def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: GeometryMaps) -> None:
+    """One stage does all, and nothing is drawn for a window."""
+    image = replace(clip, **_first(clip, 1), identity_known=False)
+    asked: list[int] = []
+
+    def source(rows: NDArray[np.int64]) -> GeometryMaps:
+        asked.extend(rows.tolist())
+        return GeometryMaps(*(v[rows] for v in vars(maps).values()))
+
+    c = person.model.config
+    logs = Log(person_dtype(c.identity_dim)), Log(frame_dtype(c.expression_dim))
+    refined = refine_clip(person.model, image, source, QUICK, *logs)
+    assert asked == [0] and len(refined.frames) == 1
+    assert (refined.frames["after"][0, ::2] < refined.frames["before"][0, ::2]).all()
+    assert not torch.equal(refined.state.z_id, clip.start.z_id)
+    assert torch.equal(refined.state.K, clip.start.K), "the focal length is the clip's"
+
+
+def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
+    """The feed-forward state is the truth, and the points of the maps pull it away."""
+    lie = replace(maps, points=maps.points + torch.tensor([0.0, 0.02, 0.0]))
+    frames = run(person, replace(clip, start=truth), lie)
+    assert frames["rolled_back"].all()
+    assert np.allclose(frames["t"], truth.t.numpy())
+
+
+def test_frames_without_evidence_are_carried_by_their_neighbours(
+    person: Any, clip: Clip, maps: GeometryMaps, truth: State
+) -> None:
+    landmarks, sure, seen = clip.landmarks.copy(), maps.normal_confidence.clone(), clip.confidence.copy()
+    landmarks[2], sure[2], seen[2] = np.nan, 0, 0
+    start = replace(clip.start, t=clip.start.t.clone())
+    start.t[2, 2] += 0.02
+    hidden = replace(maps, normal_confidence=sure, point_confidence=sure)
+    frames = run(person, replace(clip, landmarks=landmarks, confidence=seen, start=start), hidden)
+    assert np.isnan(frames["after"][2]).all() and np.isfinite(frames["z_ex"]).all()
+    assert np.linalg.norm(frames["t"][2] - truth.t[2].numpy()) < 0.003
+
+
+def test_key_frames_are_sure_and_differ(clip: Clip) -> None:
+    chosen = key_frames(clip, 3)
+    assert len(chosen) == 3 and (np.diff(chosen) > 0).all()
+    unsure = replace(clip, confidence=np.array([1, 1, 0.2, 1, 1, 0.1], np.float32))
+    assert not {2, 5} & set(key_frames(unsure, 4).tolist())
+    assert key_frames(replace(clip, **_first(clip, 1)), 5).tolist() == [0]
+
+
+def _first(clip: Clip, count: int) -> dict[str, Any]:
+    arrays = {k: getattr(clip, k)[:count] for k in ("times", "segments", "confidence", "landmarks")}
+    return arrays | {"start": clip.start.rows(slice(count))}
+
+
+class Frames:
+    """A clip whose frames are their numbers."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def frames(self, done: int = 0) -> Iterator[Any]:
+        self.opened += 1
+        for k in range(done, 10):
+            yield type("F", (), {"image": np.full((2, 2, 3), k, np.uint8)})
+
+
+def test_maps_are_predicted_once_and_read_forward() -> None:
+    asked: list[int] = []
+
+    def predict(images: Any, rows: NDArray[np.int64]) -> GeometryMaps:
+        asked.extend(rows.tolist())
+        value = torch.tensor([float(image[0, 0, 0]) for image in images])[:, None, None].expand(-1, 4, 4)
+        vector = value[..., None].expand(-1, -1, -1, 3)
+        return GeometryMaps(vector, vector, value, value, torch.zeros(len(images), 5))
+
+    source: Any = Frames()
+    positions = np.array([0, 1, 2, 4, 5, 6, 7])
+    seen = np.array([True, True, False, True, True, True, True])
+    maps = ClipMaps(source, positions, seen, predict)
+    assert maps(np.array([1, 4])).normal_confidence[:, 0, 0].tolist() == [1, 5]
+    assert maps(np.arange(4)).normal_confidence[:, 0, 0].tolist() == [0, 1, 0, 4]
+    assert maps(np.arange(2, 7)).normal_confidence[:, 0, 0].tolist() == [0, 4, 5, 6, 7]
+    assert asked == [1, 4, 0, 3, 4, 5, 6] and source.opened == 2
