@@ -1,6 +1,6 @@
 """Round a finished run to float16 and put it where the package finds it.
 
-python training/release.py RUN NAME        # writes models/NAME/model.safetensors
+python training/release.py RUN NAME [--identity-trust .55]        # writes models/NAME/model.safetensors
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("name")
+    parser.add_argument("--identity-trust", type=float, help="image regressors: factor on identity codes")
     args = parser.parse_args()
     tensors, config = read_weights(args.run)
+    if args.identity_trust is not None:
+        config["regressor"]["identity_trust"] = args.identity_trust
     path = Path("models") / args.name / "model.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_weights(path, tensors, config, half=True)

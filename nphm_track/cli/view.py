@@ -19,5 +19,8 @@ def view(
     from nphm_track.viewer.app import Viewer
 
     viewer = Viewer([read_run(path) for path in (run, other) if path is not None], host=host, port=port)
-    typer.echo(f"{viewer.url}  (Ctrl-C ends)")
-    viewer.wait()
+    try:
+        typer.echo(f"{viewer.url}  (Ctrl-C ends)")
+        viewer.wait()
+    except KeyboardInterrupt:  # before or after it waits
+        viewer.stop()

@@ -24,10 +24,9 @@ from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.errors import InputError
 from nphm_track.export.manifest import GENERATOR
 from nphm_track.tracking.records import Status, Track, replacing
-from nphm_track.tracking.run_folder import CANONICAL_PLY, Run
+from nphm_track.tracking.run_folder import CANONICAL_PLY, REPORT_HTML, Run
 from nphm_track.video.reader import open_video
 
-REPORT_HTML = "report.html"
 MAX_VIDEO_BYTES = 40_000_000
 """A larger overlay is linked to instead of embedded."""
 WORST, APART = 10, 0.4

@@ -31,6 +31,7 @@ class ImageRegressorConfig:
     landmarks: bool = True
     identity_weights: int = 100
     expression_weights: int = 51
+    identity_trust: float = 1.0  # factor on identity codes; below 1 where training images tell more than real ones
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageRegressorConfig:
@@ -94,6 +95,7 @@ class ImageRegressor(LandmarkRegressor):
         tokens.append(known if self.image_config.landmarks else known[:, -1:])
         x = self.read_out(torch.cat(tokens, 1))
         z_id, z_ex = self.codes(x)
+        z_id = z_id * self.image_config.identity_trust
         return Codes(z_id, z_ex, self.to_variance(x)[..., 0].clamp(*SPREAD_RANGE))
 
     @classmethod

@@ -55,7 +55,8 @@ class TrackOptions(BaseModel):
         "(default: solved from the clip)",
     )
     codes: Literal["image", "landmarks"] = Field(
-        default="landmarks", description="What the head codes are predicted from."
+        default="image",
+        description="What the head codes are predicted from: image features and landmarks, or landmarks alone.",
     )
     smooth: float = Field(
         default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."
@@ -67,6 +68,7 @@ class TrackOptions(BaseModel):
     )
     mesh_every: int = Field(default=1, ge=1, description="Write the mesh of every Nth tracked frame.")
     overlay: bool = Field(default=True, description="Write overlay.mp4, or overlay.png for an image.")
+    report: bool = Field(default=True, description="Write report.html, one offline page about the run.")
     style: Literal["shaded", "wireframe", "normals", "mesh"] = Field(
         default="shaded", description="Look of the overlay; 'mesh' leaves the video out."
     )

@@ -185,7 +185,12 @@ class _Job:
         quality = track.quality()
         if self.source.warning:
             self.progress.note(self.source.warning)
-        return self.folder.finish(quality=quality, timings=self.timings)
+        run = self.folder.finish(quality=quality, timings=self.timings)
+        if self.options.report:
+            from nphm_track.export.report import write_report  # reads finished runs: it stands above this module
+
+            write_report(run)
+        return run
 
     def _refine(
         self, model: NphmDecoder, log: np.ndarray, fit: ClipFit, camera_known: bool, identity_known: bool

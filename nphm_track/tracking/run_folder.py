@@ -35,6 +35,7 @@ OVERLAY_MP4 = "overlay.mp4"
 OVERLAY_PNG = "overlay.png"
 """Stands for the video when the input is a single image."""
 TRANSFORMS_JSON = "transforms.json"
+REPORT_HTML = "report.html"
 LOCK = "run.lock"
 """There while a process writes the folder."""
 PATIENCE = 5.0
@@ -183,7 +184,7 @@ class RunFolder:
         self.update(state="interrupted")
         if observations:
             (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
-        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON):
+        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML):
             for file in (self.path / name, self.path / (name + PARTIAL)):
                 file.unlink(missing_ok=True)
         (self.path / OVERLAY_MP4).with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix

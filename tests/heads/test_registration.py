@@ -102,7 +102,8 @@ class TestRegister:
         with pytest.raises(InputError, match="at least 500"):
             register(model, head.points[:100], None, everything, head.landmarks)
         with pytest.raises(InputError, match="do not look like a face"):
-            inside = np.random.default_rng(0).uniform(-0.02, 0.02, (3000, 3)) + [0, 0.05, -0.05]  # far from skin and mouth
+            inside = np.random.default_rng(0).uniform(-0.02, 0.02, (3000, 3))
+            inside += np.array([0, 0.05, -0.05])  # far from skin and mouth
             elsewhere = POSE(inside)
             register(model, elsewhere, None, everything, head.landmarks, steps=30, batch=100)
         with pytest.raises(ModelError, match="no landmarks or linear priors"):

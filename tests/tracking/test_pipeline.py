@@ -267,7 +267,7 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         run = self.track(Path("face.png"), tmp_path / "run")
         assert validate_run(run.path) == []
-        names = {"run.json", "track.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png"}
+        names = {"run.json", "track.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png", "report.html"}
         assert {path.name for path in run.path.iterdir()} == names
         monkeypatch.chdir("/")  # a run knows its clip wherever it is opened from
         assert render.render_overlay(run.path, tmp_path / "again.jpg").exists()
