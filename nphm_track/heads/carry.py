@@ -78,8 +78,9 @@ class MeshCarrier:
         sensitivity[index] = (moved / debt[index].clamp_min(1e-9)).clamp_min(TOLERANCE / 2)
         debt[index] = 0
         _put(whole, index, part)
-        along = whole.points[self.guide] - previous.posed.points[self.guide]
-        self._solve_lips(whole, z_ex, previous.posed.points[self.lips] + along)
+        if self.opened is not None:  # from the open mouth in every frame: a vertex on the wrong lip would stay there
+            along = whole.points[self.guide] - self.opened[self.guide]
+            self._solve_lips(whole, z_ex, self.opened[self.lips] + along)
         return Carried(whole, z_ex, sensitivity, debt)
 
     def _afresh(self, z_ex: Tensor) -> Carried:

@@ -88,6 +88,11 @@ class ImageRegressor(LandmarkRegressor):
         z_id = z_id + self.to_identity_weights(x[:, -1]) @ self.identity_basis.T
         return z_id, z_ex + self.to_expression_weights(x[:, 0]) @ self.expression_basis.T
 
+    def on_prior(self, z_id: Tensor) -> Tensor:
+        """Identity codes [B, D_id] without what the linear prior does not hold: off it, lips stick together."""
+        q, _ = torch.linalg.qr(self.identity_basis)
+        return z_id @ q @ q.T
+
     def predict(self, landmarks: Tensor, scores: Tensor, image_size: Tensor, image_tokens: dict[str, Tensor]) -> Codes:
         """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...}."""
         tokens = [self.merge[e](_pool(image_tokens[e])) + self.place[e] for e in self.image_config.encoders]
@@ -95,7 +100,7 @@ class ImageRegressor(LandmarkRegressor):
         tokens.append(known if self.image_config.landmarks else known[:, -1:])
         x = self.read_out(torch.cat(tokens, 1))
         z_id, z_ex = self.codes(x)
-        z_id = z_id * self.image_config.identity_trust
+        z_id = self.on_prior(z_id) * self.image_config.identity_trust
         return Codes(z_id, z_ex, self.to_variance(x)[..., 0].clamp(*SPREAD_RANGE))
 
     @classmethod
