@@ -11,14 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from nphm_track.errors import ModelError, OutputError
 
 WEIGHTS_NAME = "model.safetensors"
+Network = TypeVar("Network", bound=torch.nn.Module)
 
 
 def models_root() -> Path:
@@ -65,6 +67,30 @@ def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dic
     except json.JSONDecodeError:
         raise ModelError(f"{path} carries a damaged configuration") from None
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, config
+
+
+def load_network(
+    name_or_path: str | Path,
+    kind: str,
+    what: str,
+    build: Callable[[dict[str, Any], dict[str, torch.Tensor]], Network],
+    device: torch.device | str = "cpu",
+) -> Network:
+    """A released network, frozen and ready for inference.
+
+    ``build`` makes the module from the file's configuration and tensors. Raises ModelError when the file is missing,
+    damaged, not of this ``kind`` ("... is not ``what``"), or does not fit its own configuration.
+    """
+    tensors, config = read_weights(name_or_path)
+    if config.get("kind") != kind:
+        raise ModelError(f"{name_or_path} is not {what}")
+    try:
+        network = build(config, tensors)
+        network.load_state_dict(tensors)
+    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise ModelError(f"{name_or_path} does not fit its architecture: {reason}") from None
+    return network.to(device).eval().requires_grad_(False)
 
 
 def write_weights(

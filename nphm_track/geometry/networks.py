@@ -14,9 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nphm_track.errors import ModelError
 from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
-from nphm_track.models import read_weights
+from nphm_track.models import load_network
 from nphm_track.regressor.landmark_regressor import Block
 
 GRID = 16
@@ -174,15 +173,13 @@ class GeometryNet(nn.Module):
     @classmethod
     def from_pretrained(cls, name_or_path: str = "geometry", *, device: torch.device | str = "cpu") -> GeometryNet:
         """The released networks. Raises ModelError when the file is missing, damaged or of another kind."""
-        tensors, config = read_weights(name_or_path)
-        if config.get("kind") != "geometry":
-            raise ModelError(f"{name_or_path} is not a geometry network")
-        model = cls(GeometryConfig.from_dict(config["geometry"]), len(tensors["triangles"]))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ModelError(f"{name_or_path}: {str(error).splitlines()[-1].strip()}") from None
-        return model.to(device).eval().requires_grad_(False)
+        return load_network(
+            name_or_path,
+            "geometry",
+            "a geometry network",
+            lambda config, tensors: cls(GeometryConfig.from_dict(config["geometry"]), len(tensors["triangles"])),
+            device,
+        )
 
 
 def _rows(x: Tensor) -> Tensor:

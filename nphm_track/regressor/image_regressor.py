@@ -12,9 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nphm_track.errors import ModelError
 from nphm_track.geometry.networks import GRID
-from nphm_track.models import read_weights
+from nphm_track.models import load_network
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor, RegressorConfig, head
 
 SPREAD_RANGE = (-4.0, 2.0)
@@ -62,7 +61,7 @@ class ImageRegressor(LandmarkRegressor):
     """The landmark regressor's transformer with image tokens beside (or in place of) the landmark tokens.
 
     The global and the expression token also give weights of the head model's linear priors, which are learnt far sooner
-    than codes part by part; the parts then add what the priors do not hold.
+    than codes part by part. What the parts add off the identity prior is dropped (``on_prior``).
     """
 
     identity_basis: Tensor
@@ -108,15 +107,13 @@ class ImageRegressor(LandmarkRegressor):
         cls, name_or_path: str = "image-regressor", *, device: torch.device | str = "cpu"
     ) -> ImageRegressor:
         """The released regressor. Raises ModelError when the file is missing, damaged or of another kind."""
-        tensors, config = read_weights(name_or_path)
-        if config.get("kind") != "image-regressor":
-            raise ModelError(f"{name_or_path} is not an image regressor")
-        model = cls(ImageRegressorConfig.from_dict(config["regressor"]))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ModelError(f"{name_or_path}: {str(error).splitlines()[-1].strip()}") from None
-        return model.to(device).eval().requires_grad_(False)
+        return load_network(
+            name_or_path,
+            "image-regressor",
+            "an image regressor",
+            lambda config, _: cls(ImageRegressorConfig.from_dict(config["regressor"])),
+            device,
+        )
 
 
 def _zero_last(mlp: nn.Sequential) -> nn.Sequential:

@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nphm_track.conventions import N_LANDMARKS
-from nphm_track.errors import ModelError
-from nphm_track.models import read_weights
+from nphm_track.models import load_network
 
 
 @dataclass(frozen=True)
@@ -144,15 +143,13 @@ class LandmarkRegressor(nn.Module):
         cls, name_or_path: str = "landmark-regressor", *, device: torch.device | str = "cpu"
     ) -> LandmarkRegressor:
         """The released regressor. Raises ModelError when the file is missing, damaged or of another kind."""
-        tensors, config = read_weights(name_or_path)
-        if config.get("kind") != "landmark-regressor":
-            raise ModelError(f"{name_or_path} is not a landmark regressor")
-        model = cls(RegressorConfig.from_dict(config["regressor"]))
-        try:
-            model.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ModelError(f"{name_or_path}: {str(error).splitlines()[-1].strip()}") from None
-        return model.to(device).eval()
+        return load_network(
+            name_or_path,
+            "landmark-regressor",
+            "a landmark regressor",
+            lambda config, _: cls(RegressorConfig.from_dict(config["regressor"])),
+            device,
+        )
 
 
 def group_landmarks(points: Tensor, groups: int = 24) -> tuple[tuple[int, ...], ...]:
