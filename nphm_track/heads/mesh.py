@@ -139,7 +139,7 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
 def open_mouth_code(model: NphmDecoder) -> Tensor | None:
     """Expression code [D_ex] of a slightly open jaw, for models that know ARKit weights."""
     names = model.config.expression_names
-    return model.expression_basis[:, names.index("jawOpen")] * 0.4 if "jawOpen" in names else None
+    return model.expression_basis[:, names.index("jawOpen")] * 0.55 if "jawOpen" in names else None
 
 
 def cut_plane(
