@@ -35,11 +35,17 @@ def models_root() -> Path:
 
 
 def resolve(name_or_path: str | Path) -> Path:
-    """Path of a weights file: a released model's name, a model folder, or a safetensors file itself."""
+    """Path of a weights file: a released model's name, a model folder, or a safetensors file itself.
+
+    The name comes first: a folder of yours that is called "geometry" is meant when it is written "./geometry".
+    """
     path = Path(name_or_path)
+    released = models_root() / path
+    if str(name_or_path) == path.name and (released / WEIGHTS_NAME).is_file():
+        return released / WEIGHTS_NAME
     if path.is_file():
         return path
-    folder = path if path.is_dir() else models_root() / str(name_or_path)
+    folder = path if path.is_dir() else released
     weights = folder / WEIGHTS_NAME
     if not weights.is_file():
         raise ModelError(f"model '{name_or_path}' not found: no {WEIGHTS_NAME} in {folder}")

@@ -17,6 +17,9 @@ from nphm_track.heads.mesh import CanonicalMesh, open_mouth_code
 
 LIP_ZONE = 0.009
 """Metres around the inner rim of the lips within which a canonical point may belong to either lip."""
+OUTLIER = 0.004
+"""Metres from where the skin around the lips would put a lip vertex: further off it is on the other lip."""
+STIFFNESS, AGREE_STEPS = 0.15, 40
 TOLERANCE = 2e-4
 """Model units (.05 mm)."""
 
@@ -44,9 +47,9 @@ class MeshCarrier:
     From frame to frame a vertex is looked at only when, by what it did before, it may have moved by half of
     ``TOLERANCE``: skull, ears and neck rest most of the time.
 
-    Where the lips touch, the deformation folds both onto one canonical place, and a vertex started from a closed mouth
-    may end on the other lip. Vertices there are started from where they were with the mouth open, moved along with the
-    nearest vertex (along the surface) outside that zone.
+    Where the lips touch, the deformation folds both onto one canonical place, and a vertex there may end on the other
+    lip. Such vertices are started from where they were with the mouth open, moved along with the skin around the lips
+    (harmonically), and one that is still solved far from there follows its neighbours.
     """
 
     @torch.no_grad()
@@ -55,12 +58,13 @@ class MeshCarrier:
         self.canonical = _tensor(mesh.vertices, z_id)
         self.opened: Tensor | None = None
         code = open_mouth_code(model)
-        skin, lips, guide = np.arange(len(mesh.vertices)), np.empty(0, np.int64), np.empty(0, np.int64)
+        skin = np.arange(len(mesh.vertices))
         if mesh.open_vertices is not None and code is not None:
             self.opened, self.code = _tensor(mesh.open_vertices, z_id), code
             rim = (model.landmarks(z_id)[list(INNER_LIPS)] * MODEL_UNIT).cpu().numpy()
-            skin, lips, guide = lip_guides(mesh, rim)
-        self.skin, self.lips, self.guide = (torch.from_numpy(i).to(z_id.device) for i in (skin, lips, guide))
+            self.lips = LipZone.find(mesh, rim, z_id.device)
+            skin = np.setdiff1d(skin, self.lips.index.cpu().numpy())
+        self.skin = torch.from_numpy(skin).to(z_id.device)
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor, previous: Carried | None = None) -> Carried:
@@ -69,7 +73,8 @@ class MeshCarrier:
             return self._afresh(z_ex)
         debt = previous.debt + (z_ex - previous.z_ex).norm()
         due = previous.sensitivity * debt > TOLERANCE / 2
-        due[self.lips] = False
+        if self.opened is not None:
+            due[self.lips.index] = False
         whole = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
         index = due.nonzero().squeeze(1)
         part = self._solve(index, z_ex, _part(whole, index))
@@ -79,8 +84,7 @@ class MeshCarrier:
         debt[index] = 0
         _put(whole, index, part)
         if self.opened is not None:  # from the open mouth in every frame: a vertex on the wrong lip would stay there
-            along = whole.points[self.guide] - self.opened[self.guide]
-            self._solve_lips(whole, z_ex, self.opened[self.lips] + along)
+            self._solve_lips(whole, z_ex, self.opened)
         return Carried(whole, z_ex, sensitivity, debt)
 
     def _afresh(self, z_ex: Tensor) -> Carried:
@@ -100,42 +104,88 @@ class MeshCarrier:
         eye = torch.eye(3).to(self.opened).repeat(len(self.opened), 1, 1)
         whole = PosedPoints(self.opened.clone(), eye, torch.zeros_like(unknown))
         _put(whole, self.skin, skin)
-        along = whole.points[self.guide] - self.opened[self.guide]
-        self._solve_lips(whole, z_ex, self.opened[self.lips] + along)
+        self._solve_lips(whole, z_ex, self.opened)
         return Carried(whole, z_ex, unknown, torch.zeros_like(unknown))
 
     def _solve(self, index: Tensor, z_ex: Tensor, start: PosedPoints) -> PosedPoints:
         return pose_points(self.model, self.canonical[index], self.z_id, z_ex, warm=start, tolerance=TOLERANCE)
 
-    def _solve_lips(self, whole: PosedPoints, z_ex: Tensor, guess: Tensor) -> None:
-        start = PosedPoints(guess, whole.inverse_jacobian[self.guide], whole.residual[self.lips])
-        _put(whole, self.lips, self._solve(self.lips, z_ex, start))
+    def _solve_lips(self, whole: PosedPoints, z_ex: Tensor, opened: Tensor) -> None:
+        lips = self.lips
+        guess = opened[lips.index] + lips.extend(whole.points[lips.border] - opened[lips.border])
+        slope = lips.extend(whole.inverse_jacobian[lips.border].flatten(1)).unflatten(1, (3, 3))
+        solved = self._solve(lips.index, z_ex, PosedPoints(guess, slope, whole.residual[lips.index]))
+        points = guess + lips.agree(solved.points - guess)
+        _put(whole, lips.index, PosedPoints(points, solved.inverse_jacobian, solved.residual))
 
 
-def lip_guides(
-    mesh: CanonicalMesh, rim: NDArray[np.floating]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Vertices outside the lip zone, those in it, and for each of these the nearest outside, along the open surface.
+@dataclass(frozen=True)
+class LipZone:
+    """The part of a mesh that may belong to either lip, and the skin that holds it.
 
-    ``rim`` [N, 3] are canonical points of the inner rim of the lips, metres.
+    Attributes:
+        index: [L] vertices of the zone.
+        border: [B] vertices next to it.
+        harmonic: [L, B] weights with which fields on the border continue harmonically over the zone, on the open mouth.
+        edges: [2, E] pairs of places in ``index``, both ways round.
+        weights: [E] of the edges.
+        degree: [L] sum of a vertex's weights, those of edges to the border included.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import dijkstra
-    from scipy.spatial import cKDTree
 
-    assert mesh.open_vertices is not None
-    n = len(mesh.vertices)
-    near = cKDTree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
-    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
-    edges = edges[near[edges].any(1)]
-    length = np.linalg.norm(mesh.open_vertices[edges[:, 0]] - mesh.open_vertices[edges[:, 1]], axis=1)
-    graph = coo_matrix((length.clip(1e-7), (edges[:, 0], edges[:, 1])), shape=(n, n)).tocsr()
-    border = np.setdiff1d(np.unique(edges), np.flatnonzero(near))
-    if len(border) == 0:
-        return np.arange(n), np.empty(0, np.int64), np.empty(0, np.int64)
-    source = dijkstra(graph, directed=False, indices=border, min_only=True, return_predecessors=True)[2]
-    lips = np.flatnonzero(near & (source >= 0))
-    return np.setdiff1d(np.arange(n), lips), lips, source[lips].astype(np.int64)
+    index: Tensor
+    border: Tensor
+    harmonic: Tensor
+    edges: Tensor
+    weights: Tensor
+    degree: Tensor
+
+    @classmethod
+    def find(cls, mesh: CanonicalMesh, rim: NDArray[np.floating], device: torch.device) -> LipZone:
+        """Vertices within ``LIP_ZONE`` of canonical points ``rim`` [N, 3] (metres) that reach its border."""
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import connected_components, laplacian
+        from scipy.spatial import cKDTree
+
+        assert mesh.open_vertices is not None
+        n = len(mesh.vertices)
+        near = cKDTree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
+        pairs = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+        pairs = np.unique(np.sort(pairs[near[pairs].any(1)], 1), axis=0)
+        label = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (n, n)), directed=False)[1]
+        held = np.zeros(n, bool)
+        held[label[pairs[~near[pairs].all(1)]].ravel()] = True  # parts that reach the border
+        inside, border = np.flatnonzero(near & held[label]), np.setdiff1d(pairs, np.flatnonzero(near))
+        length = np.linalg.norm(mesh.open_vertices[pairs[:, 0]] - mesh.open_vertices[pairs[:, 1]], axis=1)
+        weight = 1 / np.maximum(length, 1e-4)
+        graph = coo_matrix((weight, pairs.T), (n, n)).tocsr()
+        whole = laplacian(graph + graph.T).tocsr()
+        dense = whole[inside][:, inside].toarray()
+        harmonic = np.linalg.solve(dense, -whole[inside][:, border].toarray())
+        row, column = np.nonzero(dense - np.diag(np.diag(dense)))
+        arrays = (inside, border, harmonic, np.stack([row, column]), -dense[row, column], np.diag(dense))
+        return cls(
+            *(
+                torch.tensor(a, dtype=torch.long if a.dtype.kind == "i" else torch.float32, device=device)
+                for a in arrays
+            )
+        )
+
+    def extend(self, field: Tensor) -> Tensor:
+        """Values [L, C] in the zone of a field [B, C] on the border."""
+        return self.harmonic @ field
+
+    def agree(self, moved: Tensor) -> Tensor:
+        """Displacements [L, 3] (model units) without outliers: the further one is, the more it follows its neighbours.
+
+        A field c with sum_i w_i |c_i - moved_i|^2 + stiffness |grad c|^2 smallest, zero on the border; Tukey's weights.
+        """
+        own = (1 - (moved.norm(dim=-1) * MODEL_UNIT / OUTLIER).square()).clamp_min(0).square().unsqueeze(1)
+        stiff = STIFFNESS / self.degree.mean()
+        c = own * moved
+        for _ in range(AGREE_STEPS):
+            around = torch.zeros_like(c).index_add_(0, self.edges[0], self.weights[:, None] * c[self.edges[1]])
+            c = (own * moved + stiff * around) / (own + stiff * self.degree[:, None]).clamp_min(1e-9)
+        return c
 
 
 def _tensor(vertices: NDArray[np.float32], like: Tensor) -> Tensor:

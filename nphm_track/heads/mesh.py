@@ -137,9 +137,16 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
 
 
 def open_mouth_code(model: NphmDecoder) -> Tensor | None:
-    """Expression code [D_ex] of a slightly open jaw, for models that know ARKit weights."""
+    """Expression code [D_ex] of a slightly open, smiling mouth, for models that know ARKit weights.
+
+    Both lips are stretched thin and apart there; with the jaw alone a flap of the lower lip hangs from the upper one.
+    """
     names = model.config.expression_names
-    return model.expression_basis[:, names.index("jawOpen")] * 0.55 if "jawOpen" in names else None
+    if "jawOpen" not in names:
+        return None
+    weights = {"jawOpen": 0.4, "mouthSmile_L": 0.6, "mouthSmile_R": 0.6}
+    columns = [model.expression_basis[:, names.index(n)] * w for n, w in weights.items() if n in names]
+    return torch.stack(columns).sum(0)
 
 
 def cut_plane(

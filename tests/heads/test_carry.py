@@ -71,3 +71,23 @@ def test_jaw_and_lids_move_as_named(model: NphmDecoder, mesh: CanonicalMesh) -> 
     left = (carry(expression(model, eyeBlink_L=1.0)).posed.points - rest)[lid, 1] * MODEL_UNIT
     right = (carry(expression(model, eyeBlink_R=1.0)).posed.points - rest)[lid, 1] * MODEL_UNIT
     assert left < -0.001 and abs(right) < 0.001
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_lip_vertex_ends_on_the_other_lip(model: NphmDecoder, seed: int) -> None:
+    """Random people in smiles, speech and a cry: no edge of the lips is torn between upper and lower lip."""
+    rng = np.random.default_rng(seed)
+    z_id = model.identity_basis[:, :100] @ torch.from_numpy(rng.standard_normal(100).astype(np.float32))
+    mesh = extract_canonical(model, z_id, detail=0.7)
+    carry = MeshCarrier(model, mesh, z_id)
+    assert mesh.open_vertices is not None
+    edges = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
+    before = np.linalg.norm(mesh.open_vertices[edges[:, 0]] - mesh.open_vertices[edges[:, 1]], axis=1)
+    for weights in (
+        {"mouthSmile_L": 0.9, "mouthSmile_R": 0.9, "mouthUpperUp_L": 0.4, "mouthUpperUp_R": 0.4, "jawOpen": 0.1},
+        {"mouthFunnel": 0.5, "jawOpen": 0.3},
+        {"mouthLowerDown_L": 0.8, "mouthLowerDown_R": 0.8, "mouthFrown_L": 0.5, "mouthFrown_R": 0.5},
+    ):
+        v = carry(expression(model, **weights)).posed.points.numpy() * MODEL_UNIT
+        length = np.linalg.norm(v[edges[:, 0]] - v[edges[:, 1]], axis=1)
+        assert (length > np.maximum(4 * before, 0.005)).sum() <= 4
