@@ -86,7 +86,7 @@ class SampleMaker:
             painted, _ = render(heads, vertices, colour, view, rng)
             image: FloatArray = painted / 255.0
         else:
-            texture = self._texture(row)
+            texture = self.textures.close_lids(self._texture(row), pool.table["e"][row], e, rng)
             view = self._view(rng, texture, kind)
             light = None if rng.random() < 0.4 else random_light(rng)
             background = None if kind == "follow" else self._background(rng)

@@ -7,7 +7,7 @@ geometry. What the photo does not show is taken from the mirrored side, or from 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,7 @@ class TextureMaker:
         eyes = (np.abs(np.abs(v[:, 0]) - 0.0315) < 0.02) & (np.abs(v[:, 1] - 0.035) < 0.014)
         mouth = (np.abs(v[:, 0]) < 0.03) & (np.abs(v[:, 1] + 0.035) < 0.014)
         self.skin = skin & ~eyes & ~mouth
+        self.lids = {side: _Lid.find(heads, side, self.skin) for side in ("L", "R")}
 
     def make(
         self,
@@ -105,6 +106,49 @@ class TextureMaker:
         if len(seen) and len(hidden):
             source[hidden] = source[seen[cKDTree(heads.neutral[seen]).query(heads.neutral[hidden])[1]]]
         return source
+
+    def close_lids(
+        self, texture: PhotoTexture, e_photo: FloatArray, e: FloatArray, rng: np.random.Generator
+    ) -> PhotoTexture:
+        """The texture with skin on those lids that expression e [E] closes and the photo (e_photo [E]) shows open.
+
+        An open eye hides its lid, and the pixels found there instead are lashes and the white of the eye.
+        """
+        direct, colour, shade = texture.direct.copy(), texture.colour.copy(), texture.shade.copy()
+        for side, lid in self.lids.items():
+            i = self.heads.expression_names.index("eyeBlink_" + side)
+            if e[i] - e_photo[i] < 0.25:
+                continue
+            seen = lid.around & texture.direct
+            if seen.sum() < 8:
+                continue
+            distance, near = cKDTree(self.heads.neutral[seen]).query(self.heads.neutral[lid.skin], k=8)
+            weight = 1 / (distance + 0.004)
+            weight /= weight.sum(1, keepdims=True)
+            colour[lid.skin] = (texture.colour[seen][near] * weight[..., None]).sum(1) * rng.uniform(0.8, 1.05)
+            shade[lid.skin] = (texture.shade[seen][near] * weight).sum(1)
+            colour[lid.margin] *= rng.uniform(0.35, 0.75)
+            direct[lid.skin] = False
+        return replace(texture, direct=direct, colour=colour, shade=shade)
+
+
+@dataclass(frozen=True)
+class _Lid:
+    """One eye: ``skin`` of the lids [M], their ``margin`` with the lashes [N], and a mask of the skin ``around``."""
+
+    skin: NDArray[np.int64]
+    margin: NDArray[np.int64]
+    around: NDArray[np.bool_]
+
+    @classmethod
+    def find(cls, heads: IctHeads, side: str, skin: NDArray[np.bool_]) -> _Lid:
+        shift = np.linalg.norm(heads.expression[heads.expression_names.index("eyeBlink_" + side)], axis=1)
+        lid = (shift > 0.0015) & ~heads.is_eye & ~heads.is_pocket
+        eye = heads.neutral[heads.is_eye & (heads.neutral[:, 0] * heads.neutral[lid, 0].mean() > 0)]
+        near_eye = cKDTree(eye).query(heads.neutral)[0] < 0.002
+        place = cKDTree(heads.neutral[lid]).query(heads.neutral)[0]
+        around = skin & ~lid & (place < 0.012)
+        return cls(np.flatnonzero(lid), np.flatnonzero(lid & near_eye & (shift > 0.004)), around)
 
 
 def draw(
