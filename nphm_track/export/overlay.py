@@ -54,6 +54,7 @@ class OverlayRenderer:
         opacity: of the head over the frame; left out, .85, and 1 for the styles "mesh" and "wireframe".
         side_by_side: the untouched frame to the left of the drawn one.
         scale: size of what is drawn relative to the frame.
+        occlusion: [V] share of the sky each vertex sees (``rendering.occlusion``), for the renderer "numba".
         renderer: "numba", or "pyrender" (needs the extra of that name; style "wireframe" is not offered).
 
     Raises InputError for an unknown style or renderer.
@@ -69,8 +70,10 @@ class OverlayRenderer:
         side_by_side: bool = False,
         scale: float = 1.0,
         renderer: str = "numba",
+        occlusion: NDArray[np.float32] | None = None,
     ) -> None:
         check_style(style)
+        self.occlusion = occlusion
         self.size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         ratio = np.array([self.size[0] / size[0], self.size[1] / size[1], 1.0])
         self.K = np.asarray(K, np.float64) * ratio[:, None]
@@ -138,7 +141,7 @@ class OverlayRenderer:
         faces = self._wire_faces(vertices) if self.style == "wireframe" else self.faces
         fragments = rasterise(vertices, faces, K, (2 * (right - left), 2 * (bottom - top)))
         normals = vertex_normals(vertices, faces)
-        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, supersampled=True)
+        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, occlusion=self.occlusion, supersampled=True)
         return rgb, alpha, (left, top)
 
     def _wire_faces(self, vertices: NDArray[np.float32]) -> NDArray[np.int32]:

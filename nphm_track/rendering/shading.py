@@ -31,6 +31,7 @@ def shade(
     normals_cam: ArrayLike,
     style: str = "shaded",
     *,
+    occlusion: ArrayLike | None = None,
     supersampled: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Colour of every pixel.
@@ -40,6 +41,7 @@ def shade(
         faces: [F, 3]; vertices_cam: [V, 3] metres; normals_cam: [V, 3] unit, outwards; both in camera space.
         style: "shaded" (and "mesh", which differs only in what lies behind it), "wireframe" (thin lines) or
             "normals" (n * .5 + .5 with x right, y up, z towards the viewer).
+        occlusion: [V] share of the sky that each vertex sees (``ambient_occlusion``); left out, all of it.
         supersampled: the fragments were drawn at twice the size; average 2x2 of them into [H // 2, W // 2] clean edges.
 
     Returns:
@@ -54,6 +56,8 @@ def shade(
     else:
         colours = np.empty_like(normals)
         _light(vertices, normals, _concavity(vertices, normals, triangles), colours)
+        if occlusion is not None:
+            colours *= _darkening(np.asarray(occlusion, np.float32))[:, None]
         if style == "wireframe":
             colours *= _LINE
     heights = _signed_heights(vertices, triangles, fragments.K)
@@ -76,6 +80,11 @@ def backdrop(size: tuple[int, int]) -> NDArray[np.uint8]:
     """Neutral dark background [H, W, 3], a little lighter towards the top; size is (width, height)."""
     column = np.linspace(54, 26, size[1])[:, None, None] * np.array([1.0, 1.02, 1.06])
     return np.broadcast_to(column, (size[1], size[0], 3)).astype(np.uint8)
+
+
+def _darkening(occlusion: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Factor of display-referred colours: open skin keeps its own, a closed pocket has a fifth of it."""
+    return np.asarray(0.2 + 0.8 * np.sqrt(np.clip((occlusion - 0.05) / 0.5, 0, 1)), np.float32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
