@@ -11,6 +11,7 @@ from nphm_track.conventions import IBUG68_FROM_478, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.refine.codes import CodeSpace
+from nphm_track.refine.network import PointDecoder
 
 LIDS = (
     33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,  # right
@@ -47,7 +48,7 @@ class Landmarks:
     """The landmarks of one head in any expression."""
 
     def __init__(self, model: NphmDecoder, space: CodeSpace) -> None:
-        self.model, self.space = model, space
+        self.model, self.space = PointDecoder.of(model), space
         self._carrier: LandmarkCarrier | None = None
 
     def carry(self, z_id: Tensor, z_ex: Tensor) -> Tensor:
@@ -63,23 +64,25 @@ class Landmarks:
         x + offset(x; z) = canonical(z_id), so dx = (I + d offset/dx)^-1 (d canonical - d offset/dz dz).
         """
         B, L = start.shape[:2]
-        x = (start / MODEL_UNIT).reshape(-1, 1, 3).detach().requires_grad_(True)
+        x = (start / MODEL_UNIT).reshape(-1, 3).detach().requires_grad_(True)
         z = z_ex.repeat_interleave(L, 0).detach().requires_grad_(True)
         leaves, bases = [z], [self.space.expression]
-        person = z_id.expand(B * L, -1)
+        compressed = slice(self.model.config.compressed_dim)  # all that the deformation knows of the person
+        person = self.model.identity_parts(z_id)[compressed].detach()
         if identity:
-            person = person.clone().requires_grad_(True)
-            leaves, bases = [person, z], [self.space.identity, self.space.expression]
-        back = x + self.model.deform(x, person, z)[0]  # [B L, 1, 3]
+            person = person.expand(B * L, -1).clone().requires_grad_(True)
+            basis = self.model.identity_parts_by(z_id, self.space.identity)[compressed]
+            leaves, bases = [person, z], [basis, self.space.expression]
+        back = x + self.model.offsets(x, person, z)[:, :3]
         rows = [torch.autograd.grad(back[..., i].sum(), [x, *leaves], retain_graph=i < 2) for i in range(3)]
         with torch.no_grad():
-            jacobian = torch.stack([row[0][:, 0] for row in rows], 1)  # [B L, 3, 3]
+            jacobian = torch.stack([row[0] for row in rows], 1)  # [B L, 3, 3]
             jacobian = jacobian + 1e-6 * torch.eye(3, dtype=x.dtype, device=x.device)
             canonical = self.model.landmarks(z_id)[list(POINTS)].repeat(B, 1)
             code = [-torch.stack([row[k + 1] for row in rows], 1) @ basis for k, basis in enumerate(bases)]
             if identity:
                 code[0] += self._canonical_by_identity().repeat(B, 1, 1)
-            right = torch.cat([*code, (canonical - back[:, 0])[..., None]], -1)
+            right = torch.cat([*code, (canonical - back)[..., None]], -1)
             solved = torch.linalg.solve(jacobian, right) * MODEL_UNIT
             step = solved[..., -1]
             step = step * (0.004 / step.norm(dim=-1, keepdim=True).clamp_min(0.004))

@@ -13,13 +13,15 @@ from torch import Tensor
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.video.reader import Frame, FrameSource
 
-BATCH = 16
 Predict = Callable[[Sequence[NDArray[np.uint8]], NDArray[np.int64]], GeometryMaps]
 """Maps of images [H, W, 3] uint8 RGB; the second argument are the rows of the clip they belong to."""
 
 
 class ClipMaps:
     """A ``MapSource`` over a video; it reads forward and keeps only what the last call asked for.
+
+    Frames go through the networks one at a time: in a batch the last bits of a frame's maps depend on the frames beside
+    it, which differ after a resume, and the refinement has thresholds that make more of them.
 
     Args:
         source: the clip.
@@ -39,12 +41,10 @@ class ClipMaps:
     def __call__(self, rows: NDArray[np.int64]) -> GeometryMaps:
         wanted = [int(row) for row in rows]
         self._kept = {row: maps for row, maps in self._kept.items() if row in wanted}
-        missing = [row for row in wanted if row not in self._kept and self.seen[row]]
-        for k in range(0, len(missing), BATCH):
-            some = missing[k : k + BATCH]
-            maps = self.predict([self._image(row) for row in some], np.array(some))
-            parts = zip(*(getattr(maps, f.name) for f in fields(maps)), strict=True)
-            self._kept.update(zip(some, (tuple(t.cpu() for t in part) for part in parts), strict=True))
+        for row in wanted:
+            if row not in self._kept and self.seen[row]:
+                maps = self.predict([self._image(row)], np.array([row]))
+                self._kept[row] = tuple(getattr(maps, f.name)[0].cpu() for f in fields(maps))
         blank = self._blank()
         columns = zip(*(self._kept.get(row, blank) for row in wanted), strict=True)
         return GeometryMaps(*(torch.stack(column) for column in columns))

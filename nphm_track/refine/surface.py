@@ -3,7 +3,7 @@
 A ray x(s) = o + s d meets the surface where F(x; z) = 0. The implicit function theorem gives how the depth s moves with
 codes and rays, ``ds = -(dF/dz dz + n . (do + s dd)) / (n . d)``, and the normal's own motion follows from the second
 derivatives of F: one evaluation of the network and three backward passes a pixel, with codes repeated for each pixel so
-that the passes return a row for each.
+that the passes return a row for each (``network`` makes that cheap).
 
 Why rows and not a loss: with the rows of all pixels a Gauss-Newton step costs as much as two or three gradient steps
 and replaces dozens; expression weights and poses differ in scale by orders of magnitude, which first-order steps suffer
@@ -22,9 +22,10 @@ from torch import Tensor
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.refine.codes import CodeSpace
+from nphm_track.refine.network import PointDecoder
 
-CHUNK = 1024
-"""Rays linearised at once; what they need stays near the processor."""
+CHUNK = 2048
+"""Rays linearised at once."""
 MAX_CORRECTION = 0.004
 """Metres; a Newton step along the ray longer than this is cut, the surface is not that flat."""
 ON_SURFACE = 0.0015
@@ -94,47 +95,43 @@ class SurfaceRenderer:
     """Surface points by Newton steps along the ray from a start near the surface, exact implicit derivatives."""
 
     def __init__(self, model: NphmDecoder, space: CodeSpace) -> None:
-        self.model, self.space = model, space
+        self.model, self.space = PointDecoder.of(model), space
 
     def see(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Seen:
-        parts = []
-        for part in rays.split(4 * CHUNK):
+        parts, person = [], self.model.identity_parts(z_id).detach()
+        for part in rays.split(2 * CHUNK):
             depth, normal, found = part.depth, part.direction, torch.zeros_like(part.depth, dtype=torch.bool)
             for _ in range(3):
                 x = (part.origin + depth[:, None] * part.direction) / MODEL_UNIT
-                sdf, gradient = self._gradient(x, z_id, z_ex[part.frame])
+                sdf, gradient = self._gradient(x, person, z_ex[part.frame])
                 depth, normal, found = _newton(part, depth, sdf, gradient)
             parts.append((depth, normal, found))
         depth, normal, found = (torch.cat(column) for column in zip(*parts, strict=True))
         return Seen(depth, normal, found)
 
     def linearise(self, rays: Rays, z_id: Tensor, z_ex: Tensor, *, identity: bool) -> SeenRows:
-        parts = [self._linearise(part, z_id, z_ex, identity) for part in rays.split(CHUNK)]
+        person = self.model.identity_parts(z_id).detach()
+        basis = self.model.identity_parts_by(z_id, self.space.identity) if identity else None
+        parts = [self._linearise(part, person, basis, z_ex) for part in rays.split(CHUNK)]
         return SeenRows(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(SeenRows)))
 
-    def _gradient(self, x: Tensor, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
+    def _gradient(self, x: Tensor, person: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             y = x.detach().requires_grad_(True)
-            sdf = self._sdf(y, z_id, z_ex)
+            sdf = self.model.distances(y, person, z_ex)
             (gradient,) = torch.autograd.grad(sdf.sum(), y)
         return sdf.detach(), gradient
 
-    def _sdf(self, y: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
-        """F [P] at y [P, 3] (model units) with a z_ex [P, D_ex] for each; z_id [D_id] or one for each."""
-        queries = self.model.canonical_queries(y[:, None], z_id.expand(len(y), -1), z_ex)
-        if z_id.dim() == 1:
-            return self.model.canonical_sdf(queries[None, :, 0], z_id[None])[0]
-        return self.model.canonical_sdf(queries, z_id)[:, 0]
-
     @torch.enable_grad()
-    def _linearise(self, rays: Rays, z_id: Tensor, z_ex: Tensor, identity: bool) -> SeenRows:
+    def _linearise(self, rays: Rays, person: Tensor, basis: Tensor | None, z_ex: Tensor) -> SeenRows:
+        """``person`` [U] identity parts; ``basis`` [U, k] their derivative by the identity weights, if these count."""
         y = ((rays.origin + rays.depth[:, None] * rays.direction) / MODEL_UNIT).detach().requires_grad_(True)
         codes = [z_ex[rays.frame].detach().requires_grad_(True)]
         bases = [self.space.expression]
-        if identity:
-            codes.insert(0, z_id.expand(len(y), -1).clone().requires_grad_(True))
-            bases.insert(0, self.space.identity)
-        sdf = self._sdf(y, codes[0] if identity else z_id, codes[-1])
+        if basis is not None:
+            codes.insert(0, person.expand(len(y), -1).clone().requires_grad_(True))
+            bases.insert(0, basis)
+        sdf = self.model.distances(y, person if basis is None else codes[0], codes[-1])
         gradient, *by_code = torch.autograd.grad(sdf.sum(), [y, *codes], create_graph=True)
         g = gradient.detach()
         tangents = tangent_frame(F.normalize(g, dim=-1))

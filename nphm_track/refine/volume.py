@@ -19,9 +19,11 @@ from nphm_track.refine.surface import MIN_FACING, Rays, Seen, SeenRows, tangent_
 
 SPHERE = 0.7
 """Radius of the sphere that holds a head, model units."""
-COARSE, FINE = 32, 32
-SHARPNESS = (20.0, 80.0, 320.0)
-"""Logistic slopes (1 / model unit) that place finer samples, round after round: samples end .3 mm apart."""
+COARSE, FINE = 96, 32
+"""Coarse samples lie at most 4 mm apart: lips, lids and the skin before the mouth's pocket are shells of 5 to 15 mm."""
+SHARPNESS = (160.0, 320.0)
+"""Logistic slopes (1 / model unit) that place finer samples, round after round. The first is as steep as the coarse
+samples allow: a blur as wide as a shell lets the ray through it."""
 FINAL_SHARPNESS = 500.0
 """Slope of the rendering itself: half a millimetre of blur. MonoNPHM goes from 20 to 3000; where the slope outruns the
 samples the derivative is lost."""

@@ -80,7 +80,6 @@ def test_derivatives_by_rays(person: Any, rays: Rays, rows: Any, column: int) ->
     assert relative(rows.normal_ray[rows.valid, :, column], moved[:, 1:]) < 3 * TOLERANCE
 
 
-@pytest.mark.xfail(reason="with the two-stage head the 32 coarse samples pass the first surface on a third of the rays")
 def test_volume_renderer_agrees(person: Any, rays: Rays, rows: Any) -> None:
     """Its own march from outside the head finds the same depth, normal and derivatives, blur aside."""
     index = torch.arange(0, len(rays.depth), 6)
@@ -89,7 +88,9 @@ def test_volume_renderer_agrees(person: Any, rays: Rays, rows: Any) -> None:
     slow = volume.linearise(some, person.truth.z_id, person.truth.z_ex, identity=True)
     valid = slow.valid & rows.valid[index]
     assert valid.float().mean() > 0.5
-    assert (slow.depth - rows.depth[index])[valid].abs().median() < 5e-5
+    off = (slow.depth - rows.depth[index])[valid].abs()
+    assert off.median() < 5e-5
+    assert (off < 7e-4).float().mean() > 0.75, "the march passes thin parts"
     assert (slow.normal * rows.normal[index]).sum(-1)[valid].median() > 0.9998
     for name in ("depth_code", "depth_ray"):
         fast, other = getattr(rows, name)[index][valid], getattr(slow, name)[valid]
