@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nphm_track.batch import steps
 from nphm_track.batch.manifest import SESSION_JSON, SESSION_LOCK, Manifest, State
-from nphm_track.batch.plan import find_takes, plan
+from nphm_track.batch.plan import FILE_OPTIONS, find_takes, plan
 from nphm_track.batch.session import Session, retry
 from nphm_track.batch.workers import LocalPool, Pool
 from nphm_track.errors import InputError, OutputError
@@ -49,11 +49,9 @@ def planned(
         raise OutputError(f"{session} is a file, not a folder")
     root, takes = find_takes(source, session, person)
     given = options.model_dump(mode="json", exclude_unset=True)
-    for name in ("intrinsics", "identity"):
-        if (path := getattr(options, name)) is not None:
-            if not path.exists():  # or every single take would fail
-                raise InputError(f"{path}: no such file or folder")
-            given[name] = str(path.absolute())
+    for name in FILE_OPTIONS:
+        if (path := getattr(options, name)) is not None and not path.exists():  # or every single take would fail
+            raise InputError(f"{path}: no such file or folder")
     manifest = plan(takes, root, session, before, given)
     if threads is not None:
         if before and before.threads != threads and any(job.state is State.DONE for job in before.jobs):

@@ -99,6 +99,17 @@ class Job(BaseModel):
         self.state, self.attempts, self.error = State.QUEUED, 0, ""
 
 
+class Person(BaseModel):
+    """What is known of a person's identity."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    identity: str = Field(description="Digest of the identity code.")
+    key_frames: list[str] = Field(default_factory=list, description="What it was refined on: take and frame.")
+    seconds: float | None = Field(default=None, description="Time its refinement took.")
+    error: str = Field(default="", description="Why it was not refined and is the merged one.")
+
+
 class Manifest(BaseModel):
     """session.json."""
 
@@ -116,6 +127,7 @@ class Manifest(BaseModel):
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated: datetime = Field(default_factory=lambda: datetime.now(UTC))
     jobs: list[Job] = Field(default_factory=list)
+    identities: dict[str, Person] = Field(default_factory=dict, description="Of each person whose takes share one.")
 
     @model_validator(mode="after")
     def _outputs_differ(self) -> Manifest:

@@ -24,6 +24,8 @@ VIDEO_SUFFIXES = frozenset({
 })  # fmt: skip
 LIST_SUFFIXES = frozenset({".csv", ".json"})
 COLUMNS = ("input", "person", "name")
+FILE_OPTIONS = ("intrinsics", "identity")
+"""Options that are files; ``head_model`` may be one."""
 LARGEST_LIST = 64 << 20
 
 
@@ -77,6 +79,7 @@ def plan(
     Raises InputError for names or options that cannot be used, OutputError when the session was begun with others.
     """
     TrackOptions.build(**options)
+    options = relative_options(options, session)
     manifest = before.model_copy(deep=True) if before else Manifest(root="")
     if before and before.options != options:
         changed = sorted(k for k in before.options | options if before.options.get(k) != options.get(k))
@@ -88,6 +91,7 @@ def plan(
     names = Names(manifest.jobs)
     found = set()
     for take in takes:
+        take.options = relative_options(take.options, session)
         input = _relative(take.path, root)
         found.add(input)
         if input in known:
@@ -98,6 +102,24 @@ def plan(
         if input not in found and job.state in (State.QUEUED, State.FAILED, State.RUNNING):
             job.state, job.error = State.SKIPPED, "its input is not there any more"
     return manifest
+
+
+def relative_options(options: dict[str, Any], session: Path) -> dict[str, Any]:
+    """Options of a run with its files relative to the session's folder, so that both can be moved together."""
+    files = {name: value for name, value in options.items() if _is_file(name, value)}
+    return options | {name: _relative(Path(value), session) for name, value in files.items()}
+
+
+def absolute_options(options: dict[str, Any], session: Path) -> dict[str, Any]:
+    """What ``relative_options`` was given, with absolute files: a worker may have another working directory."""
+    files = {k: os.path.normpath(session.absolute() / options[k]) for k in FILE_OPTIONS if options.get(k) is not None}
+    if (model := options.get("head_model")) and "/" in model:
+        files["head_model"] = os.path.normpath(session.absolute() / model)
+    return options | files
+
+
+def _is_file(name: str, value: Any) -> bool:
+    return value is not None and (name in FILE_OPTIONS or (name == "head_model" and Path(value).exists()))
 
 
 class Names:

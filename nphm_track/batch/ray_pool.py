@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Any
 
-from nphm_track.batch.steps import Work
+from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.batch.workers import Event, Step, StepProgress, do_step
 from nphm_track.errors import InputError
 
@@ -52,8 +52,9 @@ class RayPool:
             options |= {"address": address}
         try:
             ray.init(**options)
-        except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"no Ray cluster at {address} ({str(error).splitlines()[0]})") from None
+        except Exception as error:  # Ray raises bare ones, too, when a machine is too busy to start it
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"no Ray cluster at {address} ({reason or type(error).__name__})") from None
         self._task = ray.remote(num_cpus=threads, num_gpus=int(gpus), max_retries=0)(_do)
         resources = ray.cluster_resources()
         self._count = count or max(1, int(resources.get("GPU", 1) if gpus else resources.get("CPU", 1) // threads))
@@ -64,7 +65,7 @@ class RayPool:
     def free(self) -> bool:
         return len(self._keys) < self._count
 
-    def submit(self, key: str, work: Work) -> None:
+    def submit(self, key: str, work: Work | PersonWork) -> None:
         self._keys[self._task.remote(self._step, work)] = key
 
     def events(self, timeout: float) -> list[Event]:
@@ -100,7 +101,7 @@ class RayPool:
         return Event(key, kind, data)
 
 
-def _do(step: Step, work: Work) -> tuple[str, dict[str, Any]]:
+def _do(step: Step, work: Work | PersonWork) -> tuple[str, dict[str, Any]]:
     """A step inside a Ray task, which is interrupted by Ray itself."""
     return do_step(step, work, StepProgress(lambda kind, data: None, lambda: False))
 

@@ -1,7 +1,8 @@
 """The driver of a capture session: which step is next, what became of it, and the person's one identity in between.
 
 Each take is observed first, and says what its frames tell about the identity. When the last take of a person has been,
-their votes are merged; then all of them are tracked with that identity, which stays when takes are added later.
+their votes are merged and, with ``--refine``, the merged identity is refined; then all of them are tracked with it, and
+it stays when takes are added later.
 """
 
 from __future__ import annotations
@@ -9,18 +10,20 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from nphm_track.batch.identity import keep_identity, merge_votes, save_identity
-from nphm_track.batch.manifest import IDENTITY_NPZ, THUMBNAILS, Job, Manifest, State, output_path
-from nphm_track.batch.steps import Work
+from nphm_track.batch.identity import merge_votes
+from nphm_track.batch.manifest import THUMBNAILS, Job, Manifest, State, output_path
+from nphm_track.batch.people import People, forget_unrefined, voters
+from nphm_track.batch.plan import absolute_options
+from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.batch.summary import write_summary
 from nphm_track.batch.workers import Event, Pool
 from nphm_track.errors import InputError, ModelError, NoFaceError, NphmTrackError, OutputError
-from nphm_track.tracking.identity import load_identity
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import input_digest, input_files
 from nphm_track.tracking.run_folder import RUN_JSON
@@ -56,8 +59,9 @@ class Session:
         self.path, self.manifest, self.pool = path, manifest, pool
         self.progress = progress or NullProgress()
         self._jobs = {job.output: job for job in manifest.jobs}
-        self._in_flight: dict[str, Work] = {}
-        self._identities: dict[str, str] = {}
+        self.people = People(path, manifest)
+        self._in_flight: dict[str, Work | PersonWork] = {}  # by output, or by person
+        self._lost: Counter[str] = Counter()  # attempts to refine a person's identity
         self._stopping: NphmTrackError | KeyboardInterrupt | None = None
         self._summary_due = 0.0
         self._prepare(update_identity)
@@ -89,8 +93,8 @@ class Session:
                 self._write_summary()
         finally:
             self.pool.close()
-            for key in list(self._in_flight):
-                self._put_back(self._jobs[key])
+            for job in (self._jobs[key] for key in self._in_flight if key in self._jobs):
+                self._put_back(job)
             with suppress(OSError):
                 self.manifest.save(self.path)
         self._write_summary(final=True)
@@ -101,6 +105,10 @@ class Session:
 
     def _begin_next(self) -> bool:
         """Begin the next step that can be; False when there is none."""
+        for person in self.people.waiting:
+            if person not in self._in_flight:
+                self._begin_identity(person)
+                return True
         for job in self._jobs.values():
             if job.state is State.QUEUED and job.output not in self._in_flight and (step := self._step_of(job)):
                 self._begin(job, step)
@@ -113,7 +121,7 @@ class Session:
             return "track"
         if not job.observed:
             return "observe"
-        return "track" if job.person in self._identities else None
+        return "track" if job.person in self.people else None
 
     def _begin(self, job: Job, step: Literal["observe", "track"]) -> None:
         try:
@@ -127,21 +135,41 @@ class Session:
         except (OSError, NphmTrackError) as error:
             self._fail(job, _line(error))
             return
-        options = self.manifest.options | job.options
-        if job.person in self._identities and "identity" not in options:
-            options = options | {"identity": str((self.path / job.person / IDENTITY_NPZ).absolute())}
-        work = Work(
-            step=step,
-            input=self.manifest.input_path(self.path, job).absolute(),  # a worker may have another working directory
-            output=output.absolute(),
-            votes=(self.path / job.votes).absolute(),
-            pictures=(self.path / THUMBNAILS / job.person / job.name).absolute(),
-            options=options,
-        )
+        work = self._work(job, step)
         job.state, job.attempts, job.error = State.RUNNING, job.attempts + 1, ""
         self._in_flight[job.output] = work
         self._save()
         self.pool.submit(job.output, work)
+
+    def _work(self, job: Job, step: Literal["observe", "track"]) -> Work:
+        """A step; its paths are absolute, since a worker may have another working directory."""
+        options = absolute_options(self.manifest.options | job.options, self.path)
+        if step == "track" and job.person in self.people and "identity" not in options:
+            options = options | {"identity": str(self.people.file(job.person).absolute())}
+        return Work(
+            step=step,
+            input=self.manifest.input_path(self.path, job).absolute(),
+            output=output_path(self.path, job).absolute(),
+            votes=(self.path / job.votes).absolute(),
+            pictures=(self.path / THUMBNAILS / job.person / job.name).absolute(),
+            options=options,
+        )
+
+    def _begin_identity(self, person: str) -> None:
+        """Refine a merged identity on frames of the takes whose clips are what they were."""
+        jobs = voters(self.path, [job for job in self._jobs.values() if job.person == person])
+        takes = tuple(self._work(job, "observe") for job in jobs if self._is_there(job))
+        self._in_flight[person] = work = PersonWork(self.people.waiting[person], takes)
+        self.pool.submit(person, work)
+
+    def _is_there(self, job: Job) -> bool:
+        """Whether a take's clip is the one that was observed."""
+        try:
+            if clip_state(self.manifest.input_path(self.path, job)) != (job.size, job.modified):
+                self._check_unchanged(job)
+        except (OSError, InputError):
+            return False
+        return True
 
     def _check_unchanged(self, job: Job) -> None:
         """Raises InputError when a clip is not the one that was read before."""
@@ -153,23 +181,20 @@ class Session:
     # What became of it
 
     def _take_in(self, event: Event) -> None:
-        job, work = self._jobs[event.key], self._in_flight[event.key]
         if event.kind == "beat":
             return
-        del self._in_flight[event.key]
+        work = self._in_flight.pop(event.key)
+        if isinstance(work, PersonWork):
+            self._take_in_identity(event.key, event)
+            return
+        job = self._jobs[event.key]
         if event.kind == "done":
             seconds = job.seconds | event.data.get("seconds", {})
             for name, value in {**event.data, "seconds": seconds}.items():
                 setattr(job, name, value)
             job.attempts, job.state = 0, State.DONE if work.step == "track" else State.QUEUED
-        elif event.kind == "stopped":
+        elif event.kind == "stopped" or self._ends_session(event):
             self._put_back(job)
-        elif event.data["disk_full"]:
-            self._put_back(job)
-            self._stop(OutputError(f"the disk of {self.path} is full; free some space, then the same command goes on"))
-        elif event.data["exit_code"] == ModelError.exit_code:
-            self._put_back(job)
-            self._stop(ModelError(event.data["error"]))
         elif event.data["exit_code"] in _HOPELESS or job.attempts >= ATTEMPTS:
             self._fail(job, event.data["error"])
         else:
@@ -178,6 +203,31 @@ class Session:
             self.progress.advance()
         self._merge(job.person)
         self._save()
+
+    def _take_in_identity(self, person: str, event: Event) -> None:
+        """What became of the refinement of a person's identity. One that cannot be done spoils no take."""
+        with self._writing():
+            if event.kind == "done":
+                self.people.refined(person, event.data)
+            elif event.kind != "stopped" and not self._ends_session(event):
+                self._lost[person] += 1
+                if event.data["exit_code"] in _HOPELESS or self._lost[person] >= ATTEMPTS:
+                    self.progress.note(f"{person}: the identity is merged, not refined: {event.data['error']}")
+                    self.people.not_refined(person, event.data["error"])
+        self._save()
+
+    def _ends_session(self, event: Event) -> bool:
+        """Whether a step failed for what every other would fail for."""
+        if event.data["disk_full"]:
+            self._stop(self._full())
+        elif event.data["exit_code"] == ModelError.exit_code:
+            self._stop(ModelError(event.data["error"]))
+        else:
+            return False
+        return True
+
+    def _full(self) -> OutputError:
+        return OutputError(f"the disk of {self.path} is full; free some space, then the same command goes on")
 
     def _fail(self, job: Job, error: str) -> None:
         job.state, job.error = State.FAILED, error
@@ -195,12 +245,18 @@ class Session:
             self.pool.stop()
 
     def _save(self) -> None:
-        try:
+        with self._writing():
             self.manifest.save(self.path)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Files of the session are written: a full disk stops it, raises OutputError for other reasons."""
+        try:
+            yield
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise OutputError(f"{self.path} cannot be written ({error.strerror})") from None
-            self._stop(OutputError(f"the disk of {self.path} is full; free some space, then the same command goes on"))
+                raise OutputError(f"{error.filename or self.path} cannot be written ({error.strerror})") from None
+            self._stop(self._full())
 
     def _write_summary(self, *, final: bool = False) -> None:
         if final or time.monotonic() >= self._summary_due:
@@ -212,43 +268,25 @@ class Session:
 
     def _merge(self, person: str) -> None:
         """Merge the identity of a person when every take that can have a say has had it."""
-        if person in self._identities or self._stopping is not None:
+        if self._stopping is not None:
             return
         jobs = [job for job in self._jobs.values() if job.person == person]
-        if any(job.state in (State.QUEUED, State.RUNNING) and not job.observed for job in jobs):
-            return
-        votes = [self.path / job.votes for job in jobs if job.observed and (self.path / job.votes).is_file()]
-        if not votes or "identity" in self.manifest.options:
-            return
-        path = self.path / person / IDENTITY_NPZ
-        try:
-            save_identity(path, merge_votes(votes))
-            digest = load_identity(path).digest
-        except InputError as error:  # a damaged file of votes: its take is observed again
-            self._observe_again(jobs, str(error))
-            return
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            self._stop(OutputError(f"{path} cannot be written ({error.strerror})"))
-            if not full:
-                raise OutputError(f"{path} cannot be written ({error.strerror})") from None
-            return
-        self._settle(person, digest)
-
-    def _settle(self, person: str, digest: str) -> None:
-        """A person's identity is known; takes that were tracked with an earlier one are tracked again."""
-        self._identities[person] = digest
-        for job in self._jobs.values():
-            other = job.identity != digest and "identity" not in self.manifest.options | job.options
-            if job.person == person and job.state is State.DONE and other:
-                job.requeue()
+        with self._writing():
+            if error := self.people.merge(person, jobs):
+                self._observe_again(jobs, error)
 
     def _observe_again(self, jobs: list[Job], error: str) -> None:
-        for job in jobs:
-            if job.observed and not _readable(self.path / job.votes):
-                (self.path / job.votes).unlink(missing_ok=True)
-                job.observed = False
+        """Takes whose votes are damaged are observed again; votes that do not go together cannot be helped."""
+        damaged = [job for job in jobs if job.observed and not _readable(self.path / job.votes)]
+        for job in damaged:
+            (self.path / job.votes).unlink(missing_ok=True)
+            job.observed = False
+            self.progress.note(f"{job.output}: {error}")
+        for job in [] if damaged else jobs:
+            if job.state is State.QUEUED:
+                job.state, job.error = State.FAILED, error
                 self.progress.note(f"{job.output}: {error}")
+                self.progress.advance()
 
     def _prepare(self, update_identity: bool) -> None:
         """Bring the manifest up to what is on disk: drivers die, clips change, identities are kept or reopened."""
@@ -259,12 +297,9 @@ class Session:
                 job.observed = False
             self._check_done(job)
         for person, jobs in self.manifest.people().items():
-            path = self.path / person / IDENTITY_NPZ
-            digest = keep_identity(path, [(output_path(self.path, job), job.identity) for job in jobs if job.identity])
-            if digest and not update_identity:
-                self._settle(person, digest)
-            else:
-                self._merge(person)
+            with self._writing():
+                if update_identity or not self.people.keep(person, jobs):
+                    self._merge(person)
 
     def _check_done(self, job: Job) -> None:
         """A finished take whose clip is another now is not what it says it is."""
@@ -292,7 +327,10 @@ def clip_state(path: Path) -> tuple[int, int]:
 
 
 def retry(path: Path, manifest: Manifest) -> int:
-    """Queue the failed takes again; runs of clips that have changed are set aside. Returns how many there are."""
+    """Queue the failed takes again; runs of clips that have changed are set aside.
+
+    Identities that could not be refined are tried again, too. Returns how many takes and identities there are.
+    """
     failed = [job for job in manifest.jobs if job.state is State.FAILED]
     for job in failed:
         if job.error == CHANGED:
@@ -301,7 +339,7 @@ def retry(path: Path, manifest: Manifest) -> int:
             job.observed, job.sha256, job.identity = False, None, None
             job.quality, job.worst, job.artefacts = {}, [], []
         job.requeue()
-    return len(failed)
+    return len(failed) + forget_unrefined(path, manifest)
 
 
 def _set_aside(output: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a worker does with a take: observe it, or track it with the person's identity. The heavy imports are inside."""
+"""What a worker does: observe a take, refine a person's identity, track a take with it. Heavy imports are inside."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import Progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from nphm_track.tracking.identity import Identity
     from nphm_track.tracking.records import Track
     from nphm_track.tracking.run_folder import Run
 
@@ -34,11 +37,22 @@ class Work:
     options: dict[str, Any] = field(default_factory=dict)
 
 
-def run(work: Work, progress: Progress) -> dict[str, Any]:
-    """Do the step; returns fields of the take's job, as JSON values.
+@dataclass(frozen=True)
+class PersonWork:
+    """The step between: the merged identity of a person, refined on key frames of the takes that were observed."""
+
+    merged: Identity
+    takes: tuple[Work, ...]
+    step: Literal["identity"] = "identity"
+
+
+def run(work: Work | PersonWork, progress: Progress) -> dict[str, Any]:
+    """Do the step; returns fields of the take's job, as JSON values, or of ``refine_identity``.
 
     Done twice, the second time finds the results of the first. Raises what ``nphm_track.track`` raises.
     """
+    if isinstance(work, PersonWork):
+        return refine_identity(work, progress)
     return observe(work, progress) if work.step == "observe" else track(work, progress)
 
 
@@ -49,11 +63,24 @@ def observe(work: Work, progress: Progress) -> dict[str, Any]:
     from nphm_track.batch.manifest import durable
     from nphm_track.tracking import pipeline
 
-    info, votes = pipeline.observe(work.input, work.output, options=_options(work), progress=progress)
+    options = _options(work)
+    info, votes = pipeline.observe(work.input, work.output, options=options, progress=progress)
+    extra: dict[str, Any] = {}
+    if options.refine:
+        extra = {"views": _key_views(work.output, options), "size": (info.width, info.height)}
     work.votes.parent.mkdir(parents=True, exist_ok=True)
     with durable(work.votes) as partial, open(partial, "wb") as file:
-        np.savez_compressed(file, z_id=votes.z_id, weight=votes.weight, model=head_model())
+        np.savez_compressed(file, z_id=votes.z_id, weight=votes.weight, model=head_digest(options), **extra)
     return {"sha256": info.sha256, "observed": True}
+
+
+def refine_identity(work: PersonWork, progress: Progress) -> dict[str, Any]:
+    """The identity: its numbers ``z_id``, its head ``model``, and the ``key_frames`` it was refined on."""
+    from nphm_track.batch.person import Take, refine_person
+
+    takes = [Take(take.output.name, take.input, take.votes, _options(take)) for take in work.takes]
+    identity, frames = refine_person(work.merged, takes, progress)
+    return {"z_id": identity.z_id.tolist(), "model": identity.model, "key_frames": frames}
 
 
 def track(work: Work, progress: Progress) -> dict[str, Any]:
@@ -77,12 +104,11 @@ def track(work: Work, progress: Progress) -> dict[str, Any]:
     }
 
 
-def head_model() -> str:
-    """SHA-256 of the head model identity codes belong to."""
-    from nphm_track.heads.loading import DEFAULT
+def head_digest(options: TrackOptions) -> str:
+    """SHA-256 of the head model that identity codes belong to."""
     from nphm_track.models import resolve, sha256
 
-    return sha256(resolve(DEFAULT))
+    return sha256(resolve(options.head_model))
 
 
 def worst_frames(track: Track) -> list[int]:
@@ -126,6 +152,17 @@ def draw_pictures(run: Run, folder: Path, worst: list[int]) -> None:
                     image.save(folder / name, quality=82)
             if index >= last:
                 break
+
+
+def _key_views(output: Path, options: TrackOptions) -> np.ndarray:
+    """Frames of an observed take to refine the identity on."""
+    from nphm_track.batch.person import key_views, record_of
+    from nphm_track.tracking.observations import ObservationLog
+    from nphm_track.tracking.run_folder import OBSERVATIONS_BIN
+    from nphm_track.tracking.run_folder import WORK as FOLDER
+
+    with ObservationLog(output / FOLDER / OBSERVATIONS_BIN, record_of(options.codes)) as log:
+        return key_views(log.read())
 
 
 def _options(work: Work) -> TrackOptions:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from nphm_track.batch.manifest import INDEX_HTML, QUALITY_CSV, THUMBNAILS, Job, Manifest, State
+from nphm_track.batch.manifest import INDEX_HTML, QUALITY_CSV, THUMBNAILS, Job, Manifest, Person, State
 from nphm_track.tracking.records import replacing
 
 COLUMNS = (
     "person", "take", "state", "frames", "tracked", "filled", "lost", "landmark_error_px", "landmark_error_percent",
-    "seconds", "worst_frames", "run", "input", "error",
+    "refine_normal_deg_before", "refine_normal_deg_after", "rolled_back", "seconds", "worst_frames", "run", "input",
+    "error",
 )  # fmt: skip
 REPORT = "report.html"
 LINKED = (REPORT, "overlay.mp4", "overlay.png", "track.npz", "transforms.json", "canonical.ply")
@@ -46,7 +47,7 @@ def quality_row(manifest: Manifest, job: Job) -> dict[str, Any]:
         "person": job.person,
         "take": job.name,
         "state": job.state.value,
-        **{name: job.quality.get(name) for name in COLUMNS[3:9]},
+        **{name: job.quality.get(name) for name in COLUMNS[3:12]},
         "seconds": round(sum(job.seconds.values()), 1) or None,
         "worst_frames": " ".join(map(str, job.worst)),
         "run": job.output,
@@ -57,7 +58,9 @@ def quality_row(manifest: Manifest, job: Job) -> dict[str, Any]:
 
 def page(session: Path, manifest: Manifest) -> str:
     """The page, people one after the other, each with the worst takes first."""
-    people = "".join(_person(session, name, jobs) for name, jobs in manifest.people().items())
+    people = "".join(
+        _person(session, name, jobs, manifest.identities.get(name)) for name, jobs in manifest.people().items()
+    )
     sums = ", ".join(f"{manifest.count(state)} {state.value}" for state in State if manifest.count(state))
     seconds = sum(sum(job.seconds.values()) for job in manifest.jobs)
     frames = sum(int(job.quality.get("frames") or 0) for job in manifest.jobs)
@@ -70,13 +73,24 @@ def page(session: Path, manifest: Manifest) -> str:
     )
 
 
-def _person(session: Path, name: str, jobs: list[Job]) -> str:
+def _person(session: Path, name: str, jobs: list[Job], identity: Person | None) -> str:
     def badness(job: Job) -> tuple[bool, float, str]:
         return job.state is not State.FAILED, -float(job.quality.get("landmark_error_percent") or 0), job.name
 
     head = "<tr><th><th>take<th>state<th>frames<th>lost<th>landmark error<th>look at<th>files</tr>\n"
     rows = "".join(_row(session, job) for job in sorted(jobs, key=badness))
-    return f"<h2>{html.escape(name)}</h2>\n<table>{head}{rows}</table>\n"
+    text = f'<p class="sums">{html.escape(identity_line(identity))}</p>\n' if identity else ""
+    return f"<h2>{html.escape(name)}</h2>\n{text}<table>{head}{rows}</table>\n"
+
+
+def identity_line(identity: Person) -> str:
+    """How a person's identity came about, in one line."""
+    if identity.error:
+        return f"identity merged, not refined: {identity.error}"
+    if not identity.key_frames:
+        return "identity merged over the takes"
+    takes = len({frame.rpartition(" ")[0] for frame in identity.key_frames})
+    return f"identity merged, then refined on {len(identity.key_frames)} frames of {takes} take{'s' * (takes > 1)}"
 
 
 def _row(session: Path, job: Job) -> str:

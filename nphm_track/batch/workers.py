@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal, Protocol
 
-from nphm_track.batch.steps import Work
+from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.errors import NphmTrackError
 from nphm_track.tracking.progress import Progress
 
@@ -33,7 +33,7 @@ START = 120.0
 STALL = 1800.0
 """Seconds without a beat after which a worker counts as hung; loading models and solving the camera take far less."""
 
-Step = Callable[[Work, Progress], dict[str, Any]]
+Step = Callable[[Work | PersonWork, Progress], dict[str, Any]]
 Kind = Literal["beat", "done", "failed", "stopped", "lost"]
 
 
@@ -53,7 +53,7 @@ class Pool(Protocol):
     def free(self) -> bool:
         """Whether another step can be begun now."""
 
-    def submit(self, key: str, work: Work) -> None:
+    def submit(self, key: str, work: Work | PersonWork) -> None:
         """Begin a step."""
 
     def events(self, timeout: float) -> list[Event]:
@@ -84,7 +84,7 @@ class LocalPool:
     def free(self) -> bool:
         return any(worker is None or worker.key is None for worker in self._workers)
 
-    def submit(self, key: str, work: Work) -> None:
+    def submit(self, key: str, work: Work | PersonWork) -> None:
         slots = [k for k, worker in enumerate(self._workers) if worker is None or worker.key is None]
         slot = min(slots, key=lambda k: self._workers[k] is None)  # one that has its models loaded, if there is one
         worker = self._workers[slot] or _Worker(self._step, self._environment(slot))
@@ -149,7 +149,7 @@ class _Worker:
         """Seconds since it last said something, or was given a step."""
         return time.monotonic() - self._last
 
-    def begin(self, key: str, work: Work) -> None:
+    def begin(self, key: str, work: Work | PersonWork) -> None:
         self.key, self._last = key, time.monotonic()
         with suppress(OSError):  # it died while idle; its end of the pipe tells
             self.connection.send(work)
@@ -221,7 +221,7 @@ class StepProgress:
         pass
 
 
-def do_step(step: Step, work: Work, progress: Progress) -> tuple[Kind, dict[str, Any]]:
+def do_step(step: Step, work: Work | PersonWork, progress: Progress) -> tuple[Kind, dict[str, Any]]:
     """Do a step; how it ended, as an event's kind and data."""
     start = time.monotonic()
     try:
@@ -249,7 +249,7 @@ def is_disk_full(error: BaseException | None) -> bool:
 def _work(connection: Connection, step: Step) -> None:
     """A worker process's life."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the session decides
-    steps: queue.SimpleQueue[Work] = queue.SimpleQueue()
+    steps: queue.SimpleQueue[Work | PersonWork] = queue.SimpleQueue()
     stopped = threading.Event()
 
     def listen() -> None:

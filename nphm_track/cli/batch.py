@@ -189,7 +189,10 @@ def _print_status(manifest: Any) -> None:
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table)
     from nphm_track.batch.manifest import State
+    from nphm_track.batch.summary import identity_line
 
+    for person, identity in manifest.identities.items():
+        console.print(f"{person}: {identity_line(identity)}")
     console.print(", ".join(f"{manifest.count(state)} {state.value}" for state in State if manifest.count(state)))
 
 

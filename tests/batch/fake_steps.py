@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from nphm_track.batch.manifest import durable
-from nphm_track.batch.steps import Work, has_another_identity
+from nphm_track.batch.steps import PersonWork, Work, has_another_identity
 from nphm_track.batch.workers import Event, StepProgress, do_step
 from nphm_track.errors import InputError, ModelError, NoFaceError, OutputError
 from nphm_track.tracking.identity import load_identity
@@ -36,7 +36,9 @@ def write_take(path: Path, frames: int = 10, **what: Any) -> Path:
     return path
 
 
-def run(work: Work, progress: Progress) -> dict[str, Any]:
+def run(work: Work | PersonWork, progress: Progress) -> dict[str, Any]:
+    if isinstance(work, PersonWork):
+        return _refine_identity(work, progress)
     try:
         clip = json.loads(work.input.read_text())
     except ValueError:
@@ -73,6 +75,22 @@ def run(work: Work, progress: Progress) -> dict[str, Any]:
             "worst": [1, 5],
             "artefacts": sorted(entry.name for entry in folder.path.iterdir() if entry.name != "run.lock"),
         }
+
+
+def gpu(work: Work | PersonWork, progress: Progress) -> dict[str, Any]:
+    """A step that tells which GPU its process sees, and takes long enough for every worker to get one."""
+    time.sleep(0.5)
+    return {"gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}
+
+
+def _refine_identity(work: PersonWork, progress: Progress) -> dict[str, Any]:
+    """Half of what was merged; a file ``mishap`` beside the clips says what goes wrong."""
+    for take in work.takes:
+        if (mishap := take.input.with_name("mishap")).exists():
+            _mishap({"go_wrong": mishap.read_text()}, take)
+    progress.advance()
+    frames = [f"{take.output.name} 0" for take in work.takes]
+    return {"z_id": (work.merged.z_id / 2).tolist(), "model": work.merged.model, "key_frames": frames}
 
 
 def _track(folder: RunFolder, options: TrackOptions, values: np.ndarray, delay: float, progress: Progress) -> None:
@@ -133,7 +151,7 @@ class InlinePool:
     def free(self) -> bool:
         return not self._events
 
-    def submit(self, key: str, work: Work) -> None:
+    def submit(self, key: str, work: Work | PersonWork) -> None:
         progress = StepProgress(lambda kind, data: None, lambda: self._stopped)
         self._events.append(Event(key, *do_step(run, work, progress)))
 

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from nphm_track.batch import driver
 from nphm_track.batch.manifest import Job, Manifest, State, name_problem, output_path
-from nphm_track.batch.plan import tidy_name
+from nphm_track.batch.plan import absolute_options, tidy_name
 from nphm_track.errors import InputError, OutputError
 from nphm_track.tracking.options import TrackOptions
 
@@ -120,6 +120,18 @@ class TestFolders:
             planned(folder, touch(tmp_path / "used", "photo.png"))
         with pytest.raises(OutputError, match="is a file"):
             planned(folder, folder / "a.mp4")
+
+    def test_files_among_the_options_move_with_the_session(self, tmp_path: Path) -> None:
+        touch(tmp_path / "a" / "in", "x.mp4")
+        (tmp_path / "a" / "camera.json").write_text("{}")
+        (tmp_path / "a" / "out").mkdir()
+        planned(tmp_path / "a" / "in", tmp_path / "a" / "out", intrinsics=tmp_path / "a" / "camera.json").save(
+            tmp_path / "a" / "out"
+        )
+        moved = (tmp_path / "a").rename(tmp_path / "b")
+        manifest = planned(moved / "in", moved / "out", intrinsics=moved / "camera.json")
+        assert manifest.options == {"intrinsics": "../camera.json"}
+        assert absolute_options(manifest.options, moved / "out") == {"intrinsics": str(moved / "camera.json")}
 
     def test_other_options_are_another_session(self, tmp_path: Path) -> None:
         folder, out = touch(tmp_path / "in", "a.mp4"), tmp_path / "out"

@@ -18,7 +18,8 @@ import pytest
 from nphm_track.batch import driver
 from nphm_track.batch.manifest import Manifest, State
 from nphm_track.batch.session import CHANGED
-from nphm_track.batch.workers import LocalPool
+from nphm_track.batch.steps import Work
+from nphm_track.batch.workers import Event, LocalPool
 from nphm_track.errors import ModelError, OutputError
 from nphm_track.locking import RunLock
 from nphm_track.tracking.options import TrackOptions
@@ -99,6 +100,73 @@ def test_added_takes_change_nothing_unless_asked(track: Track, takes: Path, out:
     assert after["ben/one/track.npz"] == before["ben/one/track.npz"]
     jobs = [job for job in Manifest.load(out).jobs if job.person == "anna"]
     assert len(jobs) == 3 and len({job.identity for job in jobs}) == 1 and all(job.state is State.DONE for job in jobs)
+
+
+class TestRefinedIdentities:
+    """With ``refine`` the merged identity is refined once, and then held."""
+
+    @pytest.fixture
+    def refine(self, track: Track, takes: Path, out: Path) -> Track:
+        options = TrackOptions(refine=True)
+        return lambda *a, **k: track(*a, **({"plan": lambda: driver.planned(takes, out, options)} | k))
+
+    def z_id(self, out: Path, *names: str) -> list[np.ndarray]:
+        return [np.load(out / name)["z_id"] for name in names]
+
+    def test_all_takes_have_it(self, track: Track, refine: Track, out: Path, tmp_path: Path) -> None:
+        track(session=tmp_path / "merged")
+        refine()
+        (merged,) = self.z_id(tmp_path / "merged", "anna/identity.npz")
+        for z_id in self.z_id(out, "anna/identity.npz", "anna/one/track.npz", "anna/two/track.npz"):
+            np.testing.assert_array_equal(z_id, merged / 2)
+        anna = Manifest.load(out).identities["anna"]
+        assert anna.key_frames == ["one 0", "two 0"] and not anna.error and anna.seconds is not None
+        assert anna.identity == next(job.identity for job in Manifest.load(out).jobs)
+        assert "identity merged, then refined on 2 frames of 2 takes" in (out / "index.html").read_text()
+
+    def test_added_takes_keep_it_unless_asked(self, refine: Track, takes: Path, out: Path) -> None:
+        refine()
+        before = contents(out)
+        write_take(takes / "anna" / "three.mp4", frames=30)
+        assert set(refine().values()) == {"done"}
+        assert before.items() <= contents(out).items()
+        assert set(refine(update_identity=True).values()) == {"done"}
+        after = contents(out)
+        assert after["anna/identity.npz"] != before["anna/identity.npz"]
+        assert after["ben/identity.npz"] == before["ben/identity.npz"]
+        assert len(Manifest.load(out).identities["anna"].key_frames) == 3
+        names = ("one", "two", "three")
+        assert len(np.unique(self.z_id(out, *(f"anna/{n}/track.npz" for n in names)), axis=0)) == 1
+
+    @pytest.mark.parametrize(("mishap", "workers"), [("kill", (2,)), ("raise", ()), ("unreadable", ())])
+    def test_one_that_cannot_be_is_the_merged_one_until_retried(
+        self, track: Track, refine: Track, takes: Path, out: Path, tmp_path: Path, mishap: str, workers: tuple[int, ...]
+    ) -> None:
+        (takes / "anna" / "mishap").write_text(mishap)
+        track(session=tmp_path / "merged")
+        assert set(refine(*workers).values()) == {"done"}
+        np.testing.assert_array_equal(*self.z_id(out, "anna/identity.npz", "../merged/anna/identity.npz"))
+        assert Manifest.load(out).identities["anna"].error and not Manifest.load(out).identities["ben"].error
+        assert "not refined" in (out / "index.html").read_text()
+        (takes / "anna" / "mishap").unlink()
+        assert set(refine(plan=lambda: driver.retried(out)).values()) == {"done"}
+        assert Manifest.load(out).identities["anna"].key_frames == ["one 0", "two 0"]
+
+    def test_interrupted_between(self, refine: Track, out: Path) -> None:
+        with pytest.raises(KeyboardInterrupt):
+            refine(interrupted=lambda: int((out / "ben" / "votes" / "one.npz").exists()))
+        assert not (out / "ben" / "identity.npz").exists()
+        assert set(refine().values()) == {"done"}
+
+
+def test_votes_for_different_heads_are_one_clear_line(track: Track, out: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        track(interrupted=lambda: int((out / "anna" / "votes" / "one.npz").exists()))
+    votes = out / "anna" / "votes" / "one.npz"
+    with np.load(votes) as file:
+        np.savez(votes, z_id=file["z_id"], weight=file["weight"], model=np.array("other"))
+    states = track()
+    assert "another head model" in states["anna/one"] and states["ben/one"] == "done"
 
 
 def test_a_lost_identity_is_restored_from_a_run(track: Track, takes: Path, out: Path) -> None:
@@ -235,6 +303,16 @@ def test_interrupted_once_it_saves_and_goes_on_later(track: Track, takes: Path, 
     assert set(track().values()) == {"done"}
 
 
+def test_interrupted_twice_it_waits_for_nobody(track: Track, takes: Path, out: Path) -> None:
+    write_take(takes / "ben" / "deaf.mp4", go_wrong="hang")
+    begun = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        track(1, interrupted=lambda: 2 * int((out / "ben" / "deaf" / "run.json").exists()))
+    assert time.monotonic() - begun < 30
+    job = next(job for job in Manifest.load(out).jobs if job.name == "deaf")
+    assert job.state is State.QUEUED and job.attempts == 0
+
+
 def test_a_moved_session_goes_on(track: Track, takes: Path, out: Path, tmp_path: Path) -> None:
     track()
     before = contents(out)
@@ -277,6 +355,24 @@ def test_a_killed_driver_leaves_no_worker_and_no_half_file(
     track(session=tmp_path / "undisturbed")
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(("visible", "gpus"), [("", ["0", "1"]), ("3,GPU-5f,6", ["3", "GPU-5f"])])
+def test_each_worker_has_a_gpu_of_its_own(
+    takes: Path, out: Path, monkeypatch: pytest.MonkeyPatch, visible: str, gpus: list[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    pool = LocalPool(2, fake_steps.gpu, gpus=2)
+    try:
+        for key in "ab":
+            pool.submit(key, Work("observe", takes, out, out, out))
+        ends: list[Event] = []
+        while len(ends) < 2:
+            ends += [event for event in pool.events(1.0) if event.kind != "beat"]
+    finally:
+        pool.close()
+    assert sorted(event.data["gpu"] for event in ends) == gpus
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible
 
 
 def test_durations_do_not_follow_the_wall_clock(track: Track, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

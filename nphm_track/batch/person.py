@@ -1,0 +1,292 @@
+"""One person's identity, refined once on the best key frames of all takes, from the merged one on.
+
+When a take is observed, some of its frames are kept beside its votes (``key_views``), so that this can be done, and
+done again, without the takes' observations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nphm_track._runtime import prepare_torch, usable_device
+from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.faces.follower import Choice, FaceFollower
+from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
+from nphm_track.geometry.maps import GeometryMaps
+from nphm_track.geometry.networks import GeometryNet
+from nphm_track.geometry.predict import GeometryPredictor
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.loading import load_head_model
+from nphm_track.refine.clip import Clip
+from nphm_track.refine.codes import State
+from nphm_track.refine.schedule import Refiner, Settings
+from nphm_track.refine.solver import Evidence
+from nphm_track.refine.source import ClipMaps
+from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.regressor.predictor import CodePredictor
+from nphm_track.tracking.fit import fit_clip, predicted_codes
+from nphm_track.tracking.identity import Identity
+from nphm_track.tracking.observations import column
+from nphm_track.tracking.observe import observation_dtype, spread_rows
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.pipeline import GEOMETRY
+from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.records import UNREADABLE
+from nphm_track.video.reader import open_video
+
+VIEWS = 60
+"""Frames of a take among which key frames are looked for; they know its focal length, too."""
+SURE, STILL = 0.7, 0.7
+"""Least confidence as a share of what is usual at best in the take; share of its frames that count as still."""
+UNKNOWN_SPEED = 1e9
+"""Of a frame that has no neighbour."""
+BETWEEN_TAKES = 1e6
+"""Seconds: frames of two takes are no neighbours in time."""
+FOCAL = 1000.0
+"""Pixels, of the one camera that all takes are seen through."""
+
+
+@dataclass(frozen=True)
+class Take:
+    """A take as the person's refinement needs it: its name, clip, file of votes and options."""
+
+    name: str
+    input: Path
+    votes: Path
+    options: TrackOptions
+
+
+def key_views(log: NDArray[Any]) -> NDArray[Any]:
+    """At most ``VIEWS`` records [V] of a log of observations, with their ``row`` in it: sure, still, evenly spread."""
+    seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
+    seen &= confidence > 0
+    speed = _speed(log, times, shots, seen)
+    sure = seen & (confidence >= SURE * np.quantile(confidence[seen], 0.9))
+    rows = spread_rows(sure & (speed <= np.quantile(speed[sure], STILL)), VIEWS)
+    kept = [(name, log.dtype[name]) for name in log.dtype.names or () if name != "state"]
+    views = np.zeros(len(rows), [("row", "i8"), *kept])
+    views["row"] = rows
+    for name, _ in kept:
+        views[name] = log[name][rows]
+    return views
+
+
+def _speed(
+    log: NDArray[Any], times: NDArray[np.float64], shots: NDArray[np.int32], seen: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """How fast the face moves over the picture [T], in distances of the eyes a second."""
+    corners = [np.array(log["landmarks"][k : k + 1024][:, [33, 263, 1, 152], :2]) for k in range(0, len(log), 1024)]
+    points = np.concatenate(corners).astype(np.float64)
+    eyes = np.linalg.norm(points[:, 0] - points[:, 1], axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        step = np.linalg.norm(np.diff(points, axis=0), axis=-1).mean(1) / (eyes[1:] * np.diff(times))
+    step[(np.diff(shots) != 0) | ~(seen[1:] & seen[:-1]) | ~np.isfinite(step)] = UNKNOWN_SPEED
+    return np.minimum(np.append(step, UNKNOWN_SPEED), np.append(UNKNOWN_SPEED, step))
+
+
+@cache
+def record_of(codes: str) -> np.dtype[Any]:
+    """The record of a log of observations."""
+    landmarker = FaceLandmarker.from_pretrained()
+    predictor = CodePredictor.from_pretrained(landmarker) if codes == "image" else None
+    return observation_dtype(len(FaceFollower(landmarker, Choice()).state()), predictor)
+
+
+def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -> tuple[Identity, list[str]]:
+    """The merged identity of a person, refined on the best key frames of the takes that keep views.
+
+    Returns it with the key frames, as "take frame". The result does not depend on the order of the takes, which all
+    have one head model.
+
+    Raises InputError when a file of votes or a clip cannot be read; ModelError.
+    """
+    if not takes:
+        return merged, []
+    prepare_torch()
+    takes = sorted(takes, key=lambda take: take.votes)
+    options = takes[0].options
+    place = usable_device(options.device)
+    model = load_head_model(options.head_model, device=place)
+    progress.stage("key frames", len(takes))
+    parts = []
+    for take in takes:
+        if (views := _read_views(take.votes)) is not None:
+            parts.append(_fitted(model, take, *views, merged.z_id, place))
+        progress.advance()
+    if not parts:
+        return merged, []
+    landmarker = FaceLandmarker.from_pretrained(device=place)
+    predictor = GeometryPredictor(landmarker, GeometryNet.from_pretrained(GEOMETRY, device=place), mirror=True)
+    clip = _PersonClip.of(parts, merged.z_id)
+    chosen: list[str] = []
+
+    def maps(rows: NDArray[np.int64]) -> GeometryMaps:
+        progress.stage("identity")
+        chosen.extend(clip.names(rows))
+        return clip.maps(rows, predictor)
+
+    state, _ = Refiner(model, clip, maps, Settings()).solve_person()
+    return Identity(state.z_id.cpu().numpy(), merged.model), chosen
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One take's views and what was fitted to them, feed-forward."""
+
+    take: Take
+    views: NDArray[Any]
+    clip: Clip
+
+    @property
+    def scale(self) -> NDArray[np.float64]:
+        """Pixels of the common camera to one of this take's, x and y."""
+        return FOCAL / self.clip.camera.K[[0, 1], [0, 1]]
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        return self.clip.camera.K[:2, 2]
+
+    def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int) -> Evidence:
+        """What some views are held to, in pixels of the common camera; so are the ``maps``' regions."""
+        own = replace(maps, rois=_moved(maps.rois, 1 / self.scale, self.centre))
+        e = self.clip.evidence(rows, own, pixels, apart=True)
+        centre, scale = (torch.from_numpy(v).to(e.landmarks) for v in (self.centre, self.scale))
+        return replace(
+            e,
+            targets=replace(e.targets, pixels=(e.targets.pixels - centre) * scale),
+            landmarks=(e.landmarks - centre) * scale,
+            eyes=e.eyes * float(np.sqrt(self.scale.prod())),
+        )
+
+    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
+        """The geometry maps of some views, their regions in pixels of the common camera."""
+        o = self.take.options
+
+        def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
+            faces = [
+                FaceObservation(v["landmarks"].copy(), v["blendshapes"].copy(), float(v["confidence"]), np.zeros(5))
+                for v in self.views[some]
+            ]
+            return predictor.maps(images, faces)
+
+        with open_video(self.take.input, start=o.start, end=o.end, every=o.every, backend=o.reader) as source:
+            maps = ClipMaps(source, self.views["row"], np.ones(len(self.views), bool), predict)(rows)
+        return replace(maps, rois=_moved(maps.rois, self.scale, -self.centre * self.scale))
+
+
+def _moved(rois: Tensor, scale: NDArray[np.float64], shift: NDArray[np.float64]) -> Tensor:
+    """Regions [B, 5] of a picture that is scaled, then shifted."""
+    factors = torch.from_numpy(np.concatenate([scale, scale, [1.0]]))
+    return rois.double() * factors + torch.from_numpy(np.concatenate([shift, np.zeros(3)]))
+
+
+@dataclass(frozen=True)
+class _PersonClip(Clip):
+    """The views of all takes as one clip, all seen through one pinhole camera."""
+
+    parts: tuple[_Part, ...] = field(default=())
+
+    @classmethod
+    def of(cls, parts: Sequence[_Part], z_id: NDArray[np.float32]) -> _PersonClip:
+        starts = [part.clip.start for part in parts]
+        K = starts[0].K.new_tensor(np.diag([FOCAL, FOCAL, 1.0]))
+        z_ex, R, t = (torch.cat([getattr(start, name) for start in starts]) for name in ("z_ex", "R", "t"))
+        return cls(
+            start=State(torch.from_numpy(z_id).to(starts[0].z_id), z_ex, R, t, K),
+            camera=Intrinsics(K.cpu().numpy(), (1, 1)),
+            camera_known=True,
+            identity_known=False,
+            times=np.concatenate([k * BETWEEN_TAKES + p.clip.times for k, p in enumerate(parts)]),
+            segments=np.repeat(np.arange(len(parts)), [len(p.clip) for p in parts]),
+            confidence=np.concatenate([p.clip.confidence for p in parts]),
+            landmarks=np.empty((0, 478, 2), np.float32),  # the parts have them
+            parts=tuple(parts),
+        )
+
+    def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, apart: bool = False) -> Evidence:
+        """That of every take's own clip, seen through the common camera; frames are always apart."""
+        found = [
+            part.evidence(own, GeometryMaps(*(v[where] for v in vars(maps).values())), pixels)
+            for part, own, where in self._by_part(rows)
+        ]
+        joined = {
+            name: torch.cat([getattr(e, name) for e in found]) for name in ("landmarks", "confidence", "eyes", "times")
+        }
+        targets = type(found[0].targets)(
+            *(torch.cat([getattr(e.targets, name) for e in found]) for name in vars(found[0].targets))
+        )
+        start = self.start.rows(torch.from_numpy(rows).to(self.start.z_id.device))
+        segments = torch.arange(len(rows), device=self.start.z_id.device)
+        return Evidence(targets=targets, segments=segments, start=start, **joined)
+
+    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
+        found = [part.maps(own, predictor) for part, own, _ in self._by_part(rows)]
+        return GeometryMaps(*(torch.cat([getattr(m, name) for m in found]) for name in vars(found[0])))
+
+    def names(self, rows: NDArray[np.int64]) -> list[str]:
+        """The frames behind some rows, for people."""
+        return [f"{part.take.name} {k}" for part, own, _ in self._by_part(rows) for k in part.views["frame"][own]]
+
+    def _by_part(self, rows: NDArray[np.int64]) -> list[tuple[_Part, NDArray[np.int64], NDArray[np.int64]]]:
+        """Each take that ascending ``rows`` are of, its own rows, and their places in ``rows``."""
+        number = self.segments[rows]
+        first = np.searchsorted(self.segments, np.arange(len(self.parts)))
+        places = [(k, np.flatnonzero(number == k)) for k in np.unique(number)]
+        return [(self.parts[k], rows[where] - first[k], where) for k, where in places]
+
+
+def _fitted(
+    model: NphmDecoder,
+    take: Take,
+    views: NDArray[Any],
+    size: tuple[int, int],
+    z_id: NDArray[np.float32],
+    device: torch.device,
+) -> _Part:
+    """A take's views with camera, poses and expressions of the merged identity."""
+    apart = views.copy()
+    apart["shot"], apart["seen"] = np.arange(len(views)), True
+    regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
+    codes = predicted_codes(regressor, apart, size, z_id)
+    fit = fit_clip(model, codes, apart, size, _given_camera(take, size), 0.0, NullProgress())
+    start = State(
+        torch.from_numpy(fit.z_id).to(device),
+        torch.from_numpy(fit.z_ex).to(device),
+        *(torch.from_numpy(np.array(v, np.float64)).to(device) for v in (fit.R, fit.t, fit.camera.K)),
+    )
+    clip = Clip(
+        start, fit.camera, True, False, views["time"], apart["shot"], views["confidence"], views["landmarks"][..., :2]
+    )
+    return _Part(take, views, clip)
+
+
+def _given_camera(take: Take, size: tuple[int, int]) -> Intrinsics | None:
+    """The camera of the take's options; None when it is to be solved."""
+    o = take.options
+    given: list[tuple[Any, Callable[..., Intrinsics]]] = [
+        (o.intrinsics, Intrinsics.from_file),
+        (o.focal, Intrinsics.from_focal),
+        (o.fov, Intrinsics.from_fov),
+    ]
+    return next((make(value, size) for value, make in given if value is not None), None)
+
+
+def _read_views(votes: Path) -> tuple[NDArray[Any], tuple[int, int]] | None:
+    """The views in a file of votes and the size of their frames; None when it keeps none."""
+    try:
+        with np.load(votes, allow_pickle=False) as file:
+            if "views" not in file:
+                return None
+            width, height = (int(v) for v in file["size"])
+            return file["views"], (width, height)
+    except UNREADABLE as error:  # its votes have been read
+        raise OSError(f"{votes}: {error}") from None
