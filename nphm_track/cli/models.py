@@ -18,10 +18,11 @@ def list_models() -> None:
 
     from nphm_track.doctor import released_models
 
-    table = Table("model", "size", "licence", "recipe", "sha256", box=None, pad_edge=False)
+    table = Table("model", "size", "licence", "sha256", "recipe", box=None, pad_edge=False)
     for model in released_models():
-        table.add_row(model.name, f"{model.size / 1e6:.1f} MB", model.licence, model.recipe, model.sha256[:12])
-    Console(soft_wrap=True, highlight=False).print(table)
+        recipes = model.recipe.replace(", ", "\n")
+        table.add_row(model.name, f"{model.size / 1e6:.1f} MB", model.licence, model.sha256[:12], recipes)
+    Console(width=max(Console().width, 110), highlight=False).print(table)  # nothing is cut off
 
 
 @app.command("verify")

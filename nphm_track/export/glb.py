@@ -1,10 +1,11 @@
 """Animated binary glTF 2.0: head with morph targets, head pose on its node, camera.
 
-The world is the camera-fixed one. glTF itself is in metres and y up; another ``unit`` or ``up`` is written as asked and
-stated in ``asset.extras``. The mesh of node ``head`` is the neutral head; morph targets (``morphs.fit_morphs``) with
-animated weights move it, and their error stands in ``asset.extras``. Time is that of the clip, counted from the first
-frame. While the head is lost its node has scale 0, since glTF animates no visibility; pose and weights have no keys
-there. A glTF camera is a centred pinhole: principal point and distortion it cannot hold are in ``asset.extras`` too.
+The world is the camera-fixed one. glTF itself is in metres and y up; another ``unit`` or ``up`` is written as asked
+and stated in ``asset.extras``. The mesh of node ``head`` has morph targets (``morphs.fit_morphs``), whose error
+stands in ``asset.extras``: at the mesh's own weights it is the neutral head, and animated weights move it. Time is
+that of the clip, counted from the first frame. While the head is lost its node has scale 0, since glTF animates no
+visibility; pose and weights have no keys there. A glTF camera is a centred pinhole: principal point and distortion it
+cannot hold are in ``asset.extras`` too.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
     def points(values: NDArray[np.float32]) -> int:
         return buffer.add(options.points(values), "VEC3", target=VERTEX_DATA, bounds=True)
 
-    normals = vertex_normals(morphs.base, morphs.faces)
+    normals = vertex_normals(morphs.neutral, morphs.faces)
     normals[~normals.any(1)] = (0, 0, 1)  # glTF wants unit length of unused vertices too
     primitive: dict[str, Any] = {
         "attributes": {
@@ -124,7 +125,7 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
     mesh: dict[str, Any] = {"name": "head", "primitives": [primitive]}
     if len(morphs.targets):
         primitive["targets"] = [{"POSITION": points(target)} for target in morphs.targets]
-        mesh["weights"] = morphs.weights[0].tolist()
+        mesh["weights"] = morphs.rest.tolist()
         mesh["extras"] = {"targetNames": [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
     return mesh
 

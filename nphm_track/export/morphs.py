@@ -25,39 +25,52 @@ SHARE = 0.999
 
 @dataclass(frozen=True)
 class Morphs:
-    """vertices = base + sum_k weights[k] targets[k], metres, head space."""
+    """vertices = base + sum_k weights[k] targets[k], metres, head space.
 
-    base: NDArray[np.float32]  # [V, 3] the neutral head
+    Weights stay within 0 and 1, since Blender clamps the others; so the neutral head is not ``base`` but at ``rest``.
+    """
+
+    neutral: NDArray[np.float32]  # [V, 3] the neutral head
+    base: NDArray[np.float32]  # [V, 3]
     faces: NDArray[np.int32]  # [F, 3]
     targets: NDArray[np.float32]  # [K, V, 3] displacements at weight 1
-    weights: NDArray[np.float32]  # [N, K] of the rows asked for, -1..1
+    weights: NDArray[np.float32]  # [N, K] of the rows asked for, 0..1
+    rest: NDArray[np.float32]  # [K] weights of the neutral head, 0..1
     error_px: float  # distance from the mesh on screen, pixels, that ``SHARE`` of the vertices keep in every frame
     largest_error_px: float  # of any vertex in any frame
 
 
-def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morphs:
-    """Morph targets of the heads of ``rows``: found in a sample of them, weights and errors measured in all."""
-    base, faces = canonical(run)
+def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int | None = None) -> Morphs:
+    """Morph targets of the heads of ``rows``, ``most`` at most: found in a sample of them, weights and errors measured
+    in all."""
+    neutral, faces = canonical(run)
     sample = rows[np.unique(np.linspace(0, len(rows) - 1, min(SAMPLE, len(rows))).astype(int))]
     progress.stage("morph targets", len(sample) + len(rows))
-    motion = np.empty((len(sample), base.size), np.float32)
+    motion = np.empty((len(sample), neutral.size), np.float32)
     for i, (_, points) in enumerate(vertices(run, sample)):
-        motion[i] = (points - base).ravel()
+        motion[i] = (points - neutral).ravel()
         progress.advance()
-    basis = _basis(motion, _pixels_per_metre(run, sample), MAX_BYTES // base.nbytes)
+    limit = MAX_BYTES // neutral.nbytes
+    basis = _basis(motion, _pixels_per_metre(run, sample), limit if most is None else min(limit, most))
     del motion
     weights = np.empty((len(rows), len(basis)), np.float32)
     errors = np.empty((len(rows), 2))
     for i, (row, points) in enumerate(vertices(run, rows)):
-        moved = (points - base).ravel()
+        moved = (points - neutral).ravel()
         weights[i] = basis @ moved
         off = np.linalg.norm((moved - weights[i] @ basis).reshape(-1, 3), axis=1) * _pixels_per_metre(run, row)
         errors[i] = np.quantile(off, SHARE), off.max()
         progress.advance()
-    largest = np.abs(weights).max(0, initial=0)
-    largest[largest == 0] = 1
-    targets = (basis * largest[:, None]).reshape(-1, *base.shape)
-    return Morphs(base, faces, targets, weights / largest, *errors.max(0).tolist())
+    turned = weights.max(0, initial=0) < -weights.min(0, initial=0)  # the base stays near the neutral head
+    signs = np.where(turned, np.float32(-1), np.float32(1))
+    basis, weights = basis * signs[:, None], weights * signs
+    low = weights.min(0, initial=0)
+    span = weights.max(0, initial=0) - low
+    span[span == 0] = 1
+    targets = (basis * span[:, None]).reshape(-1, *neutral.shape)
+    base = neutral + (low @ basis).reshape(neutral.shape)
+    weights = np.clip((weights - low) / span, 0, 1)  # no more than rounding is clipped
+    return Morphs(neutral, base, faces, targets, weights, -low / span, *errors.max(0).tolist())
 
 
 def _basis(motion: NDArray[np.float32], pixels: NDArray[np.float64], limit: int) -> NDArray[np.float32]:

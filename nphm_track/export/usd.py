@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from pxr import Usd
 
 STAGE = "head.usdc"
-FILM_WIDTH = 36.0
+FILM_WIDTH = 0.036
+"""Metres."""
 NEAR, FAR = 0.01, 100.0
 """Clipping distances of the camera, metres."""
 FLUSH = 256
@@ -107,13 +108,14 @@ def _camera(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[n
     matrix = np.eye(4)
     matrix[:3, :3] = options.axes.T
     camera.AddTransformOp().Set(Gf.Matrix4d(matrix.tolist()))
-    focal = K[0, 0] * FILM_WIDTH / width
+    film_width = 10 * options.scale * FILM_WIDTH  # a lens is in tenths of the stage's unit
+    focal = K[0, 0] * film_width / width
     film_height = height * focal / K[1, 1]
     camera.CreateProjectionAttr(UsdGeom.Tokens.perspective)
     camera.CreateFocalLengthAttr(focal)
-    camera.CreateHorizontalApertureAttr(FILM_WIDTH)
+    camera.CreateHorizontalApertureAttr(film_width)
     camera.CreateVerticalApertureAttr(film_height)
-    camera.CreateHorizontalApertureOffsetAttr((width / 2 - K[0, 2]) * FILM_WIDTH / width)
+    camera.CreateHorizontalApertureOffsetAttr((width / 2 - K[0, 2]) * film_width / width)
     camera.CreateVerticalApertureOffsetAttr((K[1, 2] - height / 2) * film_height / height)
     camera.CreateClippingRangeAttr(Gf.Vec2f(NEAR * options.scale, FAR * options.scale))
     prim = camera.GetPrim()

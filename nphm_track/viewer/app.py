@@ -1,7 +1,7 @@
 """``nphm-track view``: runs in the browser (viser). Scrub, orbit, switch the shading, compare two runs.
 
 Everything is in metres. Either the camera stands still and the head moves, or the other way round.
-A second run stands beside the first or, overlaid, in the same place.
+A second run stands beside the first or, overlaid, in the same place; the picture behind is the first run's.
 """
 
 from __future__ import annotations
@@ -25,8 +25,12 @@ BESIDE = 0.35
 """Metres between two runs side by side."""
 BEHIND = 0.25
 """Metres from the head to the picture behind it."""
-FRUSTUM = 0.05
+FRUSTUM = 0.03
 """Metres; size of the drawn camera."""
+VANTAGE = 0.28, 0.12, 0.62
+"""Metres from the head to who looks: aside, so that camera, head and picture are seen."""
+LIGHT = 0.55
+"""Of the surroundings; at full strength the shape drowns in it."""
 _LEVEL = np.diag([1.0, -1.0, -1.0])  # camera space -> x right, y up, z towards the viewer
 _STATUS = ("tracked", "filled in", "lost")
 
@@ -86,6 +90,8 @@ class Viewer:
     def _build(self) -> None:
         gui, scene = self.server.gui, self.server.scene
         scene.set_up_direction("+y")
+        scene.configure_environment_map("studio", environment_intensity=LIGHT)
+        scene.configure_default_lights(cast_shadow=False)
         last = len(self.scenes[0].track) - 1
         self._row = gui.add_slider("Frame", min=0, max=max(last, 1), step=1, initial_value=0, disabled=last == 0)
         self._playing = gui.add_checkbox("Play", False)
@@ -105,11 +111,13 @@ class Viewer:
         self._look()
 
     def _look(self) -> None:
-        """Put those who look .4 m before the head, a little to its side."""
+        """Put those who look before the head, to its side."""
         track = self.scenes[0].track
         place = _LEVEL @ np.median(track.t[track.status != Status.LOST], axis=0)
         target = np.zeros(3) if self._still.value == "head" else place
-        position = target + np.array([0.15, 0.06, 0.4])
+        if len(self.scenes) > 1 and self._beside.value:
+            target = target + np.array([BESIDE / 2, 0.0, 0.0])
+        position = target + np.array(VANTAGE)
         self.server.initial_camera.position, self.server.initial_camera.look_at = position, target
         for client in self.server.get_clients().values():
             client.camera.position, client.camera.look_at = position, target
@@ -134,12 +142,18 @@ class Viewer:
             process=False,
         )
         names.add_mesh_trimesh(f"{root}/head", mesh, wxyz=_wxyz(head[0]), position=head[1])
-        self._draw_camera(f"{root}/camera", scene, row, camera)
+        self._draw_camera(f"{root}/camera", scene, row, camera, picture=index == 0)
 
     def _draw_camera(
-        self, name: str, scene: RunScene, row: int, pose: tuple[NDArray[np.float64], NDArray[np.float64]]
+        self,
+        name: str,
+        scene: RunScene,
+        row: int,
+        pose: tuple[NDArray[np.float64], NDArray[np.float64]],
+        *,
+        picture: bool,
     ) -> None:
-        """The camera with its picture on the plane behind the head, where the head covers itself in it."""
+        """The camera and, on request, its picture on the plane behind the head, where the head covers itself in it."""
         track, names = scene.track, self.server.scene
         names.add_frame(name, show_axes=False, wxyz=_wxyz(pose[0]), position=pose[1])
         (width, height), K = track.image_size.astype(float), track.K
@@ -151,17 +165,19 @@ class Viewer:
             thickness=0.0015,
             visible=self._cameras.value,
         )
-        picture = scene.pictures(row) if self._plane.value else None
+        if not picture:
+            return
+        image = scene.pictures(row) if self._plane.value else None
         depth = float(track.t[row, 2]) + BEHIND
         size = depth * np.array([width / K[0, 0], height / K[1, 1]])
         centre = depth * np.array([(width / 2 - K[0, 2]) / K[0, 0], (height / 2 - K[1, 2]) / K[1, 1], 1.0])
         names.add_image(
             f"{name}/picture",
-            np.zeros((1, 1, 3), np.uint8) if picture is None else picture,
+            np.zeros((1, 1, 3), np.uint8) if image is None else image,
             render_width=float(size[0]),
             render_height=float(size[1]),
             position=centre,
-            visible=picture is not None,
+            visible=image is not None,
         )
 
     def _describe(self, index: int, row: int) -> str:

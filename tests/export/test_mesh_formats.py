@@ -106,8 +106,13 @@ def test_glb(made, tmp_path: Path, options: ExportOptions) -> None:
     assert glb.file.asset.extras["morph_largest_error_px"] < PX
     normals = glb.array(glb.primitive.attributes.NORMAL)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
-    outward = (normals * glb.array(glb.primitive.attributes.POSITION)).sum(1)
-    assert (outward > 0).all()
+    points = glb.array(glb.primitive.attributes.POSITION).astype(float)
+    for weight, target in zip(glb.file.meshes[0].weights, glb.primitive.targets, strict=True):
+        points = points + weight * glb.array(target["POSITION"])
+    np.testing.assert_allclose(points, options.points(made.run.canonical()[0]), atol=1e-6 * options.scale)
+    assert ((normals * points).sum(1) > 0).all()
+    weights = glb.track("weights")[1]
+    assert weights.min() >= 0 and weights.max() <= 1  # Blender clamps others
 
 
 def test_glb_hides_the_head_while_it_is_lost(made, tmp_path: Path) -> None:
@@ -132,7 +137,10 @@ class TestMorphs:
 
     def test_three_motions_need_three_targets(self, made) -> None:
         morphs = self.fit(made)
-        assert len(morphs.targets) == 3 and np.abs(morphs.weights).max() <= 1 + 1e-6
+        assert len(morphs.targets) == 3
+        assert morphs.weights.min() == 0 and morphs.weights.max() == 1
+        neutral = morphs.base + np.tensordot(morphs.rest, morphs.targets, 1)
+        np.testing.assert_allclose(neutral, made.run.canonical()[0], atol=1e-6)
         for row, weights in zip(made.pixels, morphs.weights, strict=True):
             points = morphs.base + np.tensordot(weights, morphs.targets, 1)
             np.testing.assert_allclose(points, made.run.mesh(row)[0], atol=1e-6)
@@ -177,6 +185,8 @@ def test_usd(made, tmp_path: Path, options: ExportOptions) -> None:
     mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/World/Head/Mesh"))
     np.testing.assert_array_equal(np.reshape(mesh.GetFaceVertexIndicesAttr().Get(), (-1, 3)), made.run.canonical()[1])
     camera = UsdGeom.Camera(stage.GetPrimAtPath("/World/Camera"))
+    film = camera.GetHorizontalApertureAttr().Get() / 10 / options.scale  # tenths of the stage's unit
+    assert film == pytest.approx(0.036)
     codes = (track.time - track.time[0]) * 25
     for row, expected in made.pixels.items():
         frustum = camera.GetCamera(codes[row]).frustum

@@ -31,12 +31,12 @@ if (data.overlay && data.overlay.kind === "video") {
   video.src = data.overlay.base64
     ? URL.createObjectURL(new Blob([bytes(data.overlay.base64)], { type: "video/mp4" })) : data.overlay.href;
   video.addEventListener("error", () => make("p", player, { textContent: "The overlay video cannot be played." }));
-  const follow = () => show(rowAt(video.currentTime), false);
+  const follow = (seconds) => { if (!video.seeking) show(rowAt(seconds), false); }; // while it seeks, the old frame is told
   if (video.requestVideoFrameCallback) {
-    const step = (_, frame) => { show(rowAt(frame.mediaTime), false); video.requestVideoFrameCallback(step); };
+    const step = (_, frame) => { follow(frame.mediaTime); video.requestVideoFrameCallback(step); };
     video.requestVideoFrameCallback(step);
-  } else video.addEventListener("timeupdate", follow);
-  video.addEventListener("seeked", follow);
+  } else video.addEventListener("timeupdate", () => follow(video.currentTime));
+  video.addEventListener("seeked", () => follow(video.currentTime));
   if (data.overlay.href) make("p", player, { textContent: `The video is too large to be inside this page; keep ${data.overlay.href} beside it.` });
 } else if (data.overlay) {
   make("img", player, { src: `data:image/png;base64,${data.overlay.base64}`, alt: "The head over the image" });
@@ -88,7 +88,7 @@ function drawLanes() {
   const width = canvas.clientWidth, style = getComputedStyle(document.body), ratio = scale();
   canvas.style.height = `${height}px`;
   canvas.width = width * ratio; canvas.height = height * ratio;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.scale(ratio, ratio);
   context.font = "12px system-ui, sans-serif"; context.lineWidth = 1.25; context.textBaseline = "middle";
   const ink = style.getPropertyValue("--dim"), rule = style.getPropertyValue("--line");

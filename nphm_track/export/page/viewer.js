@@ -1,12 +1,15 @@
-// The neutral head in WebGL 2: orbit by dragging, zoom by scrolling, shaded or coloured by its normals.
+// The head in WebGL 2: orbit by dragging, zoom by scrolling. It performs along with the video or is the neutral one, keeps
+// still or takes the pose seen by the camera, is shaded or coloured by its normals.
 function showHead(figure, mesh) {
-  const canvas = figure.querySelector("canvas"), button = figure.querySelector("button");
+  const canvas = figure.querySelector("canvas");
   const gl = canvas.getContext("webgl2", { antialias: true, preserveDrawingBuffer: true });
   if (!gl) {
     canvas.replaceWith(Object.assign(document.createElement("p"), { textContent: "This browser shows no WebGL 2." }));
     return;
   }
-  const points = floats(mesh.vertices), faces = new Uint32Array(bytes(mesh.faces).buffer);
+  const neutral = floats(mesh.vertices), faces = new Uint32Array(bytes(mesh.faces).buffer), points = neutral.slice();
+  const targets = new Int8Array(bytes(mesh.targets).buffer), weights = floats(mesh.weights), turns = floats(mesh.turns);
+  const motions = targets.length / neutral.length, on = { performs: motions > 0, pose: false, normals: false };
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, `#version 300 es
     in vec3 point; in vec3 normal; uniform mat4 view; uniform mat3 turn; out vec3 n; out vec3 own;
@@ -26,30 +29,49 @@ function showHead(figure, mesh) {
   }
   gl.linkProgram(program);
   gl.useProgram(program);
-  for (const [name, values] of [["point", points], ["normal", vertexNormals(points, faces)]]) {
-    const place = gl.getAttribLocation(program, name);
-    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
-    gl.bufferData(gl.ARRAY_BUFFER, values, gl.STATIC_DRAW);
+  const [send, sendNormals] = ["point", "normal"].map((name) => {
+    const place = gl.getAttribLocation(program, name), buffer = gl.createBuffer();
+    gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
     gl.enableVertexAttribArray(place);
     gl.vertexAttribPointer(place, 3, gl.FLOAT, false, 0, 0);
-  }
+    return (values) => { gl.bindBuffer(gl.ARRAY_BUFFER, buffer); gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW); };
+  });
   gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, faces, gl.STATIC_DRAW);
   gl.enable(gl.DEPTH_TEST);
 
   const low = [Infinity, Infinity, Infinity], high = [-Infinity, -Infinity, -Infinity];
-  points.forEach((value, i) => { low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value); });
+  neutral.forEach((value, i) => { low[i % 3] = Math.min(low[i % 3], value); high[i % 3] = Math.max(high[i % 3], value); });
   const centre = low.map((value, axis) => (value + high[axis]) / 2), radius = Math.hypot(...low.map((v, a) => high[a] - v)) / 2;
-  let yaw = 0.5, pitch = 0.1, zoom = 1, coloured = false;
+  let yaw = 0.5, pitch = 0.1, zoom = 1, seen = -1, shaped = null; // seen: the last row with a head
+
+  function shape() { // the vertices of the row; they stay while the head is lost
+    if (!Number.isNaN(turns[9 * row])) seen = row;
+    const wanted = on.performs ? seen : -1;
+    if (wanted === shaped) return;
+    shaped = wanted;
+    points.set(neutral);
+    for (let k = 0; k < motions && wanted >= 0; k++) {
+      const weight = weights[wanted * motions + k], from = k * neutral.length;
+      for (let i = 0; i < points.length; i++) points[i] += weight * targets[from + i];
+    }
+    send(points);
+    sendNormals(vertexNormals(points, faces));
+  }
 
   function draw() {
+    shape();
     const ratio = window.devicePixelRatio || 1;
     canvas.width = canvas.clientWidth * ratio; canvas.height = canvas.clientHeight * ratio;
     gl.viewport(0, 0, canvas.width, canvas.height);
     gl.clearColor(0, 0, 0, 0);
     gl.clear(gl.COLOR_BUFFER_BIT | gl.DEPTH_BUFFER_BIT);
     const [cy, sy, cp, sp] = [Math.cos(yaw), Math.sin(yaw), Math.cos(pitch), Math.sin(pitch)];
-    const rows = [[cy, 0, sy], [sp * sy, cp, -sp * cy], [-cp * sy, sp, cp * cy]];
+    let rows = [[cy, 0, sy], [sp * sy, cp, -sp * cy], [-cp * sy, sp, cp * cy]];
+    if (on.pose && seen >= 0) {
+      const R = turns.subarray(9 * seen, 9 * seen + 9);
+      rows = rows.map((r) => [0, 1, 2].map((c) => r[0] * R[c] + r[1] * R[3 + c] + r[2] * R[6 + c]));
+    }
     const away = (3.1 * radius) / zoom, near = away - 1.5 * radius > 0.05 * radius ? away - 1.5 * radius : 0.05 * radius, far = away + 2 * radius;
     const lens = 3.4, aspect = canvas.width / canvas.height, narrow = Math.min(1, aspect);
     const shift = rows.map((r) => -(r[0] * centre[0] + r[1] * centre[1] + r[2] * centre[2]));
@@ -62,7 +84,7 @@ function showHead(figure, mesh) {
     view.set([sx * shift[0], syy * shift[1], a * depth + b, -depth], 12);
     gl.uniformMatrix4fv(gl.getUniformLocation(program, "view"), false, view);
     gl.uniformMatrix3fv(gl.getUniformLocation(program, "turn"), true, new Float32Array(rows.flat()));
-    gl.uniform1i(gl.getUniformLocation(program, "coloured"), coloured);
+    gl.uniform1i(gl.getUniformLocation(program, "coloured"), on.normals);
     gl.drawElements(gl.TRIANGLES, faces.length, gl.UNSIGNED_INT, 0);
   }
 
@@ -78,7 +100,21 @@ function showHead(figure, mesh) {
     zoom = Math.max(0.5, Math.min(6, zoom * Math.exp(-event.deltaY / 600)));
     draw();
   }, { passive: false });
-  button.addEventListener("click", () => { coloured = !coloured; button.ariaPressed = coloured; draw(); });
+  figure.querySelectorAll("button").forEach((button) => {
+    const name = button.dataset.switch;
+    button.ariaPressed = on[name];
+    button.hidden = name === "performs" && !motions;
+    button.addEventListener("click", () => {
+      button.ariaPressed = on[name] = !on[name];
+      if (name === "pose") [yaw, pitch] = on.pose ? [0, 0] : [0.5, 0.1];
+      draw();
+    });
+  });
+  let due = false; // a video may ask faster than the screen shows
+  followers.push(() => {
+    if (!due) requestAnimationFrame(() => { due = false; draw(); });
+    due = true;
+  });
   new ResizeObserver(draw).observe(canvas);
   draw();
 }
@@ -86,10 +122,13 @@ function showHead(figure, mesh) {
 function vertexNormals(points, faces) {
   const normals = new Float32Array(points.length);
   for (let i = 0; i < faces.length; i += 3) {
-    const [a, b, c] = [3 * faces[i], 3 * faces[i + 1], 3 * faces[i + 2]];
-    const u = [0, 1, 2].map((k) => points[b + k] - points[a + k]), v = [0, 1, 2].map((k) => points[c + k] - points[a + k]);
-    const n = [u[1] * v[2] - u[2] * v[1], u[2] * v[0] - u[0] * v[2], u[0] * v[1] - u[1] * v[0]];
-    for (const corner of [a, b, c]) for (let k = 0; k < 3; k++) normals[corner + k] += n[k];
+    const a = 3 * faces[i], b = 3 * faces[i + 1], c = 3 * faces[i + 2];
+    const ux = points[b] - points[a], uy = points[b + 1] - points[a + 1], uz = points[b + 2] - points[a + 2];
+    const vx = points[c] - points[a], vy = points[c + 1] - points[a + 1], vz = points[c + 2] - points[a + 2];
+    const x = uy * vz - uz * vy, y = uz * vx - ux * vz, z = ux * vy - uy * vx;
+    normals[a] += x; normals[a + 1] += y; normals[a + 2] += z;
+    normals[b] += x; normals[b + 1] += y; normals[b + 2] += z;
+    normals[c] += x; normals[c + 1] += y; normals[c + 2] += z;
   }
   for (let i = 0; i < normals.length; i += 3) {
     const length = Math.hypot(normals[i], normals[i + 1], normals[i + 2]) || 1;
