@@ -175,11 +175,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--model", default="geometry")
     parser.add_argument("--cases", nargs="+", default=["lps", "fran"])
+    parser.add_argument("--mirror", action="store_true", help="average with the look at the mirrored face")
     args = parser.parse_args()
     prepare_torch()
     args.out.mkdir(parents=True, exist_ok=True)
     cases = json.loads((args.scan_error / "cases.json").read_text(encoding="utf-8"))
-    predictor = GeometryPredictor(FaceLandmarker.from_pretrained(), GeometryNet.from_pretrained(args.model))
+    predictor = GeometryPredictor(
+        FaceLandmarker.from_pretrained(), GeometryNet.from_pretrained(args.model), args.mirror
+    )
     results = {
         c: measure_case(predictor, args.scan_error, cases[c], args.out / f"geometry_{c}.png") for c in args.cases
     }

@@ -17,6 +17,13 @@ IBUG68_FROM_478 = (
 )  # fmt: skip
 """Index among the 478 points of each iBUG-68 point."""
 
+ANCHOR_LANDMARKS = {
+    0: 0, 1: 16, 38: 2, 39: 14, 2: 4, 3: 12, 4: 6, 5: 10, 60: 8, 10: 31, 11: 35, 62: 30, 61: 27, 6: 17, 7: 26,
+    12: 36, 13: 45, 14: 39, 15: 42, 16: 48, 17: 54, 18: 50, 19: 52, 20: 58, 21: 56, 44: 49, 45: 53, 46: 59, 47: 55,
+    48: 38, 49: 43, 50: 41, 51: 46, 52: 21, 53: 22,
+}  # fmt: skip
+"""Anchor of MonoNPHM's head -> iBUG-68 point, for the 35 of its 65 anchors that are one."""
+
 EYE_CORNERS_478 = (33, 133, 362, 263)
 """Right outer, right inner, left inner, left outer eye corner among the 478 points."""
 

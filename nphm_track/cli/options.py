@@ -34,6 +34,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     flags = (f"--{name.replace('_', '-')}",) if field.default is False else ()  # nothing to switch off
     if name == "face_at":
         annotation, settings = str | None, settings | {"metavar": "X,Y", "callback": _parse_pixel}
+    elif name == "head_model":
+        settings["metavar"] = "NAME|PATH"
     elif annotation == Path | None:
         settings["metavar"] = "FILE"
     # Bounds stay with the model, which checks them for the Python API too.

@@ -58,7 +58,8 @@ class HeadReader:
     def of(self, run: Run, row: int, kinds: Sequence[Kind] = ("neutral", "posed")) -> Heads:
         """Heads of a row of a run's track. Raises InputError when it has none, or the run is of another head model."""
         track = run.track
-        if run.info.models.get(DEFAULT, self.digest) != self.digest:
+        name = str(run.info.options.get("head_model", DEFAULT))
+        if run.info.models.get(name, self.digest) != self.digest:
             raise InputError(f"{run.path} was made with another head model than the one installed")
         if track.status[row] == Status.LOST:
             raise InputError(f"frame {track.frame[row]} of {run.path} has no head")

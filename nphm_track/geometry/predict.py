@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,8 +20,9 @@ from nphm_track.geometry.networks import DENSE, TRUNK, GeometryNet
 class GeometryPredictor:
     """E_n, E_p and their decoders on faces that were found; images are uint8 RGB [H, W, 3]."""
 
-    def __init__(self, landmarker: FaceLandmarker, net: GeometryNet) -> None:
-        self.landmarker, self.net = landmarker, net
+    def __init__(self, landmarker: FaceLandmarker, net: GeometryNet, mirror: bool = False) -> None:
+        """``mirror``: maps are the average of two looks, one at the mirrored face; twice the cost."""
+        self.landmarker, self.net, self.mirror = landmarker, net, mirror
         self.mean = net.mean_landmarks.double().cpu().numpy()
         self.triangles = net.triangles.cpu().numpy()
 
@@ -35,13 +37,23 @@ class GeometryPredictor:
         """Dense maps of 128 x 128 pixels of each pair of image and face."""
         crop, features, maps, rois = self._inputs(images, faces)
         out = self.net(crop, features, maps)
-        return GeometryMaps(
-            normals=out["normals"].permute(0, 2, 3, 1),
-            points=out["points"].permute(0, 2, 3, 1),
-            normal_confidence=out["normal_logit"].sigmoid(),
-            point_confidence=out["point_logit"].sigmoid(),
-            rois=rois,
-        )
+        normals, points = out["normals"], out["points"]
+        sure_n, sure_p = out["normal_logit"].sigmoid(), out["point_logit"].sigmoid()
+        if self.mirror:
+            out = self.net(*self._mirrored(crop, maps))
+            side = normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]
+            normals = F.normalize(normals + side * out["normals"].flip(-1), dim=1)
+            points = (points + side * out["points"].flip(-1)) / 2
+            sure_n = (sure_n + out["normal_logit"].sigmoid().flip(-1)) / 2
+            sure_p = (sure_p + out["point_logit"].sigmoid().flip(-1)) / 2
+        return GeometryMaps(normals.permute(0, 2, 3, 1), points.permute(0, 2, 3, 1), sure_n, sure_p, rois)
+
+    def _mirrored(self, crop: Tensor, maps: Tensor) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        """The inputs of the mirrored faces. Head space mirrors along x, and so do the landmark maps drawn in it."""
+        crop = crop.flip(-1)
+        out = self.landmarker.landmark_net(crop.contiguous(memory_format=torch.channels_last), True)
+        side = maps.new_tensor([-1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0])[:, None, None]
+        return crop, {s: out[f"features_{s}"].contiguous() for s in TRUNK}, maps.flip(-1) * side
 
     def landmark_mesh(self, faces: Sequence[FaceObservation]) -> NDArray[np.float32]:
         """The landmark maps [B, 7, 128, 128] that the networks start from, for comparison."""

@@ -1,15 +1,82 @@
-"""The public MonoNPHM checkpoint: its state dict layout and the way into :class:`NphmDecoder`."""
+"""The public MonoNPHM checkpoint: its state dict layout, the way into :class:`NphmDecoder`, and what a converted one
+knows beside its weights: where 35 landmarks are, and how its codes are spread.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from nphm_track.conventions import ANCHOR_LANDMARKS, IBUG68_FROM_478, N_LANDMARKS
 from nphm_track.errors import ModelError
 from nphm_track.heads.config import MONONPHM, HeadConfig
 from nphm_track.heads.decoder import NphmDecoder
+
+N_ANCHORS = MONONPHM.n_anchors
+
+
+@dataclass(frozen=True)
+class CodeStatistics:
+    """Codes of one kind as used in training: ``mean`` [D], ``spread`` [D] (standard deviation), largest norm."""
+
+    mean: Tensor
+    spread: Tensor
+    norm_bound: float
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], dim: int) -> CodeStatistics:
+        """As ``import_mononphm.code_statistics`` wrote them. Raises ModelError for other than ``dim`` elements."""
+        try:
+            mean, spread = (torch.tensor(values[name], dtype=torch.float32) for name in ("mean", "spread"))
+            bound = float(values["norm_bound"])
+        except (KeyError, TypeError, ValueError):
+            raise ModelError("the head model's code statistics are damaged") from None
+        if not mean.shape == spread.shape == (dim,) or not bound > 0 or not (mean + spread).isfinite().all():
+            raise ModelError(f"the head model's code statistics do not describe codes of {dim} elements")
+        return cls(mean, spread, bound)
+
+
+class AnchoredDecoder(NphmDecoder):
+    """A head model without landmarks of its own: 35 of MonoNPHM's 65 anchors stand for them.
+
+    Attributes:
+        known_landmarks: the 35 among the 478, ascending.
+        identity_codes, expression_codes: statistics of the training codes; None when the file has none.
+    """
+
+    anchor_of_landmark: Tensor
+
+    def __init__(self, config: HeadConfig, codes: Mapping[str, Any] | None = None) -> None:
+        """``codes``: statistics by ``geo`` and ``exp``. Raises ModelError for another number of anchors."""
+        super().__init__(config)
+        if config.n_anchors != N_ANCHORS:
+            raise ModelError(f"{config.name} has {config.n_anchors} anchors, not MonoNPHM's {N_ANCHORS}")
+        anchors = {IBUG68_FROM_478[point]: anchor for anchor, point in ANCHOR_LANDMARKS.items()}
+        self.known_landmarks = tuple(sorted(anchors))
+        self.register_buffer(
+            "anchor_of_landmark", torch.tensor([anchors.get(i, 0) for i in range(N_LANDMARKS)]), persistent=False
+        )
+        self.identity_codes = CodeStatistics.from_dict(codes["geo"], config.identity_dim) if codes else None
+        self.expression_codes = CodeStatistics.from_dict(codes["exp"], config.expression_dim) if codes else None
+
+    def landmarks(self, z_id: Tensor) -> Tensor:
+        """The landmark set [..., 478, 3]; all but ``known_landmarks`` lie at the first anchor and mean nothing."""
+        return self.anchors(z_id)[..., self.anchor_of_landmark, :]
+
+
+def known_landmarks(model: NphmDecoder) -> tuple[int, ...]:
+    """Which of the 478 landmarks a head model places. Raises ModelError when it places none."""
+    if isinstance(model, AnchoredDecoder):
+        return model.known_landmarks
+    if model.config.n_landmarks != N_LANDMARKS:
+        raise ModelError(
+            f"head model {model.config.name} has neither the {N_LANDMARKS} landmarks nor MonoNPHM's anchors"
+        )
+    return tuple(range(N_LANDMARKS))
 
 
 def decoder_from_state(

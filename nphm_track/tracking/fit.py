@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,12 +16,13 @@ from nphm_track.cameras.pnp import solve_pnp
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.identity import IdentityVotes, merge_identity
 from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.rest import landmark_effects, rest_weights
+from nphm_track.tracking.rest import frame_weights, landmark_effects, landmark_evidence, rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
 
 IDENTITY_FRAMES = 512
@@ -36,6 +38,21 @@ FIT_POINTS = tuple(dict.fromkeys(IBUG68_FROM_478 + INNER))
 """The landmarks carried to each frame: iBUG-68 first, then an eighth of the inner face."""
 MOVING = frozenset(range(48, 68)) | {5, 6, 7, 8, 9, 10, 11}
 """iBUG points of mouth and chin, whose place depends most on the expression."""
+
+
+@dataclass(frozen=True)
+class ClipCodes:
+    """Codes of a clip before anything is smoothed.
+
+    Attributes:
+        z_id: [D_id], one for the clip.
+        z_ex: [T, D_ex]; anything finite in frames that were not seen.
+        predicted: a regressor gave them, which knows no person's own rest expression.
+    """
+
+    z_id: NDArray[np.float32]
+    z_ex: NDArray[np.float32]
+    predicted: bool
 
 
 @dataclass(frozen=True)
@@ -93,6 +110,17 @@ def identity_votes(
     return IdentityVotes(z_id, weight), z_ex
 
 
+def predicted_codes(
+    regressor: LandmarkRegressor | None,
+    log: NDArray,
+    size: tuple[int, int],
+    identity: NDArray[np.float32] | None = None,
+) -> ClipCodes:
+    """The feed-forward codes, as ``identity_votes`` finds them; ``identity`` [D_id] is kept when it is given."""
+    votes, z_ex = identity_votes(regressor, log, size)
+    return ClipCodes(merge_identity(votes.z_id, votes.weight) if identity is None else identity, z_ex, predicted=True)
+
+
 def frontalness(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 for a frontal view, towards 0 in profile [T], from how symmetric the nose lies between the eye corners."""
     right = np.linalg.norm(landmarks[:, 1, :2] - landmarks[:, 33, :2], axis=-1)
@@ -100,11 +128,22 @@ def frontalness(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.minimum(right, left) / np.maximum(np.maximum(right, left), 1e-6)
 
 
+def fit_points(model: NphmDecoder) -> tuple[int, ...]:
+    """Those of ``FIT_POINTS`` that a head model knows, iBUG-68 points first."""
+    known = frozenset(known_landmarks(model))
+    return tuple(p for p in FIT_POINTS if p in known)
+
+
+def ibug_rows(model: NphmDecoder) -> NDArray[np.int64]:
+    """Which iBUG-68 points the first of ``fit_points`` are: all 68, or those that are anchors."""
+    known = frozenset(known_landmarks(model))
+    return np.array([i for i, p in enumerate(IBUG68_FROM_478) if p in known])
+
+
 def landmark_carrier(model: NphmDecoder, z_id: NDArray) -> LandmarkCarrier:
     """The fit points of one identity."""
-    return LandmarkCarrier(
-        model, torch.as_tensor(z_id, dtype=torch.float32, device=model.mean_anchors.device), FIT_POINTS
-    )
+    code = torch.as_tensor(z_id, dtype=torch.float32, device=model.mean_anchors.device)
+    return LandmarkCarrier(model, code, fit_points(model))
 
 
 def head_landmarks(carry: LandmarkCarrier, z_ex: NDArray, batch: int = 64) -> NDArray[np.float32]:
@@ -113,41 +152,45 @@ def head_landmarks(carry: LandmarkCarrier, z_ex: NDArray, batch: int = 64) -> ND
     return np.concatenate([carry(part).cpu().numpy() for part in parts])
 
 
-def point_weights() -> Tensor:
+def point_weights(points: Sequence[int] = FIT_POINTS) -> Tensor:
     """Weight [N] of each fit point in the pose: outline and mouth count less."""
+    outline, moving = set(OUTLINE), {IBUG68_FROM_478[i] for i in MOVING}
+    return torch.tensor([0.15 if p in outline else 0.4 if p in moving else 1.0 for p in points])
+
+
+def expression_weights() -> NDArray[np.float64]:
+    """Weight [N] of each fit point in a frame's expression: the outline slides on the skin and says little."""
     outline = set(OUTLINE)
-    weight = [0.15 if p in outline else 0.4 if i in MOVING else 1.0 for i, p in enumerate(FIT_POINTS)]
-    return torch.tensor(weight)
+    return np.array([0.05 if p in outline else 1.0 for p in FIT_POINTS])
 
 
 def fit_clip(
     model: NphmDecoder,
-    regressor: LandmarkRegressor | None,
+    codes: ClipCodes,
     log: NDArray,
     size: tuple[int, int],
     camera: Intrinsics | None,
     strength: float,
     progress: Progress,
-    identity: NDArray[np.float32] | None = None,
 ) -> ClipFit:
-    """Merge the identity, smooth the expressions, solve the focal length and every pose.
+    """Smooth the expressions, solve the focal length and every pose; ``camera`` is kept when it is given.
 
-    ``regressor`` None takes the codes of the log. ``camera`` and ``identity`` [D_id] are kept when they are given.
     ``log`` has at least one frame in which the face was seen. It is read in pieces.
     """
     seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
-    votes, z_ex = identity_votes(regressor, log, size)
-    z_id = merge_identity(votes.z_id, votes.weight) if identity is None else identity
     filled = fill_gaps(seen, times, shots)
     trusted = np.where(seen, confidence, 0.0)
-    z_ex = smooth_codes(z_ex, times, trusted, strength, shots).astype(np.float32)
-    carry = landmark_carrier(model, z_id)
+    z_ex = smooth_codes(codes.z_ex, times, trusted, strength, shots).astype(np.float32)
+    carry = landmark_carrier(model, codes.z_id)
     if camera is None:
-        camera = _solve_camera(carry, log, seen, z_ex, size, progress)
-    if model.config.expression_names:
+        camera = solve_camera(carry, log, z_ex, size, progress)
+    if codes.predicted and model.config.expression_names:
         z_ex += _rest_code(carry, log, seen, z_ex, camera)
+        added = _frame_codes(carry, log, seen, z_ex, camera)
+        z_ex += smooth_codes(added, times, trusted, strength, shots).astype(np.float32)
 
-    T = len(log)
+    T, ibug, index = len(log), ibug_rows(model), list(fit_points(model))
+    weights = point_weights(index)
     R, t = np.tile(np.eye(3), (T, 1, 1)), np.tile([0.0, 0.0, 1.0], (T, 1))
     points68 = np.full((T, 68, 3), np.nan, np.float32)
     observed = np.full((T, 68, 2), np.nan, np.float32)
@@ -155,15 +198,14 @@ def fit_clip(
     for k in range(0, len(needed), 256):
         some = needed[k : k + 256]
         points = head_landmarks(carry, z_ex[some])
-        points68[some] = points[:, :68]
+        points68[np.ix_(some, ibug)] = points[:, : len(ibug)]
         visible = seen[some]
         if visible.any():
             frames = some[visible]
-            seen_points = log["landmarks"][frames][:, list(FIT_POINTS), :2]
-            observed[frames] = seen_points[:, :68]
-            R[frames], t[frames] = _solve_poses(
-                points[visible], camera.undistort(seen_points.astype(np.float64)), camera
-            )
+            seen_points = log["landmarks"][frames][:, index, :2]
+            observed[np.ix_(frames, ibug)] = seen_points[:, : len(ibug)]
+            pixels = camera.undistort(seen_points.astype(np.float64))
+            R[frames], t[frames] = _solve_poses(points[visible], pixels, camera, weights)
         release(log)
         progress.advance(len(some))
     R, t = smooth_poses(R, t, times, trusted, strength, shots)
@@ -172,21 +214,17 @@ def fit_clip(
     for k in range(0, len(needed), 1024):
         some = needed[k : k + 1024]
         projected[some] = camera.project(points68[some] @ R[some].swapaxes(-1, -2) + t[some, None])
-    error = np.linalg.norm(projected - observed, axis=-1).mean(1)  # NaN where nothing was observed
-    return ClipFit(z_id, z_ex, camera, R, t, projected, error, filled & ~seen)
+    error = np.linalg.norm(projected - observed, axis=-1)[:, ibug].mean(1)  # NaN where nothing was observed
+    return ClipFit(codes.z_id, z_ex, camera, R, t, projected, error, filled & ~seen)
 
 
-def _solve_camera(
-    carry: LandmarkCarrier,
-    log: NDArray,
-    seen: NDArray[np.bool_],
-    z_ex: NDArray[np.float32],
-    size: tuple[int, int],
-    progress: Progress,
+def solve_camera(
+    carry: LandmarkCarrier, log: NDArray, z_ex: NDArray[np.float32], size: tuple[int, int], progress: Progress
 ) -> Intrinsics:
-    some = spread_rows(seen, FOCAL_FRAMES)
-    pixels = torch.from_numpy(log["landmarks"][some][:, list(FIT_POINTS), :2])
-    focal = solve_focal(torch.from_numpy(head_landmarks(carry, z_ex[some])), pixels, size, point_weights())
+    """A camera with the most probable focal length for a head with expressions z_ex [T, D_ex]."""
+    some, index = spread_rows(column(log, "seen"), FOCAL_FRAMES), list(fit_points(carry.model))
+    pixels = torch.from_numpy(log["landmarks"][some][:, index, :2])
+    focal = solve_focal(torch.from_numpy(head_landmarks(carry, z_ex[some])), pixels, size, point_weights(index))
     progress.note(f"focal length {focal.focal_px:.0f} px ({focal.fov_deg:.0f} degrees across), solved from the clip")
     return Intrinsics.from_focal(focal.focal_px, size)
 
@@ -204,16 +242,38 @@ def _rest_code(
     code = np.zeros(z_ex.shape[1], np.float32)
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + code)
-        R, t = _solve_poses(points, pixels, camera)
+        R, t = _solve_poses(points, pixels, camera, point_weights())
         weight = point_weights().double().numpy()
-        code += (basis @ rest_weights(effect, points, pixels, R, t, camera, weight, eyes)).astype(np.float32)
+        evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
+        code += (basis @ rest_weights(evidence)).astype(np.float32)
     return code
 
 
+def _frame_codes(
+    carry: LandmarkCarrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
+) -> NDArray[np.float32]:
+    """Codes [T, D_ex] to be added to the single frames: what their landmarks show and the predicted codes miss."""
+    basis = carry.model.expression_basis.detach().cpu().numpy()
+    effect = landmark_effects(carry, z_ex[spread_rows(seen, REST_FRAMES)].mean(0))
+    pose_weight, weight = point_weights(), expression_weights()
+    added = np.zeros_like(z_ex)
+    rows = np.flatnonzero(seen)
+    for k in range(0, len(rows), 64):
+        some = rows[k : k + 64]
+        landmarks = log["landmarks"][some][:, :, :2]
+        pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
+        eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)
+        for _ in range(2):
+            points = head_landmarks(carry, z_ex[some] + added[some])
+            R, t = _solve_poses(points, pixels, camera, pose_weight)
+            evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
+            added[some] += (frame_weights(evidence) @ basis.T).astype(np.float32)
+        release(log)
+    return added
+
+
 def _solve_poses(
-    points: NDArray[np.float32], pixels: NDArray[np.float64], camera: Intrinsics
+    points: NDArray[np.float32], pixels: NDArray[np.float64], camera: Intrinsics, weights: Tensor
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pose = solve_pnp(
-        torch.from_numpy(points).double(), torch.from_numpy(pixels), torch.from_numpy(camera.K), point_weights()
-    )
+    pose = solve_pnp(torch.from_numpy(points).double(), torch.from_numpy(pixels), torch.from_numpy(camera.K), weights)
     return pose.R.numpy(), pose.t.numpy()

@@ -49,7 +49,8 @@ def load_identity(path: str | Path) -> Identity:
         if path.is_dir():
             with np.load(path / "track.npz", allow_pickle=False) as file:
                 z_id: Any = file["z_id"]
-            model = json.loads((path / "run.json").read_bytes())["models"].get("nphm-small")
+            record = json.loads((path / "run.json").read_bytes())
+            model = record["models"].get(record["options"].get("head_model", "nphm-small"))
         elif path.suffix.lower() == ".json":
             if path.stat().st_size > _LIMIT:
                 raise ValueError("it is too large")

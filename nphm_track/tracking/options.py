@@ -54,9 +54,15 @@ class TrackOptions(BaseModel):
         description="Identity code to keep: a run folder of the same person, or an .npz or .json file with z_id. "
         "(default: solved from the clip)",
     )
+    head_model: str = Field(
+        default="nphm-small",
+        min_length=1,
+        description="Head model: the name of one among the released models, a model folder or its file. "
+        "Any but nphm-small is fitted to the landmarks, since no regressor knows its codes.",
+    )
     codes: Literal["image", "landmarks"] = Field(
         default="image",
-        description="What the head codes are predicted from: image features and landmarks, or landmarks alone.",
+        description="What codes of nphm-small are predicted from: image features and landmarks, or landmarks alone.",
     )
     smooth: float = Field(
         default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."
@@ -117,6 +123,12 @@ class TrackOptions(BaseModel):
             raise InputError(f"option {name}: {message}" if name else message) from None
 
     @property
+    def head(self) -> str:
+        """The head model's name or, of one that is not released, its absolute path."""
+        released, path = type(self).model_fields["head_model"].default, Path(self.head_model)
+        return str(path.resolve()) if self.head_model != released and path.exists() else self.head_model
+
+    @property
     def ply_every(self) -> int:
         """Of how many rows of the track one has a PLY file; 0: none has."""
         return self.mesh_every if self.meshes and self.mesh_format == "ply" else 0
@@ -124,6 +136,7 @@ class TrackOptions(BaseModel):
     def fingerprint(self) -> dict[str, Any]:
         """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""
         values = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
+        values["head_model"] = self.head
         if self.intrinsics is not None and self.intrinsics.is_file():  # the numbers decide, not the file's name
             values["intrinsics_sha256"] = hashlib.sha256(self.intrinsics.read_bytes()).hexdigest()
         if self.identity is not None:

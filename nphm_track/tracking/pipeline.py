@@ -13,7 +13,7 @@ import torch
 
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
-from nphm_track.errors import InputError, NoFaceError, OutputError
+from nphm_track.errors import InputError, ModelError, NoFaceError, OutputError
 from nphm_track.export.meshes import write_ply
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.follower import Choice, FaceFollower
@@ -27,7 +27,9 @@ from nphm_track.models import resolve, sha256
 from nphm_track.refine.schedule import Settings
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
-from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes
+from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.tracking.code_fit import fitted_codes, mean_camera
+from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.identity import IdentityVotes, load_identity
 from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
@@ -45,6 +47,10 @@ REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-
 """Models that each choice of ``TrackOptions.codes`` needs beside landmarker and head."""
 GEOMETRY = "geometry"
 """The model that ``TrackOptions.refine`` needs."""
+FREE_KEY_FRAMES = 4
+"""Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
+FIT_SECONDS = 1.0
+"""Time that a frame's codes take without a regressor, roughly: MonoNPHM on two CPU cores."""
 
 
 def track(
@@ -96,6 +102,8 @@ def observe(
     with _job(input, output, options, overwrite, progress or NullProgress()) as job:
         if job.folder.complete:
             raise OutputError(f"{job.folder.path} is already done")
+        if not job.feed_forward:
+            raise InputError(f"head model {options.head_model} has no regressor, which takes of one person need")
         votes, _ = identity_votes(job.regressor(), job.observe(), job.size)
         job.folder.update(state="interrupted")
         return job.folder.info.input, votes
@@ -118,9 +126,21 @@ def _job(
 
 
 def models_of(options: TrackOptions) -> tuple[str, ...]:
-    """Names of the models a run needs."""
-    names = ("face_landmarker", *REGRESSORS[options.codes], DEFAULT, *((GEOMETRY,) if options.refine else ()))
+    """Names of the models a run needs; ``TrackOptions.head`` for the head model."""
+    regressors = REGRESSORS[options.codes] if has_regressor(options.head) else ()
+    names = ("face_landmarker", *regressors, options.head, *((GEOMETRY,) if options.refine else ()))
     return tuple(dict.fromkeys(names))
+
+
+def has_regressor(head_model: str) -> bool:
+    """Whether the regressors know a head model: they give codes of the released one, by whatever name it goes."""
+    if head_model == DEFAULT:
+        return True
+    weights = resolve(head_model)
+    try:
+        return sha256(weights) == sha256(resolve(DEFAULT))
+    except ModelError:  # a models folder without it
+        return False
 
 
 def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
@@ -129,6 +149,7 @@ def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> st
     if not count or source.info.kind == "image":
         return str(info)
     per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
+    per_frame += 0 if has_regressor(options.head) else FIT_SECONDS
     minutes = (6 + count * per_frame) / 60
     line = f"{info}; about {count} frames"
     return f"{line}, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else line
@@ -154,20 +175,18 @@ class _Job:
         self.source, self.folder, self.options, self.device, self.progress = source, folder, options, device, progress
         self.size = (source.info.width, source.info.height)
         self.timings = dict(folder.info.timings)
+        self.feed_forward = has_regressor(options.head)
 
     def run(self) -> Run:
         # A wrong calibration file and a missing renderer are known before the work begins.
         camera = self._given_camera()
         if self.options.overlay:
             OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
-        log = self.observe()
-        seen = int(column(log, "seen").sum())
-        model = load_head_model(device=self.device)
+        model = load_head_model(self.options.head, device=self.device)
         identity = self._given_identity(model.config.identity_dim)
+        log = self.observe()
         with self._timed("fit"):
-            self.progress.stage("fit", seen)
-            regressor, smooth = self.regressor(), self.options.smooth
-            fit = fit_clip(model, regressor, log, self.size, camera, smooth, self.progress, identity)
+            fit = self._fit(model, log, camera, identity)
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
         with self._timed("fit"):
             fit = refined.fit if refined else fit
@@ -192,6 +211,19 @@ class _Job:
             write_report(run)
         return run
 
+    def _fit(
+        self, model: NphmDecoder, log: np.ndarray, camera: Intrinsics | None, identity: np.ndarray | None
+    ) -> ClipFit:
+        """Codes, predicted or fitted, and with them camera and poses."""
+        if self.feed_forward:
+            codes = predicted_codes(self.regressor(), log, self.size, identity)
+        else:
+            self.progress.note("codes are fitted to the landmarks: no regressor knows this head model")
+            camera = camera or mean_camera(model, log, self.size, self.progress, identity)
+            codes = fitted_codes(model, log, camera, self.progress, identity)
+        self.progress.stage("fit", int(column(log, "seen").sum()))
+        return fit_clip(model, codes, log, self.size, camera, self.options.smooth, self.progress)
+
     def _refine(
         self, model: NphmDecoder, log: np.ndarray, fit: ClipFit, camera_known: bool, identity_known: bool
     ) -> RefinedFit | None:
@@ -200,9 +232,13 @@ class _Job:
             return None
         with self._timed("refine"):
             landmarker = FaceLandmarker.from_pretrained(device=self.device)
-            predictor = GeometryPredictor(landmarker, GeometryNet.from_pretrained(GEOMETRY, device=self.device))
+            predictor = GeometryPredictor(
+                landmarker, GeometryNet.from_pretrained(GEOMETRY, device=self.device), mirror=True
+            )
             known = {"camera_known": camera_known, "identity_known": identity_known}
             settings = Settings(renderer=self.options.refine_renderer)
+            if not model.config.identity_basis:
+                settings = settings.model_copy(update={"key_frames": FREE_KEY_FRAMES})
             return refine_fit(model, predictor, self.source, log, fit, self.folder, settings, self.progress, **known)
 
     def observe(self) -> np.ndarray:
@@ -216,7 +252,8 @@ class _Job:
     def _observe(self) -> np.ndarray:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
-        codes = CodePredictor.from_pretrained(landmarker, device=self.device) if self.options.codes == "image" else None
+        images = self.feed_forward and self.options.codes == "image"
+        codes = CodePredictor.from_pretrained(landmarker, device=self.device) if images else None
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
             observe_clip(self.source, follower, codes, log, self.progress)
@@ -247,7 +284,7 @@ class _Job:
         if path is None:
             return None
         given = load_identity(path)
-        if given.model not in (None, self.folder.info.models[DEFAULT]) or given.z_id.shape != (dim,):
+        if given.model not in (None, self.folder.info.models[self.options.head]) or given.z_id.shape != (dim,):
             raise InputError(f"identity {path}: it belongs to another head model")
         return given.z_id
 
@@ -268,8 +305,9 @@ class _Job:
             self.progress.stage(stage, len(track))
             draw_clip(self.source, track, None, None, vertices_of, self.progress)
         else:
+            occlusion = ambient_occlusion(mesh.vertices, mesh.faces)
             renderer = OverlayRenderer(
-                mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, renderer=o.renderer
+                mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, 1.0, o.renderer, occlusion
             )
             write_overlay(self.folder.overlay, self.source, track, renderer, vertices_of, self.progress, stage)
         if store is not None:

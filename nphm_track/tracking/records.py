@@ -70,11 +70,12 @@ class Track:
     landmarks: NDArray[np.float32]
     """[T, 478, 2] observed landmarks, pixels; NaN where none were seen."""
     landmarks_fit: NDArray[np.float32]
-    """[T, 68, 2] the fitted head's own iBUG-68 points, projected, pixels."""
+    """[T, 68, 2] the fitted head's own iBUG-68 points, projected, pixels; NaN for points that the head model does not
+    know (one with MonoNPHM's anchors knows those of ``conventions.ANCHOR_LANDMARKS``)."""
     blendshapes: NDArray[np.float32]
     """[T, 52] scores 0..1 in the order of ``conventions.BLENDSHAPE_NAMES``, of the face's own sides."""
     landmark_error_px: NDArray[np.float32]
-    """[T] mean distance of ``landmarks_fit`` to the observed points, pixels; NaN where none were seen."""
+    """[T] mean distance of the known ``landmarks_fit`` to the observed points, pixels; NaN where none were seen."""
     normal_error_deg: NDArray[np.float32]
     """[T] mean angle between the head's normals and the seen ones, degrees; NaN where not measured."""
     distortion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))

@@ -10,16 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from nphm_track.cameras.intrinsics import Intrinsics
-from nphm_track.conventions import IBUG68_FROM_478
+from nphm_track.conventions import IBUG68_FROM_478, N_LANDMARKS
 from nphm_track.faces.landmarker import FaceObservation
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
 from nphm_track.refine.schedule import Refined, Settings, frame_dtype, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
-from nphm_track.tracking.fit import ClipFit, head_landmarks, landmark_carrier
+from nphm_track.tracking.fit import ClipFit, head_landmarks, ibug_rows, landmark_carrier
 from nphm_track.tracking.observations import ObservationLog, column
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import RunFolder
@@ -49,13 +50,16 @@ class RefinedFit:
 
 
 class _Rows:
-    """Some rows of mapped landmarks, read when asked for."""
+    """Some rows of mapped landmarks, read when asked for; NaN for points that the head model does not know."""
 
-    def __init__(self, values: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    def __init__(self, values: NDArray[np.float32], rows: NDArray[np.int64], known: Sequence[int]) -> None:
         self.values, self.rows = values, rows
+        self.unknown = np.setdiff1d(np.arange(N_LANDMARKS), known)
 
     def __getitem__(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        return np.asarray(self.values[self.rows[index]])
+        landmarks = np.array(self.values[self.rows[index]])
+        landmarks[:, self.unknown] = np.nan
+        return landmarks
 
 
 def refine_fit(
@@ -90,7 +94,7 @@ def refine_fit(
         times[rows],
         np.concatenate([[0], apart.cumsum()]),
         confidence,
-        _Rows(log["landmarks"], rows),
+        _Rows(log["landmarks"], rows, known_landmarks(model)),
     )
 
     def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
@@ -117,14 +121,15 @@ def _result(model: NphmDecoder, log: NDArray, fit: ClipFit, rows: NDArray[np.int
     z_ex[rows], R[rows], t[rows] = (np.array(refined.frames[name]) for name in ("z_ex", "R", "t"))
     z_id, K = refined.state.z_id.cpu().numpy(), refined.state.K.cpu().numpy()
     camera = Intrinsics(K, fit.camera.size, fit.camera.distortion)
-    carry = landmark_carrier(model, z_id)
+    carry, ibug = landmark_carrier(model, z_id), ibug_rows(model)
     projected, error = np.full_like(fit.landmarks_fit, np.nan), np.full_like(fit.landmark_error_px, np.nan)
     for k in range(0, len(rows), 256):
         some = rows[k : k + 256]
-        points = head_landmarks(carry, z_ex[some])[:, :68]
-        projected[some] = camera.project(points @ R[some].swapaxes(-1, -2) + t[some, None])
-        observed = log["landmarks"][some][:, list(IBUG68_FROM_478), :2]
-        error[some] = np.linalg.norm(projected[some] - observed, axis=-1).mean(1)
+        points = head_landmarks(carry, z_ex[some])[:, : len(ibug)]
+        pixels = camera.project(points @ R[some].swapaxes(-1, -2) + t[some, None])
+        observed = log["landmarks"][some][:, np.array(IBUG68_FROM_478)[ibug], :2]
+        projected[np.ix_(some, ibug)] = pixels
+        error[some] = np.linalg.norm(pixels - observed, axis=-1).mean(1)
     T = len(log)
     before, after = np.full((T, 3), np.nan, np.float32), np.full((T, 3), np.nan, np.float32)
     rolled_back = np.zeros(T, bool)

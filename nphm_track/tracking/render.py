@@ -14,9 +14,10 @@ from nphm_track.errors import InputError
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.heads.carry import Carried, MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
-from nphm_track.models import sha256
+from nphm_track.models import resolve, sha256
+from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, RunFolder, read_run
@@ -159,7 +160,8 @@ def render_overlay(
     target = Path(output) if output else done.overlay
     mesh, vertices_of = _surface_of(done)
     size = (int(track.image_size[0]), int(track.image_size[1]))
-    painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer)
+    occlusion = ambient_occlusion(mesh.vertices, mesh.faces)
+    painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer, occlusion)
     part = {name: options[name] for name in ("start", "end", "every")}
     with open_video(clip, **part, backend=options["reader"]) as source:
         write_overlay(target, source, track, painter, vertices_of, progress, stage="overlay")
@@ -171,6 +173,9 @@ def _surface_of(run: Run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:
     if run.info.options["meshes"] and run.info.options.get("mesh_every", 1) == 1:
         vertices, faces = run.canonical()
         return CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0]
-    model = load_head_model()
+    name = str(run.info.options.get("head_model", DEFAULT))
+    if run.info.models.get(name) != sha256(resolve(name)):
+        raise InputError(f"{run.path} was made with another head model than {name} is now")
+    model = load_head_model(name)
     mesh = extract_canonical(model, torch.from_numpy(run.track.z_id))
     return mesh, SurfaceCarrier(model, mesh, run.track)

@@ -1,11 +1,14 @@
-"""The rest expression of a person: a constant correction of the expression codes, from the landmarks of the clip.
+"""What the landmarks add to the predicted expressions: a person's rest expression, and what moves from frame to frame.
 
 The regressor knows heads whose brows, lids and lips rest where ICT-FaceKit's do. People differ, and the difference is
-the same in every frame: one vector of ARKit-like weights, added to all frames. Linear least squares under a prior,
-poses eliminated.
+the same in every frame: one vector of ARKit-like weights, added to all frames. What the regressor then still misses of
+a frame, raised brows or pursed lips, is added to that frame. Both are linear least squares under a prior, poses
+eliminated.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.landmarks import LandmarkCarrier
 
 PRIOR_SIGMA = 0.15
-"""Standard deviation of a weight of the rest expression."""
+"""Standard deviation of a weight of the rest expression, and of what a frame adds to it."""
 LANDMARK_SIGMA = 0.02
 """Error of a landmark, as a share of the distance between the outer eye corners."""
 INDEPENDENT_FRAMES = 4
@@ -25,7 +28,29 @@ STEP = 0.15
 LIMIT = 0.5
 
 
-def rest_weights(
+def rest_weights(evidence: Evidence) -> NDArray[np.float64]:
+    """Weights [E] of the expression to add to all frames."""
+    frames, n = evidence.gradient.shape
+    share = min(1.0, INDEPENDENT_FRAMES / frames)
+    hessian = np.eye(n) / PRIOR_SIGMA**2 + share * evidence.hessian.sum(0)
+    return np.clip(np.linalg.solve(hessian, share * evidence.gradient.sum(0)), -LIMIT, LIMIT)
+
+
+def frame_weights(evidence: Evidence) -> NDArray[np.float64]:
+    """Weights [F, E] of the expression to add to each frame."""
+    hessian = np.eye(evidence.gradient.shape[1]) / PRIOR_SIGMA**2 + evidence.hessian
+    return np.clip(np.linalg.solve(hessian, evidence.gradient[..., None])[..., 0], -LIMIT, LIMIT)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the landmarks of F frames say about weights: ``hessian`` [F, E, E] and ``gradient`` [F, E]."""
+
+    hessian: NDArray[np.float64]
+    gradient: NDArray[np.float64]
+
+
+def landmark_evidence(
     effect: NDArray[np.float64],
     points: NDArray[np.float32],
     pixels: NDArray[np.float64],
@@ -33,9 +58,9 @@ def rest_weights(
     t: NDArray[np.float64],
     camera: Intrinsics,
     weights: NDArray[np.float64],
-    eye_distance: float,
-) -> NDArray[np.float64]:
-    """Weights [E] of the expression to add.
+    eye_distance: float | NDArray[np.floating],
+) -> Evidence:
+    """Normal equations of the weights, whatever the pose.
 
     Args:
         effect: [E, N, 3] from ``landmark_effects``.
@@ -44,29 +69,27 @@ def rest_weights(
         R, t: [F, 3, 3], [F, 3] the poses that fit best.
         camera: intrinsics.
         weights: [N] trust in the points.
-        eye_distance: between the outer eye corners, pixels.
+        eye_distance: between the outer eye corners, pixels, one or [F].
     """
-    n = len(effect)
-    frames = len(points)
-    evidence = min(1.0, INDEPENDENT_FRAMES / frames) / (LANDMARK_SIGMA * eye_distance) ** 2
-    hessian, gradient = np.eye(n) / PRIOR_SIGMA**2, np.zeros(n)
+    frames, n = len(points), len(effect)
     focal = np.array([camera.K[0, 0], camera.K[1, 1]])
-    w = np.repeat(weights, 2)
-    for f in range(frames):
-        turned = points[f] @ R[f].T
-        x = turned + t[f]
-        residual = (pixels[f] - (x[:, :2] / x[:, 2:] * focal + camera.K[:2, 2])).reshape(-1)
-        to_pixels = np.zeros((len(x), 2, 3))
-        to_pixels[:, [0, 1], [0, 1]] = focal / x[:, 2:]
-        to_pixels[:, :, 2] = -x[:, :2] * focal / x[:, 2:] ** 2
-        jacobian = np.einsum("pij,jk,epk->pie", to_pixels, R[f], effect).reshape(-1, n)
-        turn = np.cross(np.eye(3)[None], turned[:, None])  # d(omega x p) / d omega_i = e_i x p
-        pose = np.concatenate([np.einsum("pij,pkj->pik", to_pixels, turn), to_pixels], 2).reshape(-1, 6)
-        solve = np.linalg.pinv(pose * np.sqrt(w)[:, None]) * np.sqrt(w)
-        jacobian, residual = jacobian - pose @ (solve @ jacobian), residual - pose @ (solve @ residual)
-        hessian += evidence * (jacobian * w[:, None]).T @ jacobian
-        gradient += evidence * (jacobian * w[:, None]).T @ residual
-    return np.clip(np.linalg.solve(hessian, gradient), -LIMIT, LIMIT)
+    turned = points @ R.swapaxes(-1, -2)
+    x = turned + t[:, None]
+    residual = (pixels - (x[..., :2] / x[..., 2:] * focal + camera.K[:2, 2])).reshape(frames, -1, 1)
+    to_pixels = np.zeros((*x.shape[:2], 2, 3))
+    to_pixels[..., [0, 1], [0, 1]] = focal / x[..., 2:]
+    to_pixels[..., 2] = -x[..., :2] * focal / x[..., 2:] ** 2
+    slope = to_pixels @ R[:, None]  # [F, N, 2, 3]
+    jacobian = (slope @ effect.transpose(1, 2, 0)).reshape(frames, -1, n)
+    turn = np.cross(np.eye(3), turned[:, :, None])  # d(omega x p) / d omega_i = e_i x p
+    pose = np.concatenate([to_pixels @ turn.swapaxes(-1, -2), to_pixels], -1).reshape(frames, -1, 6)
+    root = np.repeat(np.sqrt(weights), 2)[:, None]
+    jacobian, pose, residual = jacobian * root, pose * root, residual * root
+    q, _ = np.linalg.qr(pose)
+    jacobian, residual = (a - q @ (q.swapaxes(-1, -2) @ a) for a in (jacobian, residual))
+    scale = np.broadcast_to(1 / (LANDMARK_SIGMA * np.asarray(eye_distance)) ** 2, frames)[:, None]
+    across = jacobian.swapaxes(-1, -2)
+    return Evidence(scale[..., None] * (across @ jacobian), scale * (across @ residual)[..., 0])
 
 
 def landmark_effects(carry: LandmarkCarrier, mean: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -97,12 +97,20 @@ def _frames(run: Run, track: Track) -> Iterator[str]:
 
 
 def _numbers(run: Run, track: Track) -> Iterator[str]:
-    """What a head needs is finite in every frame that has one, what was observed in every tracked frame."""
+    """What a head needs is finite in every frame that has one, what was observed in every tracked frame.
+
+    A landmark that no frame has is one that the head model does not know.
+    """
     present, tracked = track.status != Status.LOST, track.status == Status.TRACKED
     rows = dict.fromkeys(("R", "t", "z_ex", "landmarks_fit"), present)
     rows |= dict.fromkeys(("landmarks", "blendshapes", "landmark_error_px"), tracked)
+    known = np.isfinite(track.landmarks_fit[present]).any((0, 2))
+    if present.any() and not known.any():
+        yield "landmarks_fit is empty"
     for name, mask in rows.items():
         values = getattr(track, name)[mask]
+        if name == "landmarks_fit":
+            values = values[:, known]
         bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
         if bad.any():
             yield f"{name} is not finite in {np.count_nonzero(bad)} frames, first in frame {track.frame[mask][bad][0]}"

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import ConvexHull, cKDTree
 
+from nphm_track.conventions import ANCHOR_LANDMARKS
 from nphm_track.errors import InputError
 
 ORIGIN = np.array([0.0, 0.0, 0.06], dtype=np.float32)
@@ -202,14 +203,6 @@ def signed_distance(heads: IctHeads, vertices: NDArray[np.float32], points: NDAr
     closed = np.concatenate([heads.faces, heads.closing]).astype(np.int64)
     winding = igl.fast_winding_number(v, closed, points.astype(np.float64))
     return (np.sqrt(squared) * np.where(winding > 0.5, -1, 1)).astype(np.float32)
-
-
-ANCHOR_LANDMARKS = {
-    0: 0, 1: 16, 38: 2, 39: 14, 2: 4, 3: 12, 4: 6, 5: 10, 60: 8, 10: 31, 11: 35, 62: 30, 61: 27, 6: 17, 7: 26,
-    12: 36, 13: 45, 14: 39, 15: 42, 16: 48, 17: 54, 18: 50, 19: 52, 20: 58, 21: 56, 44: 49, 45: 53, 46: 59, 47: 55,
-    48: 38, 49: 43, 50: 41, 51: 46, 52: 21, 53: 22,
-}  # fmt: skip
-"""MonoNPHM anchor -> iBUG-68 point, for the 35 anchors that have one."""
 
 
 def anchor_vertices(heads: IctHeads, folder: str | Path, n_pairs: int = 30, n_middle: int = 5) -> NDArray[np.int64]:

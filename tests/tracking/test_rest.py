@@ -6,7 +6,7 @@ import torch
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.loading import load_head_model
 from nphm_track.tracking.fit import head_landmarks, landmark_carrier, point_weights
-from nphm_track.tracking.rest import LIMIT, landmark_effects, rest_weights
+from nphm_track.tracking.rest import LIMIT, frame_weights, landmark_effects, landmark_evidence, rest_weights
 
 
 def test_recovers_where_a_person_rests() -> None:
@@ -29,9 +29,9 @@ def test_recovers_where_a_person_rests() -> None:
     seen = project(z_ex + rest @ basis.T) + rng.normal(0, 0.3, (6, 1, 2))
     points = head_landmarks(carry, z_ex)
     weights = point_weights().double().numpy()
-    solved = rest_weights(
-        landmark_effects(carry, z_ex.mean(0)), points, seen, R, t, camera, weights, eye_distance=130.0
-    )
+    effect = landmark_effects(carry, z_ex.mean(0))
+    evidence = landmark_evidence(effect, points, seen, R, t, camera, weights, eye_distance=130.0)
+    solved = rest_weights(evidence)
     assert np.abs(solved).max() <= LIMIT
     brows = slice(17, 27)
     before = np.linalg.norm(project(z_ex) - seen, axis=-1)[:, brows].mean()
@@ -48,7 +48,33 @@ def test_leaves_a_fitting_head_alone() -> None:
     R, t = np.tile(np.diag([1.0, -1.0, -1.0]), (3, 1, 1)), np.tile([0.0, 0.0, 0.6], (3, 1))
     points = head_landmarks(carry, z_ex)
     pixels = camera.project(points.astype(np.float64) @ R.swapaxes(-1, -2) + t[:, None])
-    solved = rest_weights(
-        landmark_effects(carry, z_ex.mean(0)), points, pixels, R, t, camera, point_weights().double().numpy(), 130.0
-    )
-    np.testing.assert_allclose(solved, 0, atol=1e-4)
+    effect = landmark_effects(carry, z_ex.mean(0))
+    evidence = landmark_evidence(effect, points, pixels, R, t, camera, point_weights().double().numpy(), 130.0)
+    np.testing.assert_allclose(rest_weights(evidence), 0, atol=1e-4)
+    np.testing.assert_allclose(frame_weights(evidence), 0, atol=1e-4)
+
+
+def test_each_frame_gets_its_own_expression_in_any_pose() -> None:
+    """One frame with raised brows, one with a blink, seen in poses that are a little off."""
+    model = load_head_model()
+    carry = landmark_carrier(model, np.zeros(model.config.identity_dim, np.float32))
+    basis, names = model.expression_basis.detach().numpy(), model.config.expression_names
+    truth = np.zeros((2, len(names)))
+    truth[0, [names.index("browOuterUp_L"), names.index("browOuterUp_R")]] = 0.4
+    truth[1, [names.index("eyeBlink_L"), names.index("eyeBlink_R")]] = 0.6
+    camera = Intrinsics.from_focal(900.0, (640, 480))
+    R, t = np.tile(np.diag([1.0, -1.0, -1.0]), (2, 1, 1)), np.tile([0.0, 0.0, 0.6], (2, 1))
+    points = head_landmarks(carry, (truth @ basis.T).astype(np.float32)).astype(np.float64)
+    pixels = camera.project(points @ R.swapaxes(-1, -2) + t[:, None])
+    neutral = head_landmarks(carry, np.zeros((2, model.config.expression_dim), np.float32))
+    weights = np.ones(neutral.shape[1])
+    off = t + np.array([0.002, -0.003, 0.01])
+    effect = landmark_effects(carry, np.zeros(model.config.expression_dim, np.float32))
+    found = frame_weights(landmark_evidence(effect, neutral, pixels, R, off, camera, weights, np.array([130.0, 130.0])))
+    after = head_landmarks(carry, (found @ basis.T).astype(np.float32)).astype(np.float64)
+    brows, lids = slice(17, 27), slice(36, 48)
+    for frame, part in ((0, brows), (1, lids)):
+        missed = np.linalg.norm(points[frame] - neutral[frame], axis=-1)[part].mean()
+        left = np.linalg.norm(points[frame] - after[frame], axis=-1)[part].mean()
+        assert left < 0.6 * missed
+    assert np.abs(found[0, names.index("eyeBlink_L")]) < 0.2 < found[1, names.index("eyeBlink_L")]
