@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from nphm_track.training.geometry_task import FaceShards, prepare_crops
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
 from nphm_track.training.trainer import Share
+
+Table = dict[str, Tensor]
+"""Samples by column, [N, ...] each."""
 
 
 class ImageRegressorData(Strict):
@@ -40,6 +43,7 @@ class ImageRegressorData(Strict):
     layers: int = Field(4, gt=0)
     encoders: tuple[str, ...] = Field(("n", "p"), description="whose tokens are read; t: the trunk alone")
     use_landmarks: bool = Field(True, description="landmark tokens beside the image tokens")
+    losses: tuple[Literal["3d", "2d"], ...] = Field(("3d", "2d"), description="which supervision counts")
     sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
     sdf_samples: int = Field(16, ge=0, description="samples a batch for L3D")
     jitter: float = Field(0.004, ge=0, description="landmark noise, of the face's RMS radius")
@@ -51,12 +55,14 @@ class ImageRegressorTask:
 
     share = Share()
 
-    def __init__(self, data: ImageRegressorData) -> None:
+    def __init__(self, data: ImageRegressorData, tables: tuple[Table, Table] | None = None) -> None:
+        """``tables``: training and held-out samples that ``encode_shards`` made before."""
         self.data = data
         self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
         geometry = GeometryNet.from_pretrained(data.geometry)
-        self.train_table = encode_shards(FaceShards(Path(data.shards)), geometry, data.encoders)
-        self.heldout_table = encode_shards(FaceShards(Path(data.heldout)), geometry, data.encoders)
+        self.train_table, self.heldout_table = tables or (
+            encode_shards(FaceShards(Path(folder)), geometry, data.encoders) for folder in (data.shards, data.heldout)
+        )
         base = regressor_config(self.terms.head)
         config = ImageRegressorConfig(
             type(base)(**{**base.to_dict(), "groups": base.groups, "width": data.width, "layers": data.layers}),
@@ -86,7 +92,12 @@ class ImageRegressorTask:
         batch["landmarks"] = landmarks + torch.randn(landmarks.shape, generator=generator) * radius * scale
         codes = self._predict(self.model, batch, generator)
         terms = self.terms.vertex_terms(codes.z_id, codes.z_ex, batch)
-        if data.sdf_samples:
+        if "2d" not in data.losses:
+            del terms["reprojection"]
+        if "3d" not in data.losses:
+            for name in ("neutral", "posed", "shape"):
+                del terms[name]
+        elif data.sdf_samples:
             sdf = self.terms.sdf_term(codes.z_id, codes.z_ex, batch, generator, data.sdf_samples, data.sdf_points)
             terms["sdf"] = (40.0, sdf)
         size = (codes.z_id / self.model.spread_id).square().mean() + (codes.z_ex / self.model.spread_ex).square().mean()
@@ -126,23 +137,24 @@ class ImageRegressorTask:
 
 
 @torch.no_grad()
-def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...]) -> dict[str, Tensor]:
+def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...]) -> Table:
     """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder."""
     from nphm_track.faces.landmarker import FaceLandmarker
 
     landmarker = FaceLandmarker.from_pretrained()
     names = {"w": "w", "e": "e", "K": "K", "R": "R", "t": "t", "size": "size", "landmarks": "landmarks"}
     names["scores"] = "blendshapes"
-    table: dict[str, list[Tensor]] = {k: [] for k in (*names, *(f"tokens_{e}" for e in encoders))}
+    table: Table = {}
     for start in track(range(0, len(shards), 50), description="tokens"):
         rows = shards.take(np.arange(start, min(start + 50, len(shards))))
-        for k, source in names.items():
-            table[k].append(torch.from_numpy(rows[source]))
-        if not encoders:
-            continue
-        crop, features, maps, _ = prepare_crops(rows, landmarker, geometry)
-        tokens = dict(zip("np", geometry.encode(crop, features, maps), strict=True))
-        tokens["t"] = geometry.trunk_tokens(features)
-        for e in encoders:
-            table[f"tokens_{e}"].append(tokens[e].half())
-    return {k: torch.cat(v) for k, v in table.items()}
+        part = {k: torch.from_numpy(rows[source]) for k, source in names.items()}
+        if encoders:
+            crop, features, maps, _ = prepare_crops(rows, landmarker, geometry)
+            tokens = dict(zip("np", geometry.encode(crop, features, maps), strict=True))
+            tokens["t"] = geometry.trunk_tokens(features)
+            part |= {f"tokens_{e}": tokens[e].half() for e in encoders}
+        for k, v in part.items():  # filled in place: gigabytes of small pieces would be joined at twice the memory
+            if k not in table:
+                table[k] = torch.empty(len(shards), *v.shape[1:], dtype=v.dtype)
+            table[k][start : start + len(v)] = v
+    return table

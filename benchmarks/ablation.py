@@ -1,0 +1,81 @@
+"""What the image regressor gains from its inputs and losses: small equal trainings, measured on held-out renders.
+
+    python benchmarks/ablation.py --ict FOLDER --shards FOLDER --heldout FOLDER --out FOLDER
+
+Shards as in ``training/README.md``. Every row is trained from scratch on the same samples for as many steps; tokens are
+computed once. A row's figures are its own after a short training: they compare rows, not released models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from report import machine, machine_line, save, table
+
+from nphm_track._runtime import prepare_torch
+from nphm_track.geometry.networks import GeometryNet
+from nphm_track.training.geometry_task import FaceShards
+from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask, encode_shards
+from nphm_track.training.trainer import Trainer, TrainerConfig
+
+ROWS: dict[str, dict[str, Any]] = {
+    "E_n, E_p and landmarks, 3-D and 2-D (released)": {},
+    "3-D only": {"losses": ("3d",)},
+    "2-D only": {"losses": ("2d",)},
+    "E_n and landmarks": {"encoders": ("n",)},
+    "E_p and landmarks": {"encoders": ("p",)},
+    "landmark network's trunk and landmarks": {"encoders": ("t",)},
+    "E_n, E_p without landmarks": {"use_landmarks": False},
+    "landmarks only": {"encoders": ()},
+}
+FIGURES = ("shape_mm", "neutral_mm", "posed_mm", "corr_jawOpen", "corr_mouthSmile_L", "corr_eyeBlink_L")
+
+
+class Some(FaceShards):
+    """The first ``count`` samples of a folder."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        super().__init__(folder)
+        keep = int(np.searchsorted(self.start, count))
+        self.parts, self.start = self.parts[:keep], self.start[: keep + 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("ict", "shards", "heldout"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=400)
+    args = parser.parse_args()
+    prepare_torch()
+    net = GeometryNet.from_pretrained()
+    tables = tuple(
+        encode_shards(Some(Path(folder), count), net, ("n", "p", "t"))
+        for folder, count in ((args.shards, args.samples), (args.heldout, 500))
+    )
+    common = {"ict": args.ict, "head_model": "nphm-small", "geometry": "geometry", "token_dropout": 0.05}
+    config = TrainerConfig(steps=args.steps, learning_rate=1e-3, warmup=50, ema=0.99, evaluate_every=10**9)
+    results: dict[str, Any] = {}
+    for name, changes in ROWS.items():
+        torch.manual_seed(0)
+        data = ImageRegressorData(**{**common, "shards": args.shards, "heldout": args.heldout, "batch": 32, **changes})
+        task = ImageRegressorTask(data, tables)  # type: ignore[arg-type]
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            results[name] = Trainer(task, config, folder).run()
+        print(name, {k: round(results[name][k], 3) for k in FIGURES}, f"{time.monotonic() - start:.0f} s", flush=True)
+    rows = [[name, *(found[k] for k in FIGURES)] for name, found in results.items()]
+    facts = machine()
+    text = f"{args.samples} samples, {args.steps} steps of 32. {machine_line(facts)}\n\n{table(['', *FIGURES], rows)}\n"
+    save(args.out, "ablation", {"machine": facts, "rows": results}, text)
+
+
+if __name__ == "__main__":
+    main()
