@@ -186,8 +186,9 @@ def fit_clip(
         camera = solve_camera(carry, log, z_ex, size, progress)
     if codes.predicted and model.config.expression_names:
         z_ex += _rest_code(carry, log, seen, z_ex, camera)
-        added = _frame_codes(carry, log, seen, z_ex, camera)
-        z_ex += smooth_codes(added, times, trusted, strength, shots).astype(np.float32)
+        if seen.sum() > 1:  # of a single image the rest expression says it all
+            added = _frame_codes(carry, log, seen, z_ex, camera)
+            z_ex += smooth_codes(added, times, trusted, strength, shots).astype(np.float32)
 
     T, ibug, index = len(log), ibug_rows(model), list(fit_points(model))
     weights = point_weights(index)
