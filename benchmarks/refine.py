@@ -3,11 +3,13 @@
 python benchmarks/refine.py --ict FOLDER --out FOLDER [--frames 60]
 python benchmarks/refine.py --scan-error FOLDER --out FOLDER [--only lps]
 python benchmarks/refine.py --clips FILE... --out FOLDER [--seconds 3]
+python benchmarks/refine.py --ict FOLDER --cost --out FOLDER
 
 A synthetic clip of an ICT-FaceKit head speaks, blinks and turns; landmarks are noisy; the start is a wrong identity,
 wrong expressions and the poses that follow from them. Or real scans seen by known cameras, each view alone and all
 views of a person together, from where the tracker leaves them. Or clips, with the networks' maps, against the same
-clips not refined. Writes refine.json and refine.md (refine_scans, refine_clips).
+clips not refined. Or the two renderers on the same few frames. Writes refine.json and refine.md (refine_scans,
+refine_clips, refine_cost).
 """
 
 from __future__ import annotations
@@ -239,6 +241,28 @@ def run_clip(model: NphmDecoder, args: argparse.Namespace) -> None:
     save(args.out, "refine", facts, "\n\n".join(parts))
 
 
+def run_cost(model: NphmDecoder, args: argparse.Namespace, frames: int = 4) -> None:
+    """CPU seconds of both renderers for the same frames, pixels and steps."""
+    ict = load_ict(args.ict)
+    truth = make_truth(ict, frames, args.seed)
+    clip, landmarks = feed_forward(model, truth, np.random.default_rng(args.seed + 1), args.noise)
+    rois = np.stack([roi_from_landmarks(points) for points in landmarks])
+
+    def maps(rows: NDArray[np.int64]) -> GeometryMaps:
+        return oracle_maps(truth.vertices[rows], ict.faces, truth.R[rows], truth.t[rows], clip.camera.K, rois[rows])
+
+    rows = []
+    for renderer in ("surface", "volume"):
+        cpu = time.process_time()
+        refined = refine(model, clip, maps, Settings(renderer=renderer))
+        errors = np.nanmean(refined.frames["after"], 0)
+        rows.append([renderer, (time.process_time() - cpu) / frames, *map(float, errors)])
+    facts = {"machine": machine(), "rows": rows, "ratio": rows[1][1] / rows[0][1]}
+    text = table(["renderer", "CPU s a frame", "normals (deg)", "points (mm)", "landmarks (px)"], rows)
+    text = f"{frames} frames; the volume renderer costs {facts['ratio']:.1f} times as much.\n\n{text}"
+    save(args.out, "refine_cost", facts, machine_line(facts["machine"]) + "\n\n" + text)
+
+
 def refine(model: NphmDecoder, clip: Clip, maps: MapSource, settings: Settings) -> Refined:
     logs = MemoryLog(person_dtype(len(clip.start.z_id))), MemoryLog(frame_dtype(clip.start.z_ex.shape[1]))
     return refine_clip(model, clip, maps, settings, *logs)
@@ -369,13 +393,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs="+", help="cases to run")
     parser.add_argument("--views", nargs="+", help="views to run")
+    parser.add_argument("--cost", action="store_true", help="with --ict: both renderers on the same frames")
     args = parser.parse_args()
     prepare_torch()
     model = load_head_model()
     if args.clips:
         run_clips(args)
     if args.ict:
-        run_clip(model, args)
+        (run_cost if args.cost else run_clip)(model, args)
     if args.scan_error:
         run_scans(model, args)
 
