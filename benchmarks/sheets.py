@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from PIL import Image, ImageDraw
 from rich.progress import track as progress
 
 from nphm_track._runtime import prepare_torch
-from nphm_track.errors import NphmTrackError
+from nphm_track.errors import InputError, NphmTrackError
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import crop_rois, roi_from_landmarks
@@ -38,10 +37,8 @@ from nphm_track.video.reader import open_video
 
 TILE, STRIP, GAP = 160, 16, 6
 """Pixels: side of a picture, height of the line with a clip's name, space beside a clip."""
-MARGIN = 1.4
-"""Side of the crop in sides of the landmarks' box."""
-SURE = 0.5
-"""Confidence from which on a map is drawn in full."""
+MARGIN, SURE = 1.4, 0.5
+"""Side of the crop in sides of the landmarks' box; confidence from which on a map is drawn in full."""
 VIEWER = np.array([1.0, -1.0, -1.0])
 """From the camera's axes to those that normals are coloured in."""
 Picture = NDArray[np.uint8]
@@ -49,18 +46,18 @@ Array = NDArray[np.floating]
 
 
 def spread(track: Track, count: int) -> list[int]:
-    """``count`` rows spread over those where the face was seen, both ends left out; none if it never was."""
+    """``count`` rows spread over those where the face was seen, both ends left out. Raises InputError for none."""
     seen = np.flatnonzero((track.status == Status.TRACKED) & np.isfinite(track.landmarks).all((1, 2)))
+    if not len(seen) or count < 1:
+        raise InputError("no tracked frame to show")
     return np.unique(seen[np.linspace(0, len(seen) - 1, count + 2).round().astype(int)[1:-1]]).tolist()
 
 
-def images(run: Run, rows: list[int]) -> Iterator[Picture]:
+def images(run: Run, rows: list[int]) -> list[Picture]:
     """The frames of ``rows``, which ascend."""
     part = {name: run.info.options[name] for name in ("start", "end", "every")}
     with open_video(run.info.input.path, **part, backend=run.info.options["reader"]) as source:
-        for row, frame in zip(range(rows[-1] + 1), source, strict=False):
-            if row in rows:
-                yield frame.image
+        return [frame.image for row, frame in zip(range(rows[-1] + 1), source, strict=False) if row in rows]
 
 
 def in_square(maps: Array, roi: Array, square: Array) -> Array:
@@ -79,23 +76,21 @@ def faded(colours: Array, confidence: Array) -> Picture:
     return (255 * (below + (confidence / SURE).clip(0, 1) * (colours.clip(0, 1) - below))).round().astype(np.uint8)
 
 
-def seen(predictor: GeometryPredictor, image: Picture, track: Track, row: int) -> tuple[Array, dict[str, Picture]]:
+def look(predictor: GeometryPredictor, image: Picture, track: Track, row: int) -> tuple[Array, dict[str, Picture]]:
     """The square [5] around the face, and in it the frame and what the networks see."""
     face = predictor.landmarker.observe(image, roi_from_landmarks(track.landmarks[row])[None])[0]
     low, high = face.box[:2], face.box[2:]
     side = MARGIN * (high - low).max()
     square = np.array([*(low + high) / 2, side, side, 0.0])
     maps = predictor.maps([image], [face])
-    confidence = maps.normal_confidence[..., None], maps.point_confidence[..., None]
-    stacked = torch.cat([maps.normals, maps.points, *confidence], -1)[0].cpu().numpy()
+    sure = torch.stack([maps.normal_confidence, maps.point_confidence], -1)
+    stacked = torch.cat([maps.normals, maps.points, sure], -1)[0].cpu().numpy()
     normals, points, sure_n, sure_p = np.split(in_square(stacked, face.next_roi.astype(float), square), [3, 6, 7], -1)
     normals = normals @ track.R[row].T * VIEWER / np.linalg.norm(normals, axis=-1, keepdims=True).clip(1e-6)
-    first, last = predictor.mean.min(0), predictor.mean.max(0)
-    crop = crop_rois([image], square[None], TILE)[0].permute(1, 2, 0).numpy()
     return square, {
-        "frame": (255 * crop).round().astype(np.uint8),
+        "frame": (255 * crop_rois([image], square[None], TILE)[0].permute(1, 2, 0).numpy()).round().astype(np.uint8),
         "E_n": faded(normals / 2 + 0.5, sure_n),
-        "E_p": faded((points - first) / (last - first), sure_p),
+        "E_p": faded((points - predictor.mean.min(0)) / np.ptp(predictor.mean, 0), sure_p),
     }
 
 
@@ -104,7 +99,7 @@ def block(predictor: GeometryPredictor, run: Run, rows: list[int], frames: bool)
     track, (surface, vertices_of), lines = run.track, _surface_of(run), []
     occlusion = ambient_occlusion(surface.vertices, surface.faces)
     for row, image in zip(rows, images(run, rows), strict=True):
-        square, tiles = seen(predictor, image, track, row)
+        square, tiles = look(predictor, image, track, row)
         K, vertices = track.K.copy(), vertices_of(row)
         K[:2, 2] -= square[:2] - square[2:4] / 2
         K[:2] *= TILE / square[2]
@@ -139,7 +134,7 @@ def main() -> None:
     prepare_torch()
     predictor = GeometryPredictor(FaceLandmarker.from_pretrained(), GeometryNet.from_pretrained("geometry"), True)
     try:
-        runs = [run for run in map(read_run, args.runs) if spread(run.track, args.count)]
+        runs = [read_run(folder) for folder in args.runs]
         blocks = [block(predictor, r, spread(r.track, args.count), args.frames) for r in progress(runs, "runs")]
     except NphmTrackError as error:
         raise SystemExit(f"error: {error}") from None

@@ -36,6 +36,8 @@ OUTLINE = (
 INNER = tuple(i for i in range(0, 468, 8) if i not in OUTLINE)
 FIT_POINTS = tuple(dict.fromkeys(IBUG68_FROM_478 + INNER))
 """The landmarks carried to each frame: iBUG-68 first, then an eighth of the inner face."""
+WEIGHT_RANGE = (-0.2, 1.1)
+"""Expression weights that landmarks may lead to: the head model has seen nothing beyond."""
 MOVING = frozenset(range(48, 68)) | {5, 6, 7, 8, 9, 10, 11}
 """iBUG points of mouth and chin, whose place depends most on the expression."""
 
@@ -257,6 +259,11 @@ def _frame_codes(
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[spread_rows(seen, REST_FRAMES)].mean(0))
     pose_weight, weight = point_weights(), expression_weights()
+    inverse = np.linalg.pinv(basis).T
+
+    def to_weights(codes: NDArray[np.float32]) -> NDArray[np.float64]:
+        return codes.astype(np.float64) @ inverse
+
     added = np.zeros_like(z_ex)
     rows = np.flatnonzero(seen)
     for k in range(0, len(rows), 64):
@@ -268,7 +275,10 @@ def _frame_codes(
             points = head_landmarks(carry, z_ex[some] + added[some])
             R, t = _solve_poses(points, pixels, camera, pose_weight)
             evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
-            added[some] += (frame_weights(evidence) @ basis.T).astype(np.float32)
+            wanted = to_weights(z_ex[some] + added[some]) + frame_weights(evidence)
+            start = to_weights(z_ex[some])
+            kept = wanted.clip(np.minimum(start, WEIGHT_RANGE[0]), np.maximum(start, WEIGHT_RANGE[1]))
+            added[some] = ((kept - start) @ basis.T).astype(np.float32)
         release(log)
     return added
 

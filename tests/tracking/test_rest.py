@@ -5,7 +5,14 @@ import torch
 
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.loading import load_head_model
-from nphm_track.tracking.fit import head_landmarks, landmark_carrier, point_weights
+from nphm_track.tracking.fit import (
+    FIT_POINTS,
+    WEIGHT_RANGE,
+    _frame_codes,
+    head_landmarks,
+    landmark_carrier,
+    point_weights,
+)
 from nphm_track.tracking.rest import LIMIT, frame_weights, landmark_effects, landmark_evidence, rest_weights
 
 
@@ -78,3 +85,25 @@ def test_each_frame_gets_its_own_expression_in_any_pose() -> None:
         left = np.linalg.norm(points[frame] - after[frame], axis=-1)[part].mean()
         assert left < 0.6 * missed
     assert np.abs(found[0, names.index("eyeBlink_L")]) < 0.2 < found[1, names.index("eyeBlink_L")]
+
+
+def test_landmarks_do_not_lead_beyond_what_the_head_has_seen() -> None:
+    """A mouth wider open than the head's: jawOpen stops at the end of its range instead of tearing the lips."""
+    model = load_head_model()
+    carry = landmark_carrier(model, np.zeros(model.config.identity_dim, np.float32))
+    basis, names = model.expression_basis.detach().numpy(), model.config.expression_names
+    jaw = names.index("jawOpen")
+    camera = Intrinsics.from_focal(900.0, (640, 480))
+    R, t = np.diag([1.0, -1.0, -1.0]), np.array([0.0, 0.0, 0.6])
+    z_ex = np.repeat((basis[:, jaw] * 0.9).astype(np.float32)[None], 2, 0)
+    wider = 0.7 * landmark_effects(carry, z_ex[0])[jaw]
+    points = np.zeros((478, 3))
+    points[list(FIT_POINTS)] = head_landmarks(carry, z_ex[:1])[0] + wider
+    points[[33, 263]] = head_landmarks(carry, z_ex[:1])[0][[36, 45]]
+    log = np.zeros(2, np.dtype([("landmarks", "f4", (478, 3))]))
+    log["landmarks"][..., :2] = camera.project(points @ R.T + t)
+    added = _frame_codes(carry, log, np.ones(2, bool), z_ex, camera)
+    weights = (z_ex + added) @ np.linalg.pinv(basis).T
+    assert weights[:, jaw].max() > 1.0
+    assert weights.max() < WEIGHT_RANGE[1] + 1e-3
+    assert weights.min() > WEIGHT_RANGE[0] - 1e-3
