@@ -20,6 +20,8 @@ LIP_ZONE = 0.009
 OUTLIER = 0.004
 """Metres from where the skin around the lips would put a lip vertex: further off it is on the other lip."""
 STIFFNESS, AGREE_STEPS = 0.15, 40
+SLIT, EDGE = 0.003, 0.004
+"""Metres: the widest slit between lips at rest that is closed, and how far from its edge a lip is stretched for it."""
 TOLERANCE = 2e-4
 """Model units (.05 mm)."""
 
@@ -115,7 +117,7 @@ class MeshCarrier:
         guess = opened[lips.index] + lips.extend(whole.points[lips.border] - opened[lips.border])
         slope = lips.extend(whole.inverse_jacobian[lips.border].flatten(1)).unflatten(1, (3, 3))
         solved = self._solve(lips.index, z_ex, PosedPoints(guess, slope, whole.residual[lips.index]))
-        points = guess + lips.agree(solved.points - guess)
+        points = guess + lips.agree(solved.points - guess) + lips.closing
         _put(whole, lips.index, PosedPoints(points, solved.inverse_jacobian, solved.residual))
 
 
@@ -130,6 +132,7 @@ class LipZone:
         edges: [2, E] pairs of places in ``index``, both ways round.
         weights: [E] of the edges.
         degree: [L] sum of a vertex's weights, those of edges to the border included.
+        closing: [L, 3] what the edges of the lips lack to meet at rest (model units).
     """
 
     index: Tensor
@@ -138,6 +141,7 @@ class LipZone:
     edges: Tensor
     weights: Tensor
     degree: Tensor
+    closing: Tensor
 
     @classmethod
     def find(cls, mesh: CanonicalMesh, rim: NDArray[np.floating], device: torch.device) -> LipZone:
@@ -162,7 +166,8 @@ class LipZone:
         dense = whole[inside][:, inside].toarray()
         harmonic = np.linalg.solve(dense, -whole[inside][:, border].toarray())
         row, column = np.nonzero(dense - np.diag(np.diag(dense)))
-        arrays = (inside, border, harmonic, np.stack([row, column]), -dense[row, column], np.diag(dense))
+        closing = lip_closing(mesh.vertices[inside], mesh.open_vertices[inside]) / MODEL_UNIT
+        arrays = (inside, border, harmonic, np.stack([row, column]), -dense[row, column], np.diag(dense), closing)
         return cls(
             *(
                 torch.tensor(a, dtype=torch.long if a.dtype.kind == "i" else torch.float32, device=device)
@@ -186,6 +191,33 @@ class LipZone:
             around = torch.zeros_like(c).index_add_(0, self.edges[0], self.weights[:, None] * c[self.edges[1]])
             c = (own * moved + stiff * around) / (own + stiff * self.degree[:, None]).clamp_min(1e-9)
         return c
+
+
+def lip_closing(closed: NDArray[np.floating], opened: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Displacements [L, 3] (metres) that let the edges of the lips, vertices [L, 3] at rest and open, meet at rest.
+
+    The distance field rounds the edges off, so a closed mouth would show a slit of one or two millimetres. Each lip
+    gets half of it at its edge, less away from it, nothing at the corners, where no vertex is clearly one lip's.
+    """
+    drop = closed[:, 1] - opened[:, 1]
+    low, high = np.quantile(drop, [0.05, 0.95])
+    side = np.clip(2 * (drop - low) / max(high - low, 1e-6) - 1, -1, 1)  # -1: upper lip, 1: lower lip
+    x = closed[:, 0]
+    places = np.linspace(x.min(), x.max(), 31)
+    edges = np.full((2, len(places)), np.nan)
+    for k, place in enumerate(places):
+        near = np.abs(x - place) < 0.0025
+        for edge, lip, pick in ((0, near & (side < -0.4), np.min), (1, near & (side > 0.4), np.max)):
+            if lip.any():
+                edges[edge, k] = pick(closed[lip, 1])
+    known = np.isfinite(edges).all(0)
+    if known.sum() < 5:
+        return np.zeros_like(closed, np.float64)
+    upper, lower = (np.interp(x, places[known], e[known]) for e in edges)
+    slit = np.clip(upper - lower, 0, SLIT)
+    off = closed[:, 1] - np.where(side < 0, upper, lower)
+    lift = 0.5 * slit * np.tanh(3 * side) * np.exp(-((off / EDGE) ** 2))
+    return np.stack([0 * lift, lift, 0 * lift], 1)
 
 
 def _tensor(vertices: NDArray[np.float32], like: Tensor) -> Tensor:

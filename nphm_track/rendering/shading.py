@@ -83,8 +83,8 @@ def backdrop(size: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _darkening(occlusion: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Factor of display-referred colours: open skin keeps its own, a closed pocket has a fifth of it."""
-    return np.asarray(0.2 + 0.8 * np.sqrt(np.clip((occlusion - 0.05) / 0.5, 0, 1)), np.float32)
+    """Factor of display-referred colours: open skin keeps its own, a closed pocket a third of it."""
+    return np.asarray(0.35 + 0.65 * np.sqrt(np.clip((occlusion - 0.05) / 0.5, 0, 1)), np.float32)
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
