@@ -73,7 +73,7 @@ def test_jaw_and_lids_move_as_named(model: NphmDecoder, mesh: CanonicalMesh) -> 
     assert left < -0.001 and abs(right) < 0.001
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_no_lip_vertex_ends_on_the_other_lip(model: NphmDecoder, seed: int) -> None:
     """Random people in smiles, speech and a cry: no edge of the lips is torn between upper and lower lip."""
     rng = np.random.default_rng(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mononphm import AnchoredDecoder
 from nphm_track.models import read_weights, resolve, sha256, write_weights
 from nphm_track.refine.schedule import Settings
-from nphm_track.tracking import code_fit, pipeline, render
+from nphm_track.tracking import code_fit, pipeline
 from nphm_track.tracking.identity import load_identity
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.pipeline import has_regressor, models_of
@@ -108,6 +109,14 @@ def public(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_steps() -> Iterator[None]:
+    """What is fitted need not be fitted well here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(code_fit, "STEPS", 12)
+        yield
+
+
 CODES = {"geo": 2176, "app": 2176, "exp": 100}
 
 
@@ -119,9 +128,7 @@ def mononphm(public: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def mononphm_run(clip: Path, mononphm: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A whole run with it, coarse."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(code_fit, "STEPS", 12)
-        return track(clip, tmp_path_factory.mktemp("run") / "run", head_model=str(mononphm), mesh_resolution=32)
+    return track(clip, tmp_path_factory.mktemp("run") / "run", head_model=str(mononphm), mesh_resolution=32)
 
 
 class TestMonoNphm:
@@ -173,7 +180,6 @@ class TestMonoNphm:
         again = track(clip, tmp_path / "same", identity=mononphm_run.path, **options)
         np.testing.assert_array_equal(again.track.z_id, mononphm_run.track.z_id)
         assert validate_run(again.path) == []
-        render._surface_of(again)  # carried again: the run wrote no meshes
 
     def test_refinement(self, mononphm: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         quick = Settings(window=4, overlap=1, key_frames=1, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
