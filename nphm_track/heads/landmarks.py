@@ -21,6 +21,13 @@ LOWER_LIP = (
 """Points of the lower lip without the corners."""
 INNER_LIPS = (13, 82, 81, 80, 191, 78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312)
 """The inner rim of both lips."""
+RIM_PAIRS = {
+    13: 0, 82: 37, 81: 39, 80: 40, 191: 185, 312: 267, 311: 269, 310: 270, 415: 409,
+    14: 17, 87: 84, 178: 181, 88: 91, 95: 146, 317: 314, 402: 405, 318: 321, 324: 375,
+}  # fmt: skip
+"""For each point of the inner rim the one of the outer rim of the same lip beside it."""
+OUTLIER = 0.004
+"""Metres by which an inner rim may move otherwise than the outer one; from 1.5 times that it does not."""
 BELOW_LIP = 18
 """A point of the chin just below the lower lip, whose motion is like the lip's."""
 
@@ -32,14 +39,20 @@ class LandmarkCarrier:
     """Landmarks of one identity, ready to be posed.
 
     At rest the lips touch, and a point of the lower lip may be taken for one of the upper. Points are therefore started
-    from a slightly open mouth, where the lower lip is told to be with the chin.
+    from a slightly open mouth, where the lower lip is told to be with the chin. A point of the inner rim that still
+    ends far from where the outer rim of its lip would take it has changed lips, and goes with the outer rim instead.
     """
 
     @torch.no_grad()
     def __init__(self, model: NphmDecoder, z_id: Tensor, points: Sequence[int]) -> None:
         self.model, self.z_id = model, z_id
         everything = model.landmarks(z_id)
-        self.canonical = everything[list(points)]
+        self.count = len(points)
+        points = [*points, *sorted({RIM_PAIRS[p] for p in points if p in RIM_PAIRS} - set(points))]
+        place = {p: i for i, p in enumerate(points)}
+        pairs = [(place[p], place[RIM_PAIRS[p]]) for p in points[: self.count] if p in RIM_PAIRS]
+        self.inner, self.outer = torch.tensor(pairs, dtype=torch.long, device=z_id.device).view(-1, 2).unbind(1)
+        self.canonical = everything[points]
         self.origin: tuple[Tensor, Tensor] | None = None
         code = open_mouth_code(model)
         if code is None:
@@ -50,7 +63,7 @@ class LandmarkCarrier:
         guess[lower] = everything[lower] + (opened.points - everything)[BELOW_LIP]
         start = PosedPoints(guess, _identities(guess), opened.residual)
         opened = pose_points(model, everything, z_id, code, warm=start)
-        self.origin = opened.points[list(points)], code
+        self.origin = opened.points[points], code
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor) -> Tensor:
@@ -60,7 +73,17 @@ class LandmarkCarrier:
         posed = pose_points(
             self.model, canonical, self.z_id.expand(b, -1), z_ex, origin=self.origin, tolerance=TOLERANCE, cold_steps=2
         )
-        return posed.points * MODEL_UNIT
+        return self._on_own_lips(posed.points)[:, : self.count] * MODEL_UNIT
+
+    def _on_own_lips(self, posed: Tensor) -> Tensor:
+        """Points [B, N, 3] (model units) with those of the inner rim that changed lips put back."""
+        if self.origin is None:
+            return posed
+        moved = posed - self.origin[0]
+        along = moved[:, self.outer]
+        own = moved[:, self.inner] - along
+        far = own.norm(dim=-1, keepdim=True) * MODEL_UNIT / OUTLIER
+        return posed.index_copy(1, self.inner, self.origin[0][self.inner] + along + own * (3 - 2 * far).clamp(0, 1))
 
 
 def _identities(points: Tensor) -> Tensor:
