@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -50,6 +51,7 @@ class Page:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         try:
             self._socket = connect(self._address(), max_size=None)
@@ -71,7 +73,7 @@ class Page:
         self._end()
 
     def _end(self) -> None:
-        self._process.kill()
+        os.killpg(self._process.pid, signal.SIGKILL)  # on Debian the program is a script that starts the browser
         self._process.wait()
         self._profile.cleanup()
 
