@@ -1,4 +1,9 @@
-"""Carrying a canonical mesh to expressions: the skin by warm starts, the lips along with the skin around them."""
+"""Carrying a canonical mesh to expressions: the skin by warm starts, the lips along with the skin around them.
+
+Every vertex that is looked at costs a network evaluation, and skin moves smoothly. So scouts, one a centimetre, are
+looked at in every frame, then those vertices of a finer level that did not go with the scouts before, then those of the
+mesh that did not go with that level.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +18,15 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, pose_points
 from nphm_track.heads.landmarks import INNER_LIPS
+from nphm_track.heads.lips import LipZone
 from nphm_track.heads.mesh import CanonicalMesh, open_mouth_code
 
-LIP_ZONE = 0.009
-"""Metres around the inner rim of the lips within which a canonical point may belong to either lip."""
-OUTLIER = 0.004
-"""Metres from where the skin around the lips would put a lip vertex: further off it is on the other lip."""
-STIFFNESS, AGREE_STEPS = 0.15, 40
-SLIT, EDGE = 0.003, 0.004
-"""Metres: the widest slit between lips at rest that is closed, and how far from its edge a lip is stretched for it."""
 TOLERANCE = 2e-4
 """Model units (.05 mm)."""
+CELLS, LEADERS = (0.008, 0.004), 6
+"""Metres of a cell of space with one vertex of a level in it, and how many vertices of a level lead one of the next."""
+RESTLESS, LEAST_SENSITIVITY = 1e-4, 0.02
+"""A change of the code by 1 counts as this motion of a scout; a vertex is never taken to be surer than this."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +34,10 @@ class Carried:
     """A mesh in one expression, with what the next frame needs (model units).
 
     Attributes:
-        posed: the vertices [V, 3] and how well they are solved.
+        posed: the vertices [V, 3] and how well they were solved when last looked at.
         z_ex: [D_ex] the expression.
-        sensitivity: [V] how far a vertex moved, when last looked at, for a unit change of the code.
-        debt: [V] by how much the code has changed since.
+        sensitivity: [V] how far a vertex was from where it was expected, when last looked at, a unit of ``debt``.
+        debt: [V] how far the scout near it has gone since.
     """
 
     posed: PosedPoints
@@ -46,8 +49,8 @@ class Carried:
 class MeshCarrier:
     """The vertices of one person's mesh, posed; expressions that follow each other in time are cheapest.
 
-    From frame to frame a vertex is looked at only when, by what it did before, it may have moved by half of
-    ``TOLERANCE``: skull, ears and neck rest most of the time.
+    From frame to frame a vertex is expected where the motion of the level above takes it, and looked at only when, by
+    how far off it was before, it may be off by half of ``TOLERANCE``: skull, ears and neck rest most of the time.
 
     Where the lips touch, the deformation folds both onto one canonical place, and a vertex there may end on the other
     lip. Such vertices are started from where they were with the mouth open, moved along with the skin around the lips
@@ -67,27 +70,36 @@ class MeshCarrier:
             self.lips = LipZone.find(mesh, rim, z_id.device)
             skin = np.setdiff1d(skin, self.lips.index.cpu().numpy())
         self.skin = torch.from_numpy(skin).to(z_id.device)
+        self.levels = find_levels(self.canonical if self.opened is None else self.opened, self.skin)
+        self.scout = _nearest(self.canonical, self.canonical[self.levels[0].index])
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor, previous: Carried | None = None) -> Carried:
         """Vertices for z_ex [D_ex]; ``previous`` is the result for the frame before, None starts afresh."""
         if previous is None:
             return self._afresh(z_ex)
-        debt = previous.debt + (z_ex - previous.z_ex).norm()
-        due = previous.sensitivity * debt > TOLERANCE / 2
-        if self.opened is not None:
-            due[self.lips.index] = False
-        whole = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
-        index = due.nonzero().squeeze(1)
-        part = self._solve(index, z_ex, _part(whole, index))
-        moved = (part.points - whole.points[index]).norm(dim=-1) + part.residual
-        sensitivity = previous.sensitivity.clone()
-        sensitivity[index] = (moved / debt[index].clamp_min(1e-9)).clamp_min(TOLERANCE / 2)
-        debt[index] = 0
-        _put(whole, index, part)
+        posed = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
+        now = Carried(posed, z_ex, previous.sensitivity.clone(), previous.debt.clone())
+        scouts, *finer = self.levels
+        self._look(scouts.index, now)
+        moved = posed.points - previous.posed.points
+        now.debt.add_(moved[scouts.index].norm(dim=-1)[self.scout] + RESTLESS * (z_ex - previous.z_ex).norm())
+        for level in finer:
+            posed.points[level.index] += level.led(posed.points - previous.posed.points)
+            may_be_off = now.sensitivity[level.index] * now.debt[level.index] > TOLERANCE / 2
+            self._look(level.index[may_be_off], now)
         if self.opened is not None:  # from the open mouth in every frame: a vertex on the wrong lip would stay there
-            self._solve_lips(whole, z_ex, self.opened)
-        return Carried(whole, z_ex, sensitivity, debt)
+            self._solve_lips(posed, z_ex, self.opened)
+        return now
+
+    def _look(self, index: Tensor, now: Carried) -> None:
+        """Solve the vertices ``index``, in place."""
+        expected = _part(now.posed, index)
+        found = self._solve(index, now.z_ex, expected)
+        off = (found.points - expected.points).norm(dim=-1) + found.residual
+        now.sensitivity[index] = (off / now.debt[index].clamp_min(1e-9)).clamp_min(LEAST_SENSITIVITY)
+        now.debt[index] = 0
+        _put(now.posed, index, found)
 
     def _afresh(self, z_ex: Tensor) -> Carried:
         unknown = torch.full_like(self.canonical[:, 0], torch.inf)
@@ -122,102 +134,58 @@ class MeshCarrier:
 
 
 @dataclass(frozen=True)
-class LipZone:
-    """The part of a mesh that may belong to either lip, and the skin that holds it.
+class Level:
+    """Vertices ``index`` [N] of the skin that go with the vertices ``near`` [N, K] of coarser levels.
 
-    Attributes:
-        index: [L] vertices of the zone.
-        border: [B] vertices next to it.
-        harmonic: [L, B] weights with which fields on the border continue harmonically over the zone, on the open mouth.
-        edges: [2, E] pairs of places in ``index``, both ways round.
-        weights: [E] of the edges.
-        degree: [L] sum of a vertex's weights, those of edges to the border included.
-        closing: [L, 3] what the edges of the lips lack to meet at rest (model units).
+    ``weight`` [N, K] is exact for motions that are linear in space.
     """
 
     index: Tensor
-    border: Tensor
-    harmonic: Tensor
-    edges: Tensor
-    weights: Tensor
-    degree: Tensor
-    closing: Tensor
+    near: Tensor
+    weight: Tensor
 
-    @classmethod
-    def find(cls, mesh: CanonicalMesh, rim: NDArray[np.floating], device: torch.device) -> LipZone:
-        """Vertices within ``LIP_ZONE`` of canonical points ``rim`` [N, 3] (metres) that reach its border."""
-        from scipy.sparse import coo_matrix
-        from scipy.sparse.csgraph import connected_components, laplacian
-        from scipy.spatial import cKDTree
-
-        assert mesh.open_vertices is not None
-        n = len(mesh.vertices)
-        near = cKDTree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
-        pairs = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
-        pairs = np.unique(np.sort(pairs[near[pairs].any(1)], 1), axis=0)
-        label = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (n, n)), directed=False)[1]
-        held = np.zeros(n, bool)
-        held[label[pairs[~near[pairs].all(1)]].ravel()] = True  # parts that reach the border
-        inside, border = np.flatnonzero(near & held[label]), np.setdiff1d(pairs, np.flatnonzero(near))
-        length = np.linalg.norm(mesh.open_vertices[pairs[:, 0]] - mesh.open_vertices[pairs[:, 1]], axis=1)
-        weight = 1 / np.maximum(length, 1e-4)
-        graph = coo_matrix((weight, pairs.T), (n, n)).tocsr()
-        whole = laplacian(graph + graph.T).tocsr()
-        dense = whole[inside][:, inside].toarray()
-        harmonic = np.linalg.solve(dense, -whole[inside][:, border].toarray())
-        row, column = np.nonzero(dense - np.diag(np.diag(dense)))
-        closing = lip_closing(mesh.vertices[inside], mesh.open_vertices[inside]) / MODEL_UNIT
-        arrays = (inside, border, harmonic, np.stack([row, column]), -dense[row, column], np.diag(dense), closing)
-        return cls(
-            *(
-                torch.tensor(a, dtype=torch.long if a.dtype.kind == "i" else torch.float32, device=device)
-                for a in arrays
-            )
-        )
-
-    def extend(self, field: Tensor) -> Tensor:
-        """Values [L, C] in the zone of a field [B, C] on the border."""
-        return self.harmonic @ field
-
-    def agree(self, moved: Tensor) -> Tensor:
-        """Displacements [L, 3] (model units) without outliers: the further one is, the more it follows its neighbours.
-
-        A field c with sum_i w_i |c_i - moved_i|^2 + stiffness |grad c|^2 smallest, zero on the border; Tukey's weights.
-        """
-        own = (1 - (moved.norm(dim=-1) * MODEL_UNIT / OUTLIER).square()).clamp_min(0).square().unsqueeze(1)
-        stiff = STIFFNESS / self.degree.mean()
-        c = own * moved
-        for _ in range(AGREE_STEPS):
-            around = torch.zeros_like(c).index_add_(0, self.edges[0], self.weights[:, None] * c[self.edges[1]])
-            c = (own * moved + stiff * around) / (own + stiff * self.degree[:, None]).clamp_min(1e-9)
-        return c
+    def led(self, moved: Tensor) -> Tensor:
+        """Motion [N, C] of the level for that of the whole mesh [V, C], of which coarser levels are known."""
+        return (self.weight.unsqueeze(-1) * moved[self.near]).sum(1)
 
 
-def lip_closing(closed: NDArray[np.floating], opened: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Displacements [L, 3] (metres) that let the edges of the lips, vertices [L, 3] at rest and open, meet at rest.
+def find_levels(points: Tensor, skin: Tensor) -> list[Level]:
+    """Of ``skin`` [S], vertices of ``points`` [V, 3]: one a cell of space, cells getting finer, then all others."""
+    p, rest = points.cpu().numpy().astype(np.float64) * MODEL_UNIT, skin.cpu().numpy()
+    above, levels = np.empty(0, np.int64), []
+    for cell in (*CELLS, 0.0):
+        chosen = rest[np.unique(np.floor(p[rest] / cell), axis=0, return_index=True)[1]] if cell else rest
+        near, weight = _moving_least_squares(p, chosen, above)
+        arrays = (chosen, near, weight)
+        levels.append(Level(*(torch.from_numpy(a).to(points.device) for a in arrays)))
+        above, rest = np.union1d(above, chosen), np.setdiff1d(rest, chosen)
+    return levels
 
-    The distance field rounds the edges off, so a closed mouth would show a slit of one or two millimetres. Each lip
-    gets half of it at its edge, less away from it, nothing at the corners, where no vertex is clearly one lip's.
-    """
-    drop = closed[:, 1] - opened[:, 1]
-    low, high = np.quantile(drop, [0.05, 0.95])
-    side = np.clip(2 * (drop - low) / max(high - low, 1e-6) - 1, -1, 1)  # -1: upper lip, 1: lower lip
-    x = closed[:, 0]
-    places = np.linspace(x.min(), x.max(), 31)
-    edges = np.full((2, len(places)), np.nan)
-    for k, place in enumerate(places):
-        near = np.abs(x - place) < 0.0025
-        for edge, lip, pick in ((0, near & (side < -0.4), np.min), (1, near & (side > 0.4), np.max)):
-            if lip.any():
-                edges[edge, k] = pick(closed[lip, 1])
-    known = np.isfinite(edges).all(0)
-    if known.sum() < 5:
-        return np.zeros_like(closed, np.float64)
-    upper, lower = (np.interp(x, places[known], e[known]) for e in edges)
-    slit = np.clip(upper - lower, 0, SLIT)
-    off = closed[:, 1] - np.where(side < 0, upper, lower)
-    lift = 0.5 * slit * np.tanh(3 * side) * np.exp(-((off / EDGE) ** 2))
-    return np.stack([0 * lift, lift, 0 * lift], 1)
+
+def _moving_least_squares(
+    p: NDArray[np.float64], index: NDArray[np.int64], leaders: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Places [N, K] in ``p`` of the leaders around each of the points ``index`` [N], and their weights [N, K]."""
+    from scipy.spatial import cKDTree
+
+    k = min(LEADERS, len(leaders))
+    if not k or not len(index):
+        return np.empty((len(index), 0), np.int64), np.empty((len(index), 0), np.float32)
+    distance, found = (a.reshape(len(index), k) for a in cKDTree(p[leaders]).query(p[index], k=k))
+    near = leaders[found]
+    reach = np.maximum(distance.mean(1, keepdims=True), 1e-9)
+    close = np.exp(-((distance / reach) ** 2))
+    away = (p[near] - p[index][:, None]) / reach[..., None]
+    basis = np.concatenate([np.ones((*away.shape[:2], 1)), away], -1)
+    normal = np.einsum("nka,nk,nkb->nab", basis, close, basis) + np.diag([0, 0.02, 0.02, 0.02])
+    at_point = np.linalg.solve(normal, np.eye(4)[:, :1])[..., 0]
+    return near, (np.einsum("nka,na->nk", basis, at_point) * close).astype(np.float32)
+
+
+def _nearest(points: Tensor, others: Tensor) -> Tensor:
+    from scipy.spatial import cKDTree
+
+    return torch.from_numpy(cKDTree(others.cpu().numpy()).query(points.cpu().numpy())[1]).to(points.device)
 
 
 def _tensor(vertices: NDArray[np.float32], like: Tensor) -> Tensor:

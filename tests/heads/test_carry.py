@@ -61,6 +61,37 @@ def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmD
     assert (distance > 0.0005).float().mean() < 0.005
 
 
+def test_led_vertices_stay_on_the_surface_through_speech_and_a_blink(model: NphmDecoder) -> None:
+    z_id = torch.zeros(model.config.identity_dim)
+    mesh = extract_canonical(model, z_id)
+    carry = MeshCarrier(model, mesh, z_id)
+    last, off = None, []
+    for k in range(16):
+        blink, jaw = max(0.0, 1 - abs(k - 8) / 4), 0.15 + 0.15 * float(np.sin(0.8 * k))
+        z_ex = expression(model, jawOpen=jaw, eyeBlink_L=blink, eyeBlink_R=blink, mouthSmile_L=0.05 * k)
+        last = carry(z_ex, last)
+        posed = last.posed.points[carry.skin]
+        back = posed + model.deform(posed, z_id, z_ex)[0]
+        off.append((back - carry.canonical[carry.skin]).norm(dim=-1) * MODEL_UNIT)
+    after = torch.stack(off[1:])
+    assert (after > 5e-5).float().mean() < 0.03 and (after > 2e-4).float().mean() < 5e-4 and after.max() < 1.5e-3
+
+
+def test_finer_levels_go_with_linear_motions_of_coarser_ones(model: NphmDecoder, mesh: CanonicalMesh) -> None:
+    carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
+    assert carry.opened is not None
+    stretch = torch.tensor([[0.1, 0.02, 0.0], [0.0, -0.1, 0.03], [0.05, 0.0, 0.02]])
+    moved = carry.opened @ stretch + 0.01
+    known: set[int] = set()
+    for level in carry.levels:
+        assert known.issuperset(level.near.flatten().tolist())
+        known |= set(level.index.tolist())
+        if level.near.numel():
+            error = (level.led(moved) - moved[level.index]).norm(dim=-1)
+            assert error.quantile(0.99) < 1e-3 and error.median() < 1e-4
+    assert known == set(carry.skin.tolist())
+
+
 def test_jaw_and_lids_move_as_named(model: NphmDecoder, mesh: CanonicalMesh) -> None:
     carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
     rest = carry(expression(model)).posed.points
