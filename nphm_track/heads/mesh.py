@@ -21,6 +21,8 @@ BOX = ((-0.14, 0.14), (-0.128, 0.19), (-0.22, 0.11))
 """Metres; the part of head space that is meshed, along x, y, z."""
 FACE = ((-0.07, 0.07), (-0.085, 0.075), (0.0, 0.11))
 """Metres; the part with fine cells."""
+FAIR_STEP = 0.0015
+"""Metres: the longest step back to the surface; a longer one may lead to another sheet."""
 NECK_PLANE = (np.array([0.0, -0.1, 0.0]), np.array([0.0, 0.94, 0.34]))
 """Point and normal (metres, head space) of the cut under which the neck is removed; it rises towards the back."""
 
@@ -126,6 +128,7 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
     index, faces, _, _ = marching_cubes(values, 0.0, gradient_direction="descent")
     vertices = np.stack([np.interp(index[:, i], np.arange(len(axes[i])), axes[i]) for i in range(3)], 1)
     vertices, faces = merge_short_edges(vertices, faces)
+    vertices = fair(vertices, faces, lambda points: distance_and_gradient(model, points, z_id, z_ex))
     if z_ex is not None:
         x = torch.as_tensor(vertices / MODEL_UNIT, dtype=torch.float32, device=z_id.device)
         canonical = (x + model.deform(x, z_id, z_ex)[0]).cpu().numpy().astype(np.float64) * MODEL_UNIT
@@ -134,6 +137,54 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
     vertices, faces = drop_small_parts(vertices, faces)
     opened = None if z_ex is None else vertices[:, 3:].astype(np.float32)
     return CanonicalMesh(vertices[:, :3].astype(np.float32), faces.astype(np.int32), opened)
+
+
+@torch.no_grad()
+def distance_and_gradient(
+    model: NphmDecoder, points: NDArray[np.floating], z_id: Tensor, z_ex: Tensor | None, chunk: int = 8_000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The distance [N] of :func:`model_field` (metres) at points [N, 3], and its gradient [N, 3]."""
+    distance, gradient = np.empty(len(points)), np.empty((len(points), 3))
+    for k in range(0, len(points), chunk):
+        x = torch.as_tensor(points[k : k + chunk] / MODEL_UNIT, dtype=torch.float32, device=z_id.device)
+        with torch.enable_grad():
+            x.requires_grad_(True)
+            sdf = model.canonical_sdf(x, z_id) if z_ex is None else model.sdf(x, z_id, z_ex)
+            slope = torch.autograd.grad(sdf.sum(), x)[0]
+        distance[k : k + chunk], gradient[k : k + chunk] = sdf.detach().cpu() * MODEL_UNIT, slope.cpu()
+    return distance, gradient
+
+
+def fair(
+    vertices: NDArray[np.floating],
+    faces: NDArray[np.integer],
+    field: Callable[[NDArray[np.floating]], tuple[NDArray[np.float64], NDArray[np.float64]]],
+    rounds: int = 2,
+    steps: int = 2,
+) -> NDArray[np.float64]:
+    """Vertices [V, 3] (metres) spread evenly over the surface; marching cubes leaves stairs, and teeth on sharp edges.
+
+    Each round smooths without shrinking (Taubin 1995) and returns to the zero level by a Newton step. ``field`` gives
+    distance and gradient at points.
+    """
+    from scipy.sparse import coo_matrix, diags
+
+    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = np.unique(np.sort(edges, 1), axis=0)
+    n = len(vertices)
+    graph = coo_matrix((np.ones(len(edges)), edges.T), (n, n)).tocsr()
+    graph = graph + graph.T
+    degree = np.asarray(graph.sum(1)).ravel()
+    mean = diags(1 / np.maximum(degree, 1)) @ graph
+    v = np.asarray(vertices, np.float64)
+    for _ in range(rounds):
+        for factor in (0.5, -0.53) * steps:
+            v = v + factor * (mean @ v - v)
+        distance, gradient = field(v)
+        step = distance[:, None] * gradient / np.maximum((gradient**2).sum(1, keepdims=True), 0.25)
+        length = np.linalg.norm(step, axis=1, keepdims=True)
+        v = v - step * np.minimum(1, FAIR_STEP / np.maximum(length, 1e-9))
+    return v
 
 
 def open_mouth_code(model: NphmDecoder) -> Tensor | None:

@@ -38,7 +38,7 @@ def head(model: NphmDecoder) -> Sample:
     """Points of a head of the model's own, in the scan's frame."""
     w = np.random.default_rng(3).standard_normal(model.config.identity_basis).astype(np.float32) * 0.7
     z_id = model.identity_basis @ torch.from_numpy(w)
-    mesh = extract_canonical(model, z_id, detail=0.6)
+    mesh = extract_canonical(model, z_id)
     normals = vertex_normals(mesh.vertices, mesh.faces) @ POSE.R.T
     landmarks = POSE(model.landmarks(z_id).numpy() * MODEL_UNIT)
     return Sample(POSE(mesh.vertices), normals, landmarks, w)
