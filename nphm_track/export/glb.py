@@ -21,7 +21,7 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR, camera
-from nphm_track.export.morphs import SHARE, Morphs, fit_morphs
+from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, sparse
 from nphm_track.export.options import ExportOptions
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.progress import Progress
@@ -90,11 +90,8 @@ class _Buffer:
         integer = array.dtype.kind in "iu"
         array = np.ascontiguousarray(array, "<u4" if integer else "<f4")
         width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[type]
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": array.nbytes})
-        if target is not None:
-            self.views[-1]["target"] = target
         accessor = {
-            "bufferView": len(self.views) - 1,
+            "bufferView": self._view(array, target),
             "componentType": UINT if integer else FLOAT,
             "count": array.size // width,
             "type": type,
@@ -103,9 +100,34 @@ class _Buffer:
             table = array.reshape(-1, width)
             accessor |= {"min": table.min(0).tolist(), "max": table.max(0).tolist()}
         self.accessors.append(accessor)
+        return len(self.accessors) - 1
+
+    def add_sparse(self, points: NDArray[np.floating], moving: NDArray[np.integer]) -> int:
+        """Index of the accessor of points [V, 3] of which only the rows ``moving`` [M] are not zero."""
+        values = np.ascontiguousarray(points[moving], "<f4")
+        self.accessors.append(
+            {
+                "componentType": FLOAT,
+                "count": len(points),
+                "type": "VEC3",
+                "min": values.min(0, initial=0).tolist(),
+                "max": values.max(0, initial=0).tolist(),
+                "sparse": {
+                    "count": len(moving),
+                    "indices": {"bufferView": self._view(moving.astype("<u4")), "componentType": UINT},
+                    "values": {"bufferView": self._view(values)},
+                },
+            }
+        )
+        return len(self.accessors) - 1
+
+    def _view(self, array: NDArray[Any], target: int | None = None) -> int:
+        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": array.nbytes})
+        if target is not None:
+            self.views[-1]["target"] = target
         self.parts.append(array.tobytes())
         self.length += array.nbytes  # all components have four bytes: alignment is kept
-        return len(self.accessors) - 1
+        return len(self.views) - 1
 
 
 def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, Any]:
@@ -123,8 +145,14 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
         "material": 0,
     }
     mesh: dict[str, Any] = {"name": "head", "primitives": [primitive]}
+
+    def displacements(target: NDArray[np.float32]) -> int:
+        moving = np.flatnonzero(target.any(1))
+        few = len(moving) and sparse(len(moving), len(target))
+        return buffer.add_sparse(options.points(target), moving) if few else points(target)
+
     if len(morphs.targets):
-        primitive["targets"] = [{"POSITION": points(target)} for target in morphs.targets]
+        primitive["targets"] = [{"POSITION": displacements(target)} for target in morphs.targets]
         mesh["weights"] = morphs.rest.tolist()
         mesh["extras"] = {"targetNames": [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
     return mesh

@@ -11,6 +11,7 @@ import trimesh
 from scipy.spatial.transform import Rotation, Slerp
 
 from nphm_track.export.formats import export
+from nphm_track.export.meshes import write_ply
 from nphm_track.export.morphs import Morphs, fit_morphs
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import NullProgress
@@ -60,10 +61,21 @@ class Glb:
 
     def array(self, index: int) -> np.ndarray:
         accessor = self.file.accessors[index]
-        view = self.file.bufferViews[accessor.bufferView]
         width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[accessor.type]
-        kind = {5126: "<f4", 5125: "<u4"}[accessor.componentType]
-        values = np.frombuffer(self.blob, kind, accessor.count * width, view.byteOffset).reshape(-1, width)
+
+        def read(view: int, component: int, count: int, columns: int) -> np.ndarray:
+            kind = {5126: "<f4", 5125: "<u4"}[component]
+            offset = self.file.bufferViews[view].byteOffset
+            return np.frombuffer(self.blob, kind, count * columns, offset).reshape(-1, columns)
+
+        if accessor.sparse:
+            few = accessor.sparse
+            values = np.zeros((accessor.count, width), np.float32)
+            rows = read(few.indices.bufferView, few.indices.componentType, few.count, 1)[:, 0]
+            assert (np.diff(rows.astype(int)) > 0).all()
+            values[rows] = read(few.values.bufferView, accessor.componentType, few.count, width)
+        else:
+            values = read(accessor.bufferView, accessor.componentType, accessor.count, width)
         if accessor.min:
             np.testing.assert_array_equal(values.min(0), np.float32(accessor.min))
             np.testing.assert_array_equal(values.max(0), np.float32(accessor.max))
@@ -166,8 +178,26 @@ class TestMorphs:
 
     def test_frames_outside_the_sample_are_measured(self, made, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("nphm_track.export.morphs.SAMPLE", 2)
+        monkeypatch.setattr("nphm_track.export.morphs.ROUNDS", 1)
         morphs = self.fit(made)
         assert morphs.weights.shape == (5, 2) and morphs.largest_error_px > PX
+
+    def test_frames_that_are_off_are_the_next_sample(self, made, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nphm_track.export.morphs.SAMPLE", 2)
+        assert self.fit(made).largest_error_px < PX
+
+    def test_vertices_at_rest_are_left_out_of_the_file(self, made, tmp_path: Path) -> None:
+        """A wink in an otherwise still head: the target lists the few vertices that move."""
+        neutral, faces = made.run.canonical()
+        for k, row in enumerate(made.pixels):
+            points = neutral.copy()
+            points[:5, 2] += 0.002 * k
+            write_ply(made.run.mesh_path(row), points, faces)
+        glb = Glb(export(made.run, "glb", tmp_path / "out.glb"))
+        assert len(glb.primitive.targets) == 1
+        accessor = glb.file.accessors[glb.primitive.targets[0]["POSITION"]]
+        assert accessor.sparse.count == 5
+        assert glb.file.asset.extras["morph_largest_error_px"] < PX
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
