@@ -26,8 +26,10 @@ RIM_PAIRS = {
     14: 17, 87: 84, 178: 181, 88: 91, 95: 146, 317: 314, 402: 405, 318: 321, 324: 375,
 }  # fmt: skip
 """For each point of the inner rim the one of the outer rim of the same lip beside it."""
-OUTLIER = 0.004
-"""Metres by which an inner rim may move otherwise than the outer one; from 1.5 times that it does not."""
+RIMS = ((191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324))
+"""The inner rims of upper and lower lip, from the face's right to its left."""
+OUTLIER = 0.0015
+"""Metres by which a point of an inner rim may move otherwise than its neighbours; from 1.5 times that it does not."""
 BELOW_LIP = 18
 """A point of the chin just below the lower lip, whose motion is like the lip's."""
 
@@ -40,7 +42,8 @@ class LandmarkCarrier:
 
     At rest the lips touch, and a point of the lower lip may be taken for one of the upper. Points are therefore started
     from a slightly open mouth, where the lower lip is told to be with the chin. A point of the inner rim that still
-    ends far from where the outer rim of its lip would take it has changed lips, and goes with the outer rim instead.
+    moves otherwise than its neighbours on the rim, each seen from the outer rim beside it, has changed lips and goes
+    with them instead.
     """
 
     @torch.no_grad()
@@ -48,10 +51,11 @@ class LandmarkCarrier:
         self.model, self.z_id = model, z_id
         everything = model.landmarks(z_id)
         self.count = len(points)
-        points = [*points, *sorted({RIM_PAIRS[p] for p in points if p in RIM_PAIRS} - set(points))]
+        rims = [p for rim in RIMS for p in rim]
+        points = [*points, *sorted({*rims, *(RIM_PAIRS[p] for p in rims)} - set(points))]
         place = {p: i for i, p in enumerate(points)}
-        pairs = [(place[p], place[RIM_PAIRS[p]]) for p in points[: self.count] if p in RIM_PAIRS]
-        self.inner, self.outer = torch.tensor(pairs, dtype=torch.long, device=z_id.device).view(-1, 2).unbind(1)
+        self.inner = torch.tensor([place[p] for p in rims], device=z_id.device)
+        self.outer = torch.tensor([place[RIM_PAIRS[p]] for p in rims], device=z_id.device)
         self.canonical = everything[points]
         self.origin: tuple[Tensor, Tensor] | None = None
         code = open_mouth_code(model)
@@ -63,7 +67,7 @@ class LandmarkCarrier:
         guess[lower] = everything[lower] + (opened.points - everything)[BELOW_LIP]
         start = PosedPoints(guess, _identities(guess), opened.residual)
         opened = pose_points(model, everything, z_id, code, warm=start)
-        self.origin = opened.points[points], code
+        self.origin = self._on_own_lips(self.canonical, opened.points[points]), code
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor) -> Tensor:
@@ -73,17 +77,19 @@ class LandmarkCarrier:
         posed = pose_points(
             self.model, canonical, self.z_id.expand(b, -1), z_ex, origin=self.origin, tolerance=TOLERANCE, cold_steps=2
         )
-        return self._on_own_lips(posed.points)[:, : self.count] * MODEL_UNIT
+        own = posed.points if self.origin is None else self._on_own_lips(self.origin[0], posed.points)
+        return own[:, : self.count] * MODEL_UNIT
 
-    def _on_own_lips(self, posed: Tensor) -> Tensor:
-        """Points [B, N, 3] (model units) with those of the inner rim that changed lips put back."""
-        if self.origin is None:
-            return posed
-        moved = posed - self.origin[0]
-        along = moved[:, self.outer]
-        own = moved[:, self.inner] - along
-        far = own.norm(dim=-1, keepdim=True) * MODEL_UNIT / OUTLIER
-        return posed.index_copy(1, self.inner, self.origin[0][self.inner] + along + own * (3 - 2 * far).clamp(0, 1))
+    def _on_own_lips(self, start: Tensor, points: Tensor) -> Tensor:
+        """Points [..., N, 3] (model units), moved from ``start`` [N, 3], with those that changed lips put back."""
+        moved = points - start
+        along = moved[..., self.outer, :]
+        own = (moved[..., self.inner, :] - along).unflatten(-2, (len(RIMS), -1))
+        rim = torch.cat([own[..., 1:3, :].flip(-2), own, own[..., -3:-1, :].flip(-2)], -2)
+        around = rim.unfold(-2, 5, 1).median(-1).values
+        far = (own - around).norm(dim=-1, keepdim=True) * MODEL_UNIT / OUTLIER
+        kept = around + (own - around) * (3 - 2 * far).clamp(0, 1)
+        return points.index_copy(-2, self.inner, start[self.inner] + along + kept.flatten(-3, -2))
 
 
 def _identities(points: Tensor) -> Tensor:
