@@ -23,6 +23,8 @@ from nphm_track.training.texture import FloatArray, PhotoTexture, TextureMaker, 
 MAP_SIZE = 128
 """Pixels of a side of the normal and point maps."""
 IMAGE_SIZE = 320
+CUT_OUT = 0.35
+"""Share of the heads before foreign backgrounds whose face is cut out of the head, as many scans are."""
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ class SampleMaker:
             light = None if rng.random() < 0.4 else random_light(rng)
             background = None if kind == "follow" else self._background(rng)
             image, fragments, _ = draw(heads, texture, vertices, view, light, background)
-            if background is not None and rng.random() < 0.15:  # a face cut out like a scan's
-                face = interpolate(fragments, heads.faces, self.in_face[:, None])
-                image = np.where(face > 0.5, image, background)
+            if background is not None and rng.random() < CUT_OUT:
+                face = interpolate(fragments, heads.faces, self._inside_cut(rng, vertices)[:, None])
+                image = np.where(face > 0, image, background)
         camera = (vertices @ view.R.T + view.t).astype(np.float32)
         occluded = np.zeros(image.shape[:2], bool)
         if rng.random() < 0.12:
@@ -103,6 +105,16 @@ class SampleMaker:
         picture = degrade(rng, image)
         seen = self._observe(rng, picture, view, camera)
         return None if seen is None else self._finish(rng, picture, seen, w, e, vertices, view, occluded)
+
+    def _inside_cut(self, rng: np.random.Generator, vertices: FloatArray) -> NDArray[np.float32]:
+        """Signed distance [V] (metres) to the outline of a face cut out as scans are: a tilted rounded box."""
+        tilt = rng.normal() * 0.12
+        x, y = vertices[:, 0] + tilt * vertices[:, 1], vertices[:, 1] - tilt * vertices[:, 0]
+        top, bottom, side = rng.uniform(0.055, 0.1), rng.uniform(0.075, 0.12), rng.uniform(0.058, 0.085)
+        back = rng.uniform(-0.03, 0.03)
+        power = rng.uniform(2.5, 8)
+        box = (np.abs(x / side) ** power + np.abs(y / np.where(y > 0, top, bottom)) ** power) ** (1 / power)
+        return np.minimum(side * (1 - box), vertices[:, 2] - back).astype(np.float32)
 
     def _codes(self, rng: np.random.Generator, row: int) -> tuple[FloatArray, FloatArray]:
         own_w, own_e = self.pool.table["w"][row], np.clip(self.pool.table["e"][row], 0, 1)
@@ -137,8 +149,13 @@ class SampleMaker:
         return View(turn.K, R, turn.t, turn.size)
 
     def _background(self, rng: np.random.Generator) -> FloatArray:
-        if rng.random() < 0.25:
+        choice = rng.random()
+        if choice < 0.15:
             return np.clip(rng.uniform(0, 1, 3) + rng.normal(size=(IMAGE_SIZE, IMAGE_SIZE, 3)) * 0.05, 0, 1)
+        if choice < 0.25:
+            coarse = (rng.uniform(0, 1, (int(rng.integers(2, 24)),) * 2 + (3,)) * 255).astype(np.uint8)
+            smooth = Image.fromarray(coarse).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+            return np.asarray(smooth, np.float32) / 255
         image = self.pool.image(int(rng.integers(len(self.pool))))
         side = int(rng.uniform(0.2, 0.5) * min(image.shape[:2]))
         y, x = (rng.integers(n - side) for n in image.shape[:2])

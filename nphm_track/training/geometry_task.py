@@ -21,6 +21,7 @@ from nphm_track.errors import InputError
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.landmark_mesh import frame_to_crop, landmark_maps, landmark_triangles
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
+from nphm_track.models import read_weights
 from nphm_track.training.recipe import Strict
 from nphm_track.training.trainer import Share
 
@@ -34,6 +35,7 @@ class GeometryData(Strict):
     shards: str = Field(description="folder written by training/build_face_renders.py")
     heldout: str = Field(description="the same, with held-out people")
     head_model: str = Field("nphm-small", description="whose mean landmarks define the landmark mesh")
+    init: str | None = Field(None, description="model.safetensors to start from")
     batch: int = Field(16, gt=0)
     layers: int = Field(3, gt=0)
     width: int = Field(128, gt=0)
@@ -62,7 +64,10 @@ class GeometryTask:
         self.heldout = FaceShards(Path(data.heldout))
         self.pool = ThreadPoolExecutor(1)
         self._ahead: dict[int, Any] = {}
-        self._standardise()
+        if data.init:
+            self.model.load_state_dict(read_weights(data.init)[0])
+        else:
+            self._standardise()
 
     def _standardise(self) -> None:
         batch = self.prepare(self.shards.take(np.arange(64) * len(self.shards) // 64), None)

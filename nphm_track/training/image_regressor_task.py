@@ -95,7 +95,7 @@ class ImageRegressorTask:
         if "2d" not in data.losses:
             del terms["reprojection"]
         if "3d" not in data.losses:
-            for name in ("neutral", "posed", "shape"):
+            for name in ("neutral", "posed", "shape", "weights"):
                 del terms[name]
         elif data.sdf_samples:
             sdf = self.terms.sdf_term(codes.z_id, codes.z_ex, batch, generator, data.sdf_samples, data.sdf_points)

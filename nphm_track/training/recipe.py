@@ -23,6 +23,7 @@ class TrainerConfig(Strict):
 
     steps: int = Field(gt=0, description="optimiser steps")
     learning_rate: float = Field(gt=0, description="peak of the one-cycle cosine schedule")
+    matrix_learning_rate: float = Field(0.0, ge=0, description="peak for linear layers, by Muon; 0: AdamW for all")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")
     final_fraction: float = Field(0.01, ge=0, le=1, description="last learning rate as a fraction of the peak")
     weight_decay: float = Field(0.0, ge=0)

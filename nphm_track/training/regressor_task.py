@@ -64,6 +64,7 @@ class HeadTerms:
         self.vertices = torch.from_numpy(heads.neutral[chosen]) * unit
         self.identity = torch.from_numpy(heads.identity[:, chosen]).flatten(1) * unit
         self.expression = torch.from_numpy(heads.expression[:, chosen]).flatten(1) * unit
+        self.reach = self.expression.unflatten(-1, (-1, 3)).norm(dim=-1).amax(-1)  # [E] of each weight
         self.placement = _placements(self.vertices)
         if not Path(landmarks).is_file():
             raise InputError(f"no {landmarks}: it is written by training/calibrate_landmarks.py")
@@ -103,6 +104,7 @@ class HeadTerms:
             "neutral": (20.0, L.point_loss(neutral, zero)),
             "posed": (25.0, L.point_loss(posed, zero)),
             "shape": (35.0, L.point_loss(self._placed(neutral), zero)),
+            "weights": (5.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
             "reprojection": (20.0, reprojection),
             "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
             "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
@@ -145,16 +147,23 @@ class HeadTerms:
         return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
 
     def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Mean vertex errors (mm, head frame, no alignment), landmark error and expression correlations."""
+        """Mean vertex errors and SDF L1 near the surface (mm, head frame, no alignment), landmark error and expression
+        correlations."""
         _, e = self.weights(z_id, z_ex)
         terms = self.vertex_terms(z_id, z_ex, batch)
         mm = MODEL_UNIT * 1000
         mean_head = (batch["w"] @ self.identity).unflatten(-1, (-1, 3))
         zero = torch.zeros(())
         out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
+        generator = torch.Generator().manual_seed(0)
+        sdf = []
+        for part in torch.arange(len(z_id)).split(25):
+            some = {name: batch[name][part] for name in "we"}
+            sdf.append(self.sdf_term(z_id[part], z_ex[part], some, generator, len(part), 96))
+        out["sdf_mm"] = float(torch.stack(sdf).mean()) * mm
         out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
         names = self.head.config.expression_names
-        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "browInnerUp_L"):
+        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browOuterUp_L"):
             i = names.index(name)
             out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), batch["e"][:, i].numpy())[0, 1])
         out["mean_head_mm"] = float(L.point_loss(mean_head, zero)) * mm

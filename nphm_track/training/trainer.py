@@ -73,6 +73,28 @@ def learning_rate(config: TrainerConfig, step: int) -> float:
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
+def build_optimisers(model: nn.Module, config: TrainerConfig) -> list[torch.optim.Optimizer]:
+    """AdamW, and Muon for the matrices of linear layers when it has a learning rate.
+
+    Muon orthogonalises a matrix's step, which is then scaled to the size of AdamW's (Jordan 2024; Liu et al. 2025).
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
+    if not config.matrix_learning_rate or not matrices:
+        return [torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in parameters if id(p) not in chosen]
+    return [
+        torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=config.weight_decay),
+        torch.optim.Muon(
+            matrices,
+            lr=config.matrix_learning_rate,
+            weight_decay=config.weight_decay,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+    ]
+
+
 class Trainer:
     """Runs a :class:`Task` in ``folder``; a run killed at any moment continues from its newest checkpoint.
 
@@ -86,8 +108,8 @@ class Trainer:
         self.share = task.share = join_processes()
         self.model = task.model
         self.averaged = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimiser = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.optimisers = build_optimisers(self.model, config)
+        self._peaks = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.step = 0
         self.seconds = 0.0
 
@@ -149,16 +171,18 @@ class Trainer:
         """One optimiser step; returns the values of the terms and their weighted ``total``."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.model.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.config, self.step)
+        share = learning_rate(self.config, self.step) / self.config.learning_rate
+        for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
+            optimiser.param_groups[0]["lr"] = peak * share
         terms = self.task.losses(self.step, generator)
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
-        self.optimiser.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         total.backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
         if torch.isfinite(norm):
-            self.optimiser.step()
+            for optimiser in self.optimisers:
+                optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             for name, value in self.model.state_dict().items():
@@ -177,7 +201,7 @@ class Trainer:
         """Mean of the gradients over all processes, in one message."""
         if self.share.world == 1:
             return
-        gradients = [p.grad for p in self.optimiser.param_groups[0]["params"] if p.grad is not None]
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         flat = torch.cat([g.flatten() for g in gradients])
         distributed.all_reduce(flat)
         flat /= self.share.world
@@ -191,7 +215,7 @@ class Trainer:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "averaged": self.averaged,
-            "optimiser": self.optimiser.state_dict(),
+            "optimisers": [o.state_dict() for o in self.optimisers],
         }
         partial = self.folder / (CHECKPOINT + ".partial")
         torch.save(state, partial)
@@ -207,7 +231,8 @@ class Trainer:
         except Exception as error:  # torch raises anything on a damaged file
             raise InputError(f"{self.folder / CHECKPOINT} cannot be continued: {str(error).splitlines()[0]}") from None
         self.averaged = state["averaged"]
-        self.optimiser.load_state_dict(state["optimiser"])
+        for optimiser, own in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(own)
         self.step, self.seconds = state["step"], state["seconds"]
 
     def _averaged_model(self) -> nn.Module:

@@ -61,13 +61,15 @@ def settings(**changes: Any) -> TrainerConfig:
     return TrainerConfig(**{**values, **changes})
 
 
-def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path) -> None:
-    whole = T.Trainer(Bowl(), settings(), tmp_path / "whole")
+@pytest.mark.parametrize("muon", [0.0, 1.0])
+def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, muon: float) -> None:
+    config = settings(matrix_learning_rate=muon)
+    whole = T.Trainer(Bowl(), config, tmp_path / "whole")
     metrics = whole.run()
     for stop in (13, 27):
         with pytest.raises(KeyboardInterrupt):
-            T.Trainer(Bowl(stop), settings(), tmp_path / "broken").run(resume=stop == 27)
-    resumed = T.Trainer(Bowl(), settings(), tmp_path / "broken")
+            T.Trainer(Bowl(stop), config, tmp_path / "broken").run(resume=stop == 27)
+    resumed = T.Trainer(Bowl(), config, tmp_path / "broken")
     assert resumed.run(resume=True) == metrics
     assert resumed.step == 40
     for name, value in whole.model.state_dict().items():
@@ -138,6 +140,14 @@ def test_the_log_holds_mean_terms_and_held_out_metrics(tmp_path: Path) -> None:
     terms = [row for row in rows if "total" in row]
     assert [(row["step"], row["flat"], row["total"]) for row in terms] == [(100, 3.0, 6.0), (150, 3.0, 6.0)]
     assert rows[-1]["step"] == 150 and rows[-1]["heldout/distance"] > 0
+
+
+def test_muon_steps_the_matrices_of_linear_layers_only() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4))
+    adamw, muon = T.build_optimisers(model, settings(matrix_learning_rate=0.01))
+    assert [p is model[0].weight for p in muon.param_groups[0]["params"]] == [True]
+    assert sum(p.numel() for p in adamw.param_groups[0]["params"]) == 4 + 8 + 20
+    assert len(T.build_optimisers(model, settings())) == 1
 
 
 def test_learning_rate_warms_up_and_falls_to_its_last_fraction() -> None:
