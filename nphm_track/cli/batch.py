@@ -82,9 +82,11 @@ def run(
     manifest = driver.planned(source, output, given, person=person, threads=threads)
     if dry_run:
         _print_plan(manifest)
+        typer.echo(driver.plan_line(manifest))
         return
     with show_progress(quiet) as progress, _interrupts() as interrupted:
-        progress.note(driver.plan_line(manifest))
+        again = ", and finished ones again where the identity changes" if update_identity else ""
+        progress.note(driver.plan_line(manifest) + again)
         try:
             driver.work(
                 output,
@@ -166,14 +168,18 @@ def _print_plan(manifest: Any) -> None:
     for job in manifest.jobs:
         options = " ".join(f"{key}={value}" for key, value in job.options.items())
         table.add_row(job.output, job.state.value, job.input, options)
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(table)
+    for job in manifest.jobs:
+        if job.error:
+            console.print(f"{job.output}: {job.error}")
 
 
 def _print_status(manifest: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("take", "state", "attempts", "frames", "lost", "error", "seconds", "", box=None, pad_edge=False)
+    table = Table("take", "state", "attempts", "frames", "lost", "landmark error", "seconds", box=None, pad_edge=False)
     for job in manifest.jobs:
         percent = job.quality.get("landmark_error_percent")
         table.add_row(
@@ -184,10 +190,12 @@ def _print_status(manifest: Any) -> None:
             str(job.quality.get("lost", "")),
             "" if percent is None else f"{percent:.2f} %",
             f"{sum(job.seconds.values()):.0f}" if job.seconds else "",
-            job.error,
         )
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(table)
+    for job in manifest.jobs:
+        if job.error:
+            console.print(f"{job.output}: {job.error}")
     from nphm_track.batch.manifest import State
     from nphm_track.batch.summary import identity_line
 

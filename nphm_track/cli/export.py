@@ -12,15 +12,23 @@ from nphm_track.export.formats import FORMATS
 _FORMATS = "; ".join(f"{name}: {format.about}" for name, format in FORMATS.items())
 
 
+def _formats(begun: str) -> list[str]:
+    """For shell completion."""
+    return [name for name in FORMATS if name.startswith(begun)]
+
+
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
-    format: Annotated[str, typer.Option("-f", "--format", metavar="FORMAT", help=f"What to write. {_FORMATS}.")],
+    format: Annotated[
+        str,
+        typer.Option("-f", "--format", metavar="FORMAT", help=f"What to write. {_FORMATS}.", autocompletion=_formats),
+    ],
     output: Annotated[
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="File or folder to write. (default: in RUN/export)"),
     ] = None,
-    unit: Annotated[str, typer.Option(help="Unit of lengths: mm, cm or m.")] = "m",
-    up: Annotated[str, typer.Option(help="Axis that points up: y or z.")] = "y",
+    unit: Annotated[str, typer.Option(metavar="mm|cm|m", help="Unit of lengths.")] = "m",
+    up: Annotated[str, typer.Option(metavar="y|z", help="Axis that points up.")] = "y",
     images: Annotated[
         bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
     ] = False,

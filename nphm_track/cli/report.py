@@ -14,6 +14,7 @@ from nphm_track.tracking.run_folder import (
     MESHES_NPZ,
     OVERLAY_MP4,
     OVERLAY_PNG,
+    REPORT_HTML,
     TRACK_NPZ,
     TRANSFORMS_JSON,
     Run,
@@ -27,6 +28,7 @@ OUTPUTS = {
     MESHES_NPZ: "one head per frame, fixed topology",
     OVERLAY_MP4: "the head over the video",
     OVERLAY_PNG: "the head over the image",
+    REPORT_HTML: "all of it on one page, for any browser",
 }
 
 

@@ -129,6 +129,38 @@ def test_worst_frames_and_curves_answer(page: Page) -> None:
     assert np.abs(picture_of(page, "#timeline canvas") - drawn).max() > 40
 
 
+CONTRAST = """(() => {
+  const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = light(getComputedStyle(find("#timeline")).backgroundColor);
+  return [...document.querySelectorAll("#curves button")].map((chip) => light(getComputedStyle(chip).color))
+    .map((ink) => (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05));
+})()"""
+"""WCAG's contrast of the names of the curves, in their curves' colours where they are chosen."""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_curves_can_be_read_in_light_and_dark(page: Page, scheme: str) -> None:
+    off = "document.querySelectorAll('#curves button[aria-pressed=false]')"
+    before = page.ask("chosen.size")
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+    try:
+        page.wait(f"matchMedia('(prefers-color-scheme: {scheme})').matches")
+        page.ask(f"[...{off}].slice(0, 8).forEach((chip) => chip.click())")
+        assert page.ask("chosen.size") == before + 8
+        assert min(page.ask(CONTRAST)) > 4.5
+    finally:
+        page.ask("[...chosen].slice(-8).forEach((shape) => document.querySelectorAll('#curves button')[shape].click())")
+        page.call("Emulation.setEmulatedMedia", features=[])
+
+
+def test_worst_frames_answer_the_keyboard(page: Page) -> None:
+    page.ask("show(5)")
+    page.ask("document.querySelector('#worst figure').dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter'}))")
+    page.wait("!video.seeking && row === data.worst[0].row")
+
+
 def test_fits_a_telephone(page: Page) -> None:
     page.call("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=1, mobile=True)
     try:

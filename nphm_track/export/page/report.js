@@ -10,7 +10,7 @@ function make(tag, parent, properties = {}) {
 }
 
 const STATUS = ["tracked", "filled in", "lost"], STATUS_COLOURS = ["#3f9b6c", "#e0a92e", "#cf4b42"];
-const CURVE_COLOURS = ["#0b6bcb", "#d1603d", "#2e9e83", "#9558b2", "#b58a00", "#c2417c", "#5b7083", "#6f9a1c"];
+const css = (name) => getComputedStyle(document.body).getPropertyValue(name).trim(); // follows light and dark
 const clock = floats(data.time), status = bytes(data.status), count = clock.length; // seconds from the first frame
 const shapes = bytes(data.blendshapes); // [T, 52], 0..254 for 0..1, 255 where unknown
 const lanes = [
@@ -68,7 +68,7 @@ let picture = null; // the lanes without the play head
 const scale = () => window.devicePixelRatio || 1;
 const last = Math.max(clock[count - 1], 1e-6);
 const xOf = (seconds, width) => LEFT + (seconds / last) * (width - LEFT - RIGHT);
-const colourOf = (shape) => CURVE_COLOURS[[...chosen].indexOf(shape) % CURVE_COLOURS.length];
+const colourOf = (shape) => { const colours = css("--curves").split(" "); return colours[[...chosen].indexOf(shape) % colours.length]; };
 
 function line(context, width, top, tall, peak, value, colour) {
   context.strokeStyle = colour;
@@ -85,13 +85,14 @@ function line(context, width, top, tall, peak, value, colour) {
 }
 
 function drawLanes() {
-  const width = canvas.clientWidth, style = getComputedStyle(document.body), ratio = scale();
+  const width = canvas.clientWidth, ratio = scale();
+  if (!width) return; // not laid out, as in a page that is being left
   canvas.style.height = `${height}px`;
   canvas.width = width * ratio; canvas.height = height * ratio;
   const context = canvas.getContext("2d", { willReadFrequently: true });
   context.scale(ratio, ratio);
   context.font = "12px system-ui, sans-serif"; context.lineWidth = 1.25; context.textBaseline = "middle";
-  const ink = style.getPropertyValue("--dim"), rule = style.getPropertyValue("--line");
+  const ink = css("--dim"), rule = css("--line");
   context.fillStyle = ink; context.fillText("status", 0, STRIP / 2);
   for (let i = 0; i < count; i++) {
     context.fillStyle = STATUS_COLOURS[status[i]];
@@ -106,7 +107,7 @@ function drawLanes() {
     context.fillStyle = ink; context.fillText(lane.name, 0, top + tall / 2);
     context.textAlign = "right"; context.fillText(`${+peak.toPrecision(2)}${lane.unit}`, LEFT - 6, top + 6);
     context.fillText("0", LEFT - 6, top + tall - 4); context.textAlign = "left";
-    if (!lane.curves) line(context, width, top, tall, peak, (i) => lane.values[i], style.getPropertyValue("--accent"));
+    if (!lane.curves) line(context, width, top, tall, peak, (i) => lane.values[i], css("--accent"));
     else for (const shape of chosen) line(context, width, top, tall, 1, (i) => shapeAt(i, shape), colourOf(shape));
     top += tall + 12;
   }
@@ -147,15 +148,15 @@ document.addEventListener("keydown", (event) => {
 });
 followers.push(drawPlayHead);
 new ResizeObserver(drawLanes).observe(find("#timeline"));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawLanes);
+const paintCurves = () => { document.querySelectorAll("#curves button").forEach((chip) => chip.dispatchEvent(new Event("paint"))); drawLanes(); };
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintCurves);
 
 if (data.lively.length) data.shape_names.forEach((name, shape) => {
   const chip = make("button", find("#curves"), { type: "button", textContent: name });
   const paint = () => { chip.ariaPressed = chosen.has(shape); chip.style.color = chosen.has(shape) ? colourOf(shape) : ""; };
   chip.addEventListener("click", () => {
     if (!chosen.delete(shape)) chosen.add(shape);
-    document.querySelectorAll("#curves button").forEach((other) => other.dispatchEvent(new Event("paint")));
-    drawLanes();
+    paintCurves();
   });
   chip.addEventListener("paint", paint);
   paint();
@@ -169,6 +170,7 @@ for (const frame of data.worst) {
   if (frame.jpeg) make("img", card, { src: `data:image/jpeg;base64,${frame.jpeg}`, alt: `frame ${data.frame[frame.row]}` });
   make("figcaption", card, { textContent: `frame ${data.frame[frame.row]}, ${(data.start + clock[frame.row]).toFixed(2)} s: ${frame.why}` });
   card.addEventListener("click", () => show(frame.row));
+  card.addEventListener("keydown", (event) => { if (event.key === "Enter") show(frame.row); });
 }
 find("#worst").hidden = !data.worst.length;
 for (const [title, facts] of Object.entries(data.facts)) {
