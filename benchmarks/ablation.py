@@ -34,7 +34,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "E_n, E_p without landmarks": {"use_landmarks": False},
     "landmarks only": {"encoders": ()},
 }
-FIGURES = ("shape_mm", "neutral_mm", "posed_mm", "corr_jawOpen", "corr_mouthSmile_L", "corr_eyeBlink_L")
+FIGURES = ("shape_mm", "neutral_mm", "posed_mm", "sdf_mm", "corr_jawOpen", "corr_mouthSmile_L", "corr_eyeBlink_L")
 
 
 class Some(FaceShards):
@@ -52,7 +52,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=4000)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=150)
     args = parser.parse_args()
     prepare_torch()
     net = GeometryNet.from_pretrained()
@@ -61,7 +61,8 @@ def main() -> None:
         for folder, count in ((args.shards, args.samples), (args.heldout, 500))
     )
     common = {"ict": args.ict, "head_model": "nphm-small", "geometry": "geometry", "token_dropout": 0.05}
-    config = TrainerConfig(steps=args.steps, learning_rate=1e-3, warmup=50, ema=0.99, evaluate_every=10**9)
+    rates = {"learning_rate": 1e-3, "matrix_learning_rate": 1e-2}
+    config = TrainerConfig(steps=args.steps, warmup=20, ema=0.97, evaluate_every=10**9, **rates)
     results: dict[str, Any] = {}
     for name, changes in ROWS.items():
         torch.manual_seed(0)

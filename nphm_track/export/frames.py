@@ -34,7 +34,9 @@ def present_rows(run: Run) -> NDArray[np.int64]:
 def canonical(run: Run) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Neutral head: vertices [V, 3], metres, head space, and faces [F, 3]. Raises InputError when it has none."""
     if not run.info.options.get("meshes", True):
-        raise InputError(f"{run.path} was made without meshes; this format needs them")
+        raise InputError(
+            f"{run.path} was made without meshes, which this format needs: track again without --no-meshes"
+        )
     return run.canonical()
 
 

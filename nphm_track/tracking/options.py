@@ -47,7 +47,8 @@ class TrackOptions(BaseModel):
         default=None, ge=1, le=170, description="Horizontal field of view in degrees. (default: solved from the clip)"
     )
     intrinsics: Path | None = Field(
-        default=None, description="JSON file with the camera's intrinsics, distortion coefficients included."
+        default=None,
+        description="JSON or OpenCV YAML file of the camera: intrinsics, distortion coefficients included.",
     )
     identity: Path | None = Field(
         default=None,

@@ -322,7 +322,8 @@ def _difference(stored: RunInfo, fresh: RunInfo) -> str:
     names = sorted((stored.options.keys() | fresh.options.keys()) - {"identity"})  # its numbers decide, not its place
     changed = [name for name in names if stored.options.get(name) != fresh.options.get(name)]
     if changed:
-        return f"options ({', '.join(changed)})"
+        told = dict.fromkeys(name.removesuffix("_sha256").replace("_", "-") for name in changed)
+        return f"options ({', '.join(told)})"
     if stored.models != fresh.models:
         return "model files"
     return "" if stored.package_version == fresh.package_version else f"software (version {stored.package_version})"

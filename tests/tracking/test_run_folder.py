@@ -120,7 +120,7 @@ class TestOpening:
             folder.finish()
         (tmp_path / "a.json").rename(tmp_path / "b.json")  # the numbers decide, not the file's name
         assert RunFolder.open(tmp_path / "run", INPUT, TrackOptions(identity=tmp_path / "b.json")).complete
-        with pytest.raises(OutputError, match=r"options \(identity_sha256\)"):
+        with pytest.raises(OutputError, match=r"options \(identity\)"):
             RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
 
     @pytest.mark.parametrize(
