@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--samples", type=int, default=4000)
     parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS), metavar="ROW", help="some of them")
     args = parser.parse_args()
     prepare_torch()
     net = GeometryNet.from_pretrained()
@@ -64,7 +65,8 @@ def main() -> None:
     rates = {"learning_rate": 1e-3, "matrix_learning_rate": 1e-2}
     config = TrainerConfig(steps=args.steps, warmup=20, ema=0.97, evaluate_every=10**9, **rates)
     results: dict[str, Any] = {}
-    for name, changes in ROWS.items():
+    for name in args.rows:
+        changes = ROWS[name]
         torch.manual_seed(0)
         data = ImageRegressorData(**{**common, "shards": args.shards, "heldout": args.heldout, "batch": 32, **changes})
         task = ImageRegressorTask(data, tables)  # type: ignore[arg-type]
