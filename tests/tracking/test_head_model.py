@@ -169,7 +169,7 @@ class TestMonoNphm:
         assert "image-regressor" not in record["models"] and "nphm-small" not in record["models"]
 
     def test_another_head_model_does_not_go_on_with_it(self, mononphm_run: Run, clip: Path) -> None:
-        with pytest.raises(OutputError, match=r"other options \(head_model\)"):
+        with pytest.raises(OutputError, match=r"other options \(head-model\)"):
             track(clip, mononphm_run.path, mesh_resolution=32)
 
     def test_its_identity_belongs_to_it(self, mononphm_run: Run, mononphm: Path, clip: Path, tmp_path: Path) -> None:
