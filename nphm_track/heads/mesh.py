@@ -253,7 +253,8 @@ def merge_short_edges(
     merged = np.stack([np.bincount(label, vertices[:, i], count) for i in range(3)], 1) / weight
     f = label[faces]
     f = f[(f[:, 0] != f[:, 1]) & (f[:, 1] != f[:, 2]) & (f[:, 2] != f[:, 0])]
-    return merged, f
+    _, which, times = np.unique(np.sort(f, 1), axis=0, return_inverse=True, return_counts=True)
+    return merged, f[times[which.ravel()] == 1]  # two faces back to back are a fin that sticks out
 
 
 def drop_small_parts(

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import FACE, extract_canonical, fair, model_field, open_mouth_code
+from nphm_track.heads.mesh import FACE, extract_canonical, fair, merge_short_edges, model_field, open_mouth_code
 
 
 def test_stairs_of_marching_cubes_go_and_the_surface_stays() -> None:
@@ -35,3 +35,11 @@ def test_canonical_mesh_lies_on_the_zero_level() -> None:
     face = ((opened > low) & (opened < high)).all(1)
     distance = np.abs(model_field(model, z_id, open_mouth_code(model))(opened[face]))
     assert distance.mean() < 1e-5 and np.quantile(distance, 0.99) < 1e-4
+
+
+def test_faces_back_to_back_are_removed() -> None:
+    """Two corners a tenth of a millimetre apart become one, and the faces beside them a fin."""
+    vertices = np.array([[0, 0, 0], [0.01, 0, 0], [0, 0.01, 0], [0, 0.0101, 0], [0.01, 0.01, 0.0]])
+    faces = np.array([[0, 1, 2], [0, 3, 1], [1, 4, 3]])
+    merged, left = merge_short_edges(vertices, np.concatenate([faces, [[0, 2, 3]]]))
+    assert len(merged) == 4 and len(left) == 1
