@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import math
 import os
@@ -61,6 +62,7 @@ def join_processes() -> Share:
         return Share()
     if not distributed.is_initialized():
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        atexit.register(distributed.destroy_process_group)  # left to the interpreter's end, its threads may abort
     return Share(distributed.get_rank(), world)
 
 
