@@ -21,6 +21,7 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.errors import NphmTrackError
 from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.roi import crop_rois
+from nphm_track.heads.landmarks import RIMS
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.shading import backdrop
 from nphm_track.tracking.records import Status
@@ -33,7 +34,7 @@ LIDS = (
 )
 LIPS = (
     (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146, 61),
-    (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95, 78),
+    (78, *RIMS[0], 308, *reversed(RIMS[1]), 78),
 )
 """Closed lines through the 478 landmarks."""
 OPENING = {"eyes": ((159, 145), (33, 133)), "mouth": ((13, 14), (33, 263))}

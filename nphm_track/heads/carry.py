@@ -1,6 +1,6 @@
 """Carrying a canonical mesh to expressions: the skin by warm starts, the lips along with the skin around them.
 
-Every vertex that is looked at costs a network evaluation, and skin moves smoothly. So scouts, one a centimetre, are
+Every vertex that is looked at costs a network evaluation, and skin moves smoothly. So scouts, one every 8 mm, are
 looked at in every frame, then those vertices of a finer level that did not go with the scouts before, then those of the
 mesh that did not go with that level.
 """

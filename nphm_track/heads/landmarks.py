@@ -19,15 +19,15 @@ LOWER_LIP = (
     146, 91, 181, 84, 17, 314, 405, 321, 375,  # outer rim
 )  # fmt: skip
 """Points of the lower lip without the corners."""
-INNER_LIPS = (13, 82, 81, 80, 191, 78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312)
-"""The inner rim of both lips."""
 RIM_PAIRS = {
     13: 0, 82: 37, 81: 39, 80: 40, 191: 185, 312: 267, 311: 269, 310: 270, 415: 409,
     14: 17, 87: 84, 178: 181, 88: 91, 95: 146, 317: 314, 402: 405, 318: 321, 324: 375,
 }  # fmt: skip
 """For each point of the inner rim the one of the outer rim of the same lip beside it."""
 RIMS = ((191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324))
-"""The inner rims of upper and lower lip, from the face's right to its left."""
+"""The inner rims of upper and lower lip without the corners, from the face's right to its left."""
+INNER_LIPS = (78, *RIMS[0], 308, *RIMS[1])
+"""The inner rim of both lips."""
 OUTLIER = 0.0015
 """Metres by which a point of an inner rim may move otherwise than its neighbours; from 1.5 times that it does not."""
 BELOW_LIP = 18

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.heads.mesh import CanonicalMesh
+from nphm_track.heads.mesh import CanonicalMesh, edges_of
 
 LIP_ZONE = 0.009
 """Metres around the inner rim of the lips within which a canonical point may belong to either lip."""
@@ -53,8 +53,8 @@ class LipZone:
         assert mesh.open_vertices is not None
         n = len(mesh.vertices)
         near = cKDTree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
-        pairs = np.concatenate([mesh.faces[:, [0, 1]], mesh.faces[:, [1, 2]], mesh.faces[:, [2, 0]]])
-        pairs = np.unique(np.sort(pairs[near[pairs].any(1)], 1), axis=0)
+        pairs = edges_of(mesh.faces)
+        pairs = pairs[near[pairs].any(1)]
         label = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (n, n)), directed=False)[1]
         held = np.zeros(n, bool)
         held[label[pairs[~near[pairs].all(1)]].ravel()] = True  # parts that reach the border

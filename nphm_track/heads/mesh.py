@@ -169,8 +169,7 @@ def fair(
     """
     from scipy.sparse import coo_matrix, diags
 
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
-    edges = np.unique(np.sort(edges, 1), axis=0)
+    edges = edges_of(faces)
     n = len(vertices)
     graph = coo_matrix((np.ones(len(edges)), edges.T), (n, n)).tocsr()
     graph = graph + graph.T
@@ -237,6 +236,12 @@ def cut_plane(
     return compact(all_vertices, np.concatenate(pieces))
 
 
+def edges_of(faces: NDArray[np.integer]) -> NDArray[np.integer]:
+    """Edges [E, 2] of faces [F, 3], each once, the smaller vertex first."""
+    pairs = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    return np.unique(np.sort(pairs, 1), axis=0)
+
+
 def merge_short_edges(
     vertices: NDArray[np.floating], faces: NDArray[np.integer], length: float = 0.00035
 ) -> tuple[NDArray[np.floating], NDArray[np.integer]]:
@@ -244,7 +249,7 @@ def merge_short_edges(
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    edges = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = edges_of(faces)
     short = edges[np.linalg.norm(vertices[edges[:, 0]] - vertices[edges[:, 1]], axis=1) < length]
     n = len(vertices)
     graph = coo_matrix((np.ones(len(short)), (short[:, 0], short[:, 1])), shape=(n, n))
