@@ -124,9 +124,11 @@ def ray_pool(manifest: Manifest, workers: int | None, address: str) -> Pool:
 
 def plan_line(manifest: Manifest) -> str:
     """What is about to happen, in one line."""
-    waiting = manifest.count(State.QUEUED) + manifest.count(State.RUNNING)
-    people = len(manifest.people())
-    return f"{len(manifest.jobs)} takes of {people} {'person' if people == 1 else 'people'}, {waiting} to do"
+    taken = [job for job in manifest.jobs if job.state is not State.SKIPPED]
+    waiting = sum(job.state in (State.QUEUED, State.RUNNING) for job in taken)
+    people, skipped = len({job.person for job in taken}), len(manifest.jobs) - len(taken)
+    line = f"{len(taken)} takes of {people} {'person' if people == 1 else 'people'}, {waiting} to do"
+    return f"{line}, {skipped} skipped" if skipped else line
 
 
 def _cores() -> int:

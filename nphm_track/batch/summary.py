@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from nphm_track.batch.manifest import INDEX_HTML, QUALITY_CSV, THUMBNAILS, Job, Manifest, Person, State
+from nphm_track.export.page import asset
 from nphm_track.tracking.records import replacing
 
 COLUMNS = (
@@ -19,15 +20,16 @@ COLUMNS = (
 REPORT = "report.html"
 LINKED = (REPORT, "overlay.mp4", "overlay.png", "track.npz", "transforms.json", "canonical.ply")
 _STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem; color: #1c1c1e }
-h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } .sums { color: #555 }
+body { font: 15px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 78rem; padding: 0 1rem }
+body { background: var(--ground); color: var(--ink) } a { color: var(--accent) }
+h1 { font-size: 1.5rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem } .sums { color: var(--dim) }
 table { border-collapse: collapse; width: 100% } td, th { padding: .45rem .6rem; text-align: left; vertical-align: top }
-tr { border-bottom: 1px solid #e3e3e6 } th { color: #666; font-weight: 500; font-size: .85rem }
+tr { border-bottom: 1px solid var(--line) } th { color: var(--dim); font-weight: 500; font-size: .85rem }
 td.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
 img { height: 72px; border-radius: 4px; vertical-align: top } img.worst { height: 44px; margin: 0 2px }
-.state { padding: .1rem .5rem; border-radius: 1rem; font-size: .85rem; background: #e3e3e6 }
-.done { background: #d9f2df } .failed { background: #fbdcdc } .running { background: #dbe8fb }
-.error { color: #a11; font-size: .9rem } a { color: #0b57d0 }
+.state { padding: .1rem .5rem; border-radius: 1rem; font-size: .85rem; background: #8883 }
+.done { background: #3b53 } .failed { background: #f443 } .running { background: #38f3 }
+.error { color: var(--wrong); font-size: .9rem }
 """
 
 
@@ -64,10 +66,10 @@ def page(session: Path, manifest: Manifest) -> str:
     sums = ", ".join(f"{manifest.count(state)} {state.value}" for state in State if manifest.count(state))
     seconds = sum(sum(job.seconds.values()) for job in manifest.jobs)
     frames = sum(int(job.quality.get("frames") or 0) for job in manifest.jobs)
-    title = html.escape(session.resolve().name)
+    title, style = html.escape(session.resolve().name), asset("colours.css") + _STYLE
     return (
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{title}</title><style>{_STYLE}</style>\n<h1>{title}</h1>\n"
+        f"<title>{title}</title><style>{style}</style>\n<h1>{title}</h1>\n"
         f'<p class="sums">{len(manifest.jobs)} takes of {len(manifest.people())} people: {sums}. {frames} frames, '
         f'{_duration(seconds)} of work. <a href="{QUALITY_CSV}">{QUALITY_CSV}</a></p>\n{people}</html>\n'
     )

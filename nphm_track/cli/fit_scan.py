@@ -25,6 +25,9 @@ def fit_scan(
     ] = None,
     head_model: Annotated[str, typer.Option(metavar="NAME", help="Head model to fit.")] = "nphm-small",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimisation.")] = 300,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace fits of the same scans that were made with other options.")
+    ] = False,
     device: Annotated[str, typer.Option(help="Torch device, such as cpu or cuda.")] = "cpu",
     json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON and nothing else on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
@@ -40,7 +43,7 @@ def fit_scan(
     out = output or Path(f"{scan.resolve().stem}_fit")
     with show_progress(quiet) as progress:
         run = fitting.fit_folder if scan.is_dir() else fitting.fit_scan
-        result = run(scan, out, options=options, progress=progress)
+        result = run(scan, out, options=options, overwrite=overwrite, progress=progress)
     if json:
         print(json_format.dumps(result))
         return

@@ -39,17 +39,25 @@ class Format:
     """It has units and axes."""
     images: bool = False
     """It can carry the frames of the clip."""
+    meshes: bool = False
+    """It needs the mesh of every frame with a head."""
+    masks: bool = False
+    """With the frames of the clip it carries masks, which are drawn from the meshes of a run that has them."""
 
 
 FORMATS = {
-    "obj": Format("OBJ sequence, camera-fixed world", "obj", "obj"),
-    "ply": Format("PLY sequence, camera-fixed world", "ply", "ply"),
+    "obj": Format("OBJ sequence, camera-fixed world", "obj", "obj", meshes=True),
+    "ply": Format("PLY sequence, camera-fixed world", "ply", "ply", meshes=True),
     "glb": Format(
         "animated glTF with head pose, morph targets and camera", "glb", "head.glb", (".glb",),
-        b'"generator":"nphm-track',
+        b'"generator":"nphm-track', meshes=True,
     ),
-    "usd": Format("USD with time-sampled points, head pose, camera and plate", "usd", "usd", images=True),
-    "transforms": Format("nerfstudio / Gaussian avatar transforms.json", "transforms", "transforms", images=True),
+    "usd": Format(
+        "USD with time-sampled points, head pose, camera and plate", "usd", "usd", images=True, meshes=True
+    ),
+    "transforms": Format(
+        "nerfstudio / Gaussian avatar transforms.json", "transforms", "transforms", images=True, masks=True
+    ),
     "colmap": Format("COLMAP text model", "colmap", "colmap", images=True),
     "opencv": Format(
         "OpenCV YAML camera with extrinsics per frame", "opencv", "camera.yaml", (".yaml", ".yml"), b"# nphm-track"
@@ -78,6 +86,7 @@ def export(
     Raises InputError for an unknown format, an option the format has no use for, a run that lacks what it needs or a
     missing optional package, and OutputError when the output cannot be written.
     """
+    from nphm_track.export.frames import check_meshes
     from nphm_track.export.options import ExportOptions
     from nphm_track.tracking.progress import NullProgress
 
@@ -91,6 +100,8 @@ def export(
         able = ", ".join(name for name, other in FORMATS.items() if other.images)
         raise InputError(f"format {format} carries no images; --images goes with {able}")
     target = _target(run, format, kind, output)
+    if kind.meshes or (kind.masks and options.images and run.info.options.get("meshes", True)):
+        check_meshes(run)
     partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}" if kind.suffixes else target.name + PARTIAL)
     module = import_module(f"nphm_track.export.{kind.module}")
     try:

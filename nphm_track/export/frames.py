@@ -40,6 +40,22 @@ def canonical(run: Run) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     return run.canonical()
 
 
+def check_meshes(run: Run) -> None:
+    """Raises InputError unless every frame with a head has its mesh."""
+    canonical(run)
+    rows = present_rows(run)
+    if run.info.options.get("mesh_format") == "npz":
+        missing = int((~np.isin(run.track.frame[rows], run.mesh_stream.frame)).sum())
+    else:
+        missing = sum(not run.mesh_path(row).is_file() for row in rows.tolist())
+    if missing:
+        remedy = "without --mesh-every" if run.info.options.get("mesh_every", 1) > 1 else "with --overwrite"
+        raise InputError(
+            f"{run.path} lacks the meshes of {missing} of {len(rows)} frames, which this format needs: "
+            f"track again {remedy}"
+        )
+
+
 def vertices(run: Run, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Each row with its vertices [V, 3], metres, head space. Raises InputError when the topology changes."""
     count = len(canonical(run)[0])

@@ -12,7 +12,6 @@ import io
 import json
 import re
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from nphm_track.errors import InputError
 from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR
 from nphm_track.export.morphs import fit_morphs
+from nphm_track.export.page import asset
 from nphm_track.tracking.progress import NullProgress
 from nphm_track.tracking.records import Status, Track, replacing
 from nphm_track.tracking.run_folder import CANONICAL_PLY, REPORT_HTML, Run
@@ -53,18 +53,14 @@ def write_report(run: Run, output: str | Path | None = None) -> Path:
     values = {
         "GENERATOR": GENERATOR,
         "TITLE": html.escape(Path(run.info.input.path).name),
-        "STYLE": _asset("report.css"),
+        "STYLE": asset("colours.css") + asset("report.css"),
         "DATA": json.dumps(_data(run, path.parent), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
-        "SCRIPT": _asset("report.js") + _asset("viewer.js"),
+        "SCRIPT": asset("report.js") + asset("viewer.js"),
     }
-    page = re.sub(r"%([A-Z]+)%", lambda match: values[match[1]], _asset("report.html"))
+    page = re.sub(r"%([A-Z]+)%", lambda match: values[match[1]], asset("report.html"))
     with replacing(path) as partial:
         partial.write_text(page, encoding="utf-8")
     return path
-
-
-def _asset(name: str) -> str:
-    return files("nphm_track.export").joinpath("page", name).read_text(encoding="utf-8")
 
 
 def _data(run: Run, folder: Path) -> dict[str, Any]:

@@ -160,27 +160,41 @@ def unit_of(scale: float) -> str:
 
 
 def fit_scan(
-    scan: str | Path, out: str | Path, *, options: FitOptions | None = None, progress: Progress | None = None
+    scan: str | Path,
+    out: str | Path,
+    *,
+    options: FitOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fit a head to one scan; returns the summary.
+    """Fit a head to one scan; returns the summary. What the same scan, model and options gave is not done again.
 
     Writes into ``out``: codes.npz, mesh.ply (the head in the SCAN's coordinates and unit), error.ply (the scan coloured
     by its distance, blue 0 to red 3 mm, grey off the head) and, last, summary.json.
 
-    Raises InputError for a file that is no scan, NoFaceError when no face is found on it, OutputError.
+    Raises InputError for a file that is no scan, NoFaceError when no face is found on it, OutputError when ``out``
+    cannot be written, holds the fit of another scan or, unless ``overwrite``, one with another model or options.
     """
-    options = options or FitOptions()
-    return _fit_to(ScanFitter(options), Path(scan), Path(out), options.landmarks, progress or NullProgress())
+    options, scan, out = options or FitOptions(), Path(scan), Path(out)
+    fitter = ScanFitter(options)
+    return _finished(fitter, scan, out, options.landmarks, overwrite) or _fit_to(
+        fitter, scan, out, options.landmarks, progress or NullProgress()
+    )
 
 
 def fit_folder(
-    folder: str | Path, out: str | Path, *, options: FitOptions | None = None, progress: Progress | None = None
+    folder: str | Path,
+    out: str | Path,
+    *,
+    options: FitOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Fit every scan of a folder: a subfolder of ``out`` each, and an index registrations.json, which is returned.
 
     A scan's landmarks may lie beside it as NAME.landmarks.json (or .npy, .txt). A scan that fails is noted and does
     not stop the others; finished ones are not done again. Scans whose code norms stand apart from the rest are marked
-    as outliers.
+    as outliers. Raises OutputError as ``fit_scan`` does, before any scan is fitted.
     """
     folder, out, tell = Path(folder), Path(out), progress or NullProgress()
     options = options or FitOptions()
@@ -192,15 +206,16 @@ def fit_folder(
     if not files:
         raise InputError(f"no scans ({', '.join(SUFFIXES)}) in {folder}")
     fitter = ScanFitter(options)
+    stems = [file.stem for file in files]
+    names = [file.stem if stems.count(file.stem) == 1 else file.name.replace(".", "_") for file in files]
+    before = [
+        _finished(fitter, file, out / name, _sidecar(file), overwrite) for file, name in zip(files, names, strict=True)
+    ]
     rows: list[dict[str, Any]] = []
-    for number, file in enumerate(files, 1):
-        name = file.stem if sum(f.stem == file.stem for f in files) == 1 else file.name.replace(".", "_")
+    for number, (file, name, finished) in enumerate(zip(files, names, before, strict=True), 1):
         tell.note(f"{file.name} ({number} of {len(files)})")
         try:
-            sidecar = next(
-                (p for s in ("json", "npy", "txt") if (p := file.with_suffix(f".landmarks.{s}")).is_file()), None
-            )
-            summary = _finished(fitter, file, out / name) or _fit_to(fitter, file, out / name, sidecar, tell)
+            summary = finished or _fit_to(fitter, file, out / name, _sidecar(file), tell)
             rows.append({"name": name, "state": "done", **summary})
         except OutputError:
             raise
@@ -251,6 +266,7 @@ def _fit_to(fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, p
         "head_model_sha256": fitter.model_sha256,
         "options": options,
         "landmarks": "given" if landmarks else "detected",
+        "landmarks_sha256": _landmarks_sha256(landmarks),
         "n_landmarks": len(known.index),
         "median_mm": round(float(np.median(d)), 4),
         "mean_mm": round(float(d.mean()), 4),
@@ -275,15 +291,41 @@ def _fit_to(fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, p
     return summary
 
 
-def _finished(fitter: ScanFitter, file: Path, out: Path) -> dict[str, Any] | None:
-    """The summary of a scan that was fitted before with the same model and options."""
+def _sidecar(file: Path) -> Path | None:
+    """Landmarks that lie beside a scan."""
+    beside = (file.with_suffix(f".landmarks.{suffix}") for suffix in ("json", "npy", "txt"))
+    return next((path for path in beside if path.is_file()), None)
+
+
+def _finished(
+    fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, overwrite: bool
+) -> dict[str, Any] | None:
+    """The summary of a scan that was fitted before with the same model and options; None when there is none to keep.
+
+    Raises OutputError when ``out`` holds the fit of another scan or, unless ``overwrite``, one made otherwise.
+    """
     try:
         summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
-        same = summary["head_model_sha256"] == fitter.model_sha256 and summary["scan_sha256"] == sha256(file)
-        same = same and summary["options"]["steps"] == fitter.options.steps
+        fitted, same_scan = summary["scan"], summary["scan_sha256"] == sha256(file)
+        same = {
+            "head-model": summary["head_model_sha256"] == fitter.model_sha256,
+            "landmarks": summary.get("landmarks_sha256") == _landmarks_sha256(landmarks),
+            "steps": summary["options"]["steps"] == fitter.options.steps,
+        }
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return summary if same else None
+    if not same_scan:
+        raise OutputError(f"{out} holds the fit of another scan ({fitted}); choose another with -o")
+    if all(same.values()):
+        return summary
+    if overwrite:
+        return None
+    changed = ", ".join(name for name, kept in same.items() if not kept)
+    raise OutputError(f"{out} holds a fit with other options ({changed}); pass --overwrite to replace it")
+
+
+def _landmarks_sha256(file: Path | None) -> str | None:
+    return None if file is None else sha256(file)
 
 
 def _codes_npz(model: NphmDecoder, result: Registration, landmarks: ScanLandmarks) -> bytes:

@@ -65,6 +65,7 @@ class TestFolders:
         states = {job.output: job.state for job in manifest.jobs}
         assert states.pop("x/x") is State.SKIPPED
         assert set(states) == {"anna/anna_1", "anna/anna_2", "ben/ben_1"}
+        assert driver.plan_line(manifest) == "3 takes of 2 people, 3 to do, 1 skipped"
         with pytest.raises(InputError, match="not a regular expression"):
             planned(tmp_path / "in", tmp_path / "out", "(")
 

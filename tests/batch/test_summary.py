@@ -1,11 +1,29 @@
 from __future__ import annotations
 
 import csv
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 from nphm_track.batch.manifest import Job, Manifest, State
 from nphm_track.batch.summary import write_summary
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import browser
+
+LOWEST_CONTRAST = """(() => {
+  const numbers = (colour) => colour.match(/[\\d.]+/g).map(Number);
+  const light = (rgb) => rgb.map((c) => c / 255).map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = numbers(getComputedStyle(document.body).backgroundColor).slice(0, 3);
+  return Math.min(...[...document.querySelectorAll("h1, .sums, th, td, a, .state, .error")].map((element) => {
+    const style = getComputedStyle(element), [r, g, b, alpha = 1] = numbers(style.backgroundColor);
+    const behind = light(ground.map((c, i) => alpha * [r, g, b][i] + (1 - alpha) * c));
+    const ink = light(numbers(style.color).slice(0, 3));
+    return (Math.max(ink, behind) + 0.05) / (Math.min(ink, behind) + 0.05);
+  }));
+})()"""
+"""WCAG's contrast of the text that stands out least."""
 
 
 class Page(HTMLParser):
@@ -54,3 +72,20 @@ def test_page_and_table(tmp_path: Path) -> None:
         "120.0",
         "",
     )
+
+
+def test_can_be_read_in_light_and_dark(tmp_path: Path) -> None:
+    jobs = [
+        Job(input=f"{state}.mp4", person="anna", name=state, state=state, error="no face" * (state is State.FAILED))
+        for state in State
+    ]
+    write_summary(tmp_path, Manifest(root=".", jobs=jobs))
+    browser.find_chromium()
+    grounds = set()
+    with browser.Page() as page:
+        for scheme in ("light", "dark"):
+            page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+            page.open((tmp_path / "index.html").as_uri())
+            assert page.ask(LOWEST_CONTRAST) > 4.5, scheme
+            grounds.add(page.ask("getComputedStyle(document.body).backgroundColor"))
+    assert len(grounds) == 2

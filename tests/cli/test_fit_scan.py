@@ -18,13 +18,13 @@ ROW = {"scan": "a.ply", "median_mm": 0.44, "mean_mm": 0.6, "scale": 1000.0, "uni
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path, Path, Any]]:
     seen: list[tuple[str, Path, Path, Any]] = []
 
-    def one(scan: Path, out: Path, *, options: Any, progress: Any) -> dict[str, Any]:
+    def one(scan: Path, out: Path, *, options: Any, overwrite: bool, progress: Any) -> dict[str, Any]:
         seen.append(("one", scan, out, options))
         if scan.name == "wall.ply":
             raise NoFaceError("no face found on the scan")
         return ROW
 
-    def many(scan: Path, out: Path, *, options: Any, progress: Any) -> dict[str, Any]:
+    def many(scan: Path, out: Path, *, options: Any, overwrite: bool, progress: Any) -> dict[str, Any]:
         seen.append(("many", scan, out, options))
         failed = {"name": "b", "state": "failed", "scan": "b.ply", "message": "broken"}
         return {"scans": [{"state": "done", "outlier": True, **ROW}, failed]}

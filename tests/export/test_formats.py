@@ -13,6 +13,8 @@ from nphm_track.errors import InputError, OutputError
 from nphm_track.export import formats
 from nphm_track.export.formats import FORMATS, export
 from nphm_track.export.options import ExportOptions
+from nphm_track.tracking.mesh_stream import StreamWriter
+from nphm_track.tracking.run_folder import MESHES_NPZ
 
 
 @pytest.mark.parametrize("unit, scale", [("mm", 1000), ("cm", 100), ("m", 1)])
@@ -94,6 +96,35 @@ def test_run_without_meshes(made) -> None:
         export(made.run, "glb")
     for name in ("transforms", "colmap", "opencv"):
         export(made.run, name)
+
+
+@pytest.mark.parametrize("name", ["obj", "ply", "glb", "usd", "transforms"])
+def test_missing_meshes_are_told_before_anything_is_written(made, name: str) -> None:
+    for row in (0, 4):
+        made.run.mesh_path(row).unlink()
+    options = ExportOptions(images=name == "transforms")
+    with pytest.raises(InputError, match=r"lacks the meshes of 2 of 5 frames.*track again with --overwrite"):
+        export(made.run, name, options=options)
+    made.run.info.options["mesh_every"] = 4
+    with pytest.raises(InputError, match="track again without --mesh-every"):
+        export(made.run, name, options=options)
+    assert not (made.run.path / "export").exists()
+    for other in ("transforms", "colmap", "opencv"):
+        export(made.run, other)
+
+
+def test_missing_meshes_of_a_stream(made, tmp_path: Path) -> None:
+    run = made.run
+    vertices, faces = run.canonical()
+    frame = run.track.frame[[0, 1, 2, 4]]
+    writer = StreamWriter(tmp_path / "blocks", vertices, faces, frame, np.zeros(4, int))
+    for index in range(4):
+        writer.write(index, vertices)
+    writer.join(run.path / MESHES_NPZ)
+    run.info.options["mesh_format"] = "npz"
+    with pytest.raises(InputError, match="lacks the meshes of 1 of 5 frames"):
+        export(run, "obj")
+    assert not (run.path / "export").exists()
 
 
 def test_run_without_a_head(made) -> None:

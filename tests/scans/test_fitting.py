@@ -9,7 +9,7 @@ import pytest
 import trimesh
 
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.errors import InputError
+from nphm_track.errors import InputError, OutputError
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.heads.registration import Pose
@@ -82,11 +82,12 @@ class TestFolder:
                 "scan": file.name,
                 "scan_sha256": fitting.sha256(file),
                 "head_model_sha256": fitter.model_sha256,
+                "landmarks_sha256": landmarks and fitting.sha256(landmarks),
                 "options": {"steps": fitter.options.steps},
                 "norm_id": 3.0,
                 "norm_ex": 0.4,
             }
-            out.mkdir(parents=True)
+            out.mkdir(parents=True, exist_ok=True)
             (out / "summary.json").write_text(json.dumps(summary))
             return summary
 
@@ -113,9 +114,35 @@ class TestFolder:
         assert fitted == ["c.ply"]
         (folder / "a.ply").write_bytes(b"another scan")
         (tmp_path / "set" / "a" / "summary.json").unlink()
-        (tmp_path / "set" / "a").rmdir()
         fit_folder(folder, tmp_path / "set")
         assert "a.ply" in fitted
+
+    def test_fits_of_other_options_or_scans_are_kept(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:
+        out, other = tmp_path / "set", FitOptions(steps=7)
+        first = fit_folder(folder, out)
+        fitted.clear()
+        (folder / "a.landmarks.json").write_text("{}")
+        with pytest.raises(OutputError, match=r"other options \(landmarks, steps\); pass --overwrite"):
+            fit_folder(folder, out, options=other)
+        (folder / "a.landmarks.json").unlink()
+        (folder / "b.ply").write_bytes(b"another scan")
+        with pytest.raises(OutputError, match=r"b_ply holds the fit of another scan \(b.ply\); choose another with -o"):
+            fit_folder(folder, out, overwrite=True)
+        assert not fitted and json.loads((out / "registrations.json").read_text()) == first
+        (folder / "b.ply").write_bytes(b"b.ply")
+        fit_folder(folder, out, options=other, overwrite=True)
+        assert fitted == ["a.ply", "b.obj", "b.ply", "c.ply"]
+
+    def test_one_scan_is_kept_alike(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:
+        first = fit_scan(folder / "a.ply", tmp_path / "out")
+        assert fit_scan(folder / "a.ply", tmp_path / "out") == first
+        with pytest.raises(OutputError, match=r"other options \(steps\)"):
+            fit_scan(folder / "a.ply", tmp_path / "out", options=FitOptions(steps=7))
+        with pytest.raises(OutputError, match=r"another scan \(a.ply\)"):
+            fit_scan(folder / "b.ply", tmp_path / "out")
+        assert fitted == ["a.ply"]
+        fit_scan(folder / "a.ply", tmp_path / "out", options=FitOptions(steps=7), overwrite=True)
+        assert fitted == ["a.ply"] * 2
 
     def test_refusals(self, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="no scans"):
