@@ -156,7 +156,9 @@ def oracle_maps(
         masks.append(face.astype(np.float32))
     confidence = torch.from_numpy(np.stack(masks))
     stack = (torch.from_numpy(np.stack(values).astype(np.float32)) for values in (normals, points))
-    return GeometryMaps(*stack, confidence, confidence, torch.from_numpy(np.asarray(rois, np.float32)))
+    return GeometryMaps(
+        *stack, confidence, confidence, torch.from_numpy(np.asarray(rois, np.float32)), torch.zeros(len(rois), 3, 8, 8)
+    )
 
 
 def feed_forward(model: NphmDecoder, truth: Truth, rng: np.random.Generator, noise: float) -> tuple[Clip, NDArray]:

@@ -1,16 +1,17 @@
 """Geometry error on real scans rendered with known cameras: every view tracked alone, camera known and unknown.
 
-python benchmarks/scans.py --scan-error FOLDER --out FOLDER [--only lps] [--views r_front] [--refine]
+python benchmarks/scans.py --scan-error FOLDER --out FOLDER [--only lps] [--views r_front] [--refine] [--together]
 
 FOLDER holds cases.json (K, R, t of the views, the scan's seven points and nose tip) and the scans. The posed mesh
 of the one frame is compared; its seven points are the head model's own landmarks. Writes scans.json and scans.md
-(scans_refined with --refine).
+(scans_refined with --refine). With --together all views of a scan are one clip; scans_together, scans_together_refined.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -60,10 +61,10 @@ def write_intrinsics(view: dict[str, Any], size: tuple[int, int], path: Path) ->
     return path
 
 
-def head_points7(model: NphmDecoder, result: Track) -> NDArray[np.float32]:
-    """The head's own seven points [7, 3] in the track's first frame, metres, head space."""
+def head_points7(model: NphmDecoder, result: Track, frame: int = 0) -> NDArray[np.float32]:
+    """The head's own seven points [7, 3] in a frame of the track, metres, head space."""
     carry = LandmarkCarrier(model, torch.from_numpy(result.z_id), [POINTS7_478[name] for name in NAMES7])
-    return carry(torch.from_numpy(result.z_ex[:1]))[0].numpy()
+    return carry(torch.from_numpy(result.z_ex[[frame]]))[0].numpy()
 
 
 def measure(
@@ -81,6 +82,41 @@ def measure(
         "focal_px": float(run.track.K[0, 0]),
         **run.info.quality,
     }
+
+
+def measure_together(
+    model: NphmDecoder, scan: Scan, images: Sequence[Path], intrinsics: Path | None, out: Path, refine: bool
+) -> dict[str, Any]:
+    """Track all images as one clip and compare the mesh of every frame that has one."""
+    clip = out.with_name(out.name + "_clip")
+    clip.mkdir(exist_ok=True)
+    for k, image in enumerate(images):
+        shutil.copyfile(image, clip / f"{k:02d}{image.suffix}")
+    try:
+        run = track(clip, out, intrinsics=intrinsics, overlay=False, refine=refine, overwrite=True)
+    except NphmTrackError as error:
+        return {"failure": str(error)}
+    rows = [k for k in range(len(run.track)) if (out / "meshes" / f"{k:06d}.ply").is_file()]
+    found = [scan.error(*run.mesh(k), head_points7(model, run.track, k)).similarity for k in rows]
+    return {"frames": rows, "median": [e.median for e in found], "mean": [e.mean for e in found]}
+
+
+def markdown_together(facts: dict[str, Any]) -> str:
+    rows = [
+        [r["case"], r["camera"], *((r["failure"],) if "failure" in r else (float(np.mean(r["median"])),))]
+        + ([] if "failure" in r else [float(np.mean(r["mean"])), ", ".join(f"{m:.2f}" for m in r["median"])])
+        for r in facts["results"]
+    ]
+    for camera in CAMERAS:
+        some = [r for r in facts["results"] if r["camera"] == camera and "failure" not in r]
+        if some:
+            rows.append(
+                ["**mean**", camera, *(float(np.mean([np.mean(r[k]) for r in some])) for k in ("median", "mean"))]
+            )
+    columns = ["case", "camera", "median", "mean", "medians of the frames"]
+    return "\n\n".join(
+        [machine_line(facts["machine"]), "All views as one clip, mm after a similarity.", table(columns, rows)]
+    )
 
 
 def markdown(facts: dict[str, Any]) -> str:
@@ -145,6 +181,7 @@ def main() -> None:
     parser.add_argument("--views", nargs="+", help="views to run")
     parser.add_argument("--cameras", nargs="+", choices=CAMERAS, default=CAMERAS)
     parser.add_argument("--refine", action="store_true", help="refine each result")
+    parser.add_argument("--together", action="store_true", help="all views of a scan as one clip")
     args = parser.parse_args()
     prepare_torch()
     cases = json.loads((args.scan_error / "cases.json").read_text(encoding="utf-8"))
@@ -153,6 +190,14 @@ def main() -> None:
     (args.out / "runs").mkdir(parents=True, exist_ok=True)
     for case in args.only or cases:
         scan = load_scan(args.scan_error, cases[case])
+        if args.together:
+            images = [args.scan_error / view["img"] for view in cases[case]["views"]]
+            file = write_intrinsics(cases[case]["views"][0], _size(images[0]), args.out / "runs" / f"{case}.json")
+            for camera in args.cameras:
+                run, own = args.out / "runs" / f"{case}_together_{camera}", file if camera == "known" else None
+                result = measure_together(model, scan, images, own, run, args.refine)
+                facts["results"].append({"case": case, "camera": camera} | result)
+            continue
         for view in cases[case]["views"]:
             if args.views and view["id"] not in args.views:
                 continue
@@ -162,7 +207,8 @@ def main() -> None:
                 run = args.out / "runs" / f"{case}_{view['id']}_{camera}"
                 result = measure(model, scan, image, file if camera == "known" else None, run, args.refine)
                 facts["results"].append({"case": case, "view": view["id"], "camera": camera} | result)
-    save(args.out, "scans_refined" if args.refine else "scans", facts, markdown(facts))
+    name = "scans" + "_together" * args.together + "_refined" * args.refine
+    save(args.out, name, facts, markdown_together(facts) if args.together else markdown(facts))
 
 
 def _size(image: Path) -> tuple[int, int]:

@@ -218,15 +218,15 @@ class _PersonClip(Clip):
             part.evidence(own, GeometryMaps(*(v[where] for v in vars(maps).values())), pixels)
             for part, own, where in self._by_part(rows)
         ]
-        joined = {
-            name: torch.cat([getattr(e, name) for e in found]) for name in ("landmarks", "confidence", "eyes", "times")
-        }
+        landmarks, confidence, eyes, times = (
+            torch.cat([getattr(e, name) for e in found]) for name in ("landmarks", "confidence", "eyes", "times")
+        )
         targets = type(found[0].targets)(
             *(torch.cat([getattr(e.targets, name) for e in found]) for name in vars(found[0].targets))
         )
         start = self.start.rows(torch.from_numpy(rows).to(self.start.z_id.device))
         segments = torch.arange(len(rows), device=self.start.z_id.device)
-        return Evidence(targets=targets, segments=segments, start=start, **joined)
+        return Evidence(targets, landmarks, confidence, eyes, times, segments, start)
 
     def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
         found = [part.maps(own, predictor) for part, own, _ in self._by_part(rows)]

@@ -26,3 +26,5 @@ class GeometryMaps:
     rois: Tensor
     """[B, 5] the crop's region in the frame (``faces.roi``): centre x, y, width, height, rotation; pixels of the
     original frame."""
+    crops: Tensor
+    """[B, 3, m, m] 0..1, the pictures the networks looked at, of the same regions."""

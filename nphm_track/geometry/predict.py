@@ -46,7 +46,7 @@ class GeometryPredictor:
             points = (points + side * out["points"].flip(-1)) / 2
             sure_n = (sure_n + out["normal_logit"].sigmoid().flip(-1)) / 2
             sure_p = (sure_p + out["point_logit"].sigmoid().flip(-1)) / 2
-        return GeometryMaps(normals.permute(0, 2, 3, 1), points.permute(0, 2, 3, 1), sure_n, sure_p, rois)
+        return GeometryMaps(normals.permute(0, 2, 3, 1), points.permute(0, 2, 3, 1), sure_n, sure_p, rois, crop)
 
     def _mirrored(self, crop: Tensor, maps: Tensor) -> tuple[Tensor, dict[int, Tensor], Tensor]:
         """The inputs of the mirrored faces. Head space mirrors along x, and so do the landmark maps drawn in it."""

@@ -47,14 +47,27 @@ class LandmarkRows:
 class Landmarks:
     """The landmarks of one head in any expression."""
 
-    def __init__(self, model: NphmDecoder, space: CodeSpace) -> None:
-        self.model, self.space = PointDecoder.of(model), space
+    def __init__(self, model: NphmDecoder, space: CodeSpace, points: tuple[int, ...] = POINTS) -> None:
+        """``points``: the L landmarks wanted, those of ``POINTS`` first."""
+        self.model, self.space, self.points = PointDecoder.of(model), space, points
         self._carrier: LandmarkCarrier | None = None
 
     def carry(self, z_id: Tensor, z_ex: Tensor) -> Tensor:
         """Landmarks [B, L, 3], metres, head space, for z_id [D_id] and z_ex [B, D_ex]."""
-        if self._carrier is None or self._carrier.z_id is not z_id:
-            self._carrier = LandmarkCarrier(self.model, z_id, POINTS)
+        return self._carried(z_id, z_ex, self.points)
+
+    def ahead(self, rows: LandmarkRows, code: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
+        """Landmarks [B, L, 3] after a step of the code weights [B, C] to z_id and z_ex, good enough to start from.
+
+        The compared ones are carried afresh: followed from step to step, lips that touch would change places.
+        """
+        n = len(POINTS)
+        foretold = rows.points[:, n:] + (rows.by_code[:, n:] @ code[:, None, :, None])[..., 0]
+        return torch.cat([self._carried(z_id, z_ex, POINTS), foretold], 1)
+
+    def _carried(self, z_id: Tensor, z_ex: Tensor, points: tuple[int, ...]) -> Tensor:
+        if self._carrier is None or self._carrier.z_id is not z_id or self._carrier.count != len(points):
+            self._carrier = LandmarkCarrier(self.model, z_id, points)
         return torch.cat([self._carrier(part) for part in z_ex.split(64)])
 
     @torch.enable_grad()
@@ -78,7 +91,7 @@ class Landmarks:
         with torch.no_grad():
             jacobian = torch.stack([row[0] for row in rows], 1)  # [B L, 3, 3]
             jacobian = jacobian + 1e-6 * torch.eye(3, dtype=x.dtype, device=x.device)
-            canonical = self.model.landmarks(z_id)[list(POINTS)].repeat(B, 1)
+            canonical = self.model.landmarks(z_id)[list(self.points)].repeat(B, 1)
             code = [-torch.stack([row[k + 1] for row in rows], 1) @ basis for k, basis in enumerate(bases)]
             if identity:
                 code[0] += self._canonical_by_identity().repeat(B, 1, 1)
@@ -93,4 +106,4 @@ class Landmarks:
         """[L, 3, k]: the landmarks of the canonical head are linear in the code."""
         zero = torch.zeros_like(self.space.identity[:, 0])
         moved = self.model.landmarks(self.space.identity.mT) - self.model.landmarks(zero)
-        return moved[:, list(POINTS)].permute(1, 2, 0)
+        return moved[:, list(self.points)].permute(1, 2, 0)

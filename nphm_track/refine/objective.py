@@ -36,6 +36,10 @@ class Weights(BaseModel):
     landmark_evidence: float = Field(
         default=60, ge=0, description="independent landmarks a frame, half of those compared"
     )
+    track_evidence: float = Field(
+        default=400, ge=0, description="a frame, at most 1 a point followed: patches hardly wider than apart"
+    )
+    slide: float = Field(default=0.004, gt=0, description="metres that a followed point may lie beside its name")
     outlier: float = Field(default=3.0, gt=0, description="standard deviations beyond which an error counts linearly")
     identity_sigma: float = Field(
         default=0.7, gt=0, description="of the feed-forward identity, in spreads of the prior"
@@ -134,6 +138,57 @@ def landmark_term(
     share = confidence * (w.landmark_evidence / confidence.shape[1])
     sigma = (w.landmark_sigma * eyes)[:, None, None]
     return _vector_rows((pixels - target) / sigma, jacobian / sigma[..., None], share, w.outlier)
+
+
+@dataclass(frozen=True)
+class TrackRows:
+    """The term of N points followed through B frames, each of which slides on the skin as suits all frames best.
+
+    Attributes:
+        rows: as if the slides were known.
+        coupling: [N, 2, B, C] what the unknown slides take away from the normal equations, as factors: the matrix of
+            all frames' columns falls by the sum over points of ``coupling``' ``coupling``.
+    """
+
+    rows: Rows
+    coupling: Tensor
+
+
+def track_term(
+    pixels: Tensor,
+    jacobian: Tensor,
+    target: Tensor,
+    whiten: Tensor,
+    slide: Tensor,
+    confidence: Tensor,
+    w: Weights,
+) -> TrackRows:
+    """Robust distance of projected and followed points, less the slide that each point makes in all frames.
+
+    Args:
+        pixels, target: [B, N, 2] px. jacobian: [B, N, 2, C].
+        whiten, slide: [B, N, 2, 2] from pixels and from a slide in metres to standard deviations, 0 where not seen.
+        confidence: [B] of the frames.
+    """
+    seen = (slide != 0).flatten(2).any(-1)
+    each = min(1.0, w.track_evidence / seen.shape[1])
+    share = each * confidence[:, None] * seen
+    distance = (whiten @ (pixels - target)[..., None])[..., 0]
+    slope = torch.ones_like(share)
+    prior = torch.eye(2).to(slide) * (each / w.slide**2)
+    for _ in range(5):  # of the reweighting; the last weights and slides belong together
+        weight = share * slope
+        weighted = slide * weight[..., None, None]
+        gram = (weighted.mT @ slide).sum(0) + prior
+        moved = torch.linalg.solve(gram, (weighted.mT @ distance[..., None]).sum(0))  # [N, 2, 1]
+        residual = distance - (slide @ moved)[..., 0]
+        value, slope = charbonnier(residual.square().sum(-1), w.outlier)
+    J = whiten @ jacobian
+    mixed = torch.einsum("bnij,bnic->njbc", weighted, J)
+    weight = weight[..., None].expand_as(residual)
+    coupling = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), mixed.flatten(2), upper=False).view_as(mixed)
+    energy = 0.5 * (share * value).sum(1) + 0.5 * (moved[..., 0] @ prior * moved[..., 0]).sum() / len(share)
+    return TrackRows(Rows(residual.flatten(1), J.flatten(1, 2), weight.flatten(1), energy), coupling)
 
 
 @dataclass(frozen=True)

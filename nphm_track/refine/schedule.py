@@ -1,9 +1,10 @@
 """The refinement's order of work: identity and focal length on key frames, then all frames window by window.
 
 Poses move first, alone: they are what a new camera or head shifts most, and points tell them at once. Pixels go from
-few to many. Windows overlap; the end of one is solved again with the next, whose first frames are held to the last two
-settled ones, so the result has no seams and memory does not grow with the clip. A window starts from the feed-forward
-state, not from its neighbour's: a resumed run is the same as an undisturbed one.
+few to many. Once the head is about right, points of the skin are followed through the key frames (``tracks``). Windows
+overlap; the end of one is solved again with the next, whose first frames are held to the last two settled ones, so the
+result has no seams and memory does not grow with the clip. A window starts from the feed-forward state, not from its
+neighbour's: a resumed run is the same as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from nphm_track.conventions import MODEL_UNIT, N_LANDMARKS
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip, Head, MapSource, hidden
 from nphm_track.refine.codes import CodeSpace, State
 from nphm_track.refine.landmarks import Landmarks
@@ -27,6 +30,7 @@ from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, pixel_rays, rays_of
 from nphm_track.refine.solver import Evidence, Free, Problem, Working, optimise
 from nphm_track.refine.surface import Renderer, SurfaceRenderer
+from nphm_track.refine.tracks import Follower
 from nphm_track.refine.volume import VolumeRenderer
 
 RENDERERS: dict[str, Callable[[NphmDecoder, CodeSpace], Renderer]] = {
@@ -47,6 +51,7 @@ class Settings(BaseModel):
         default=False,
         description="Solve the focal length too; the landmarks of the whole clip know it better than a few key frames.",
     )
+    track_points: int = Field(default=400, ge=0, description="Points of the skin followed through the key frames.")
     local_spread: float = Field(
         default=0.1,
         ge=0,
@@ -148,6 +153,10 @@ class Refiner:
         self.space = CodeSpace.of(model, settings.local_spread)
         self.renderer = RENDERERS[settings.renderer](model, self.space)
         self.landmarks = Landmarks(model, self.space)
+        self.follower: Follower | None = None
+        if settings.track_points and len(known_landmarks(model)) == N_LANDMARKS:
+            self.follower = Follower(model.mean_landmarks * MODEL_UNIT, settings.track_points)
+            self.marks = Landmarks(model, self.space, self.follower.marks)
         self.head: Head | None = None
 
     # -- identity and camera -------------------------------------------------------------------------------------------
@@ -162,16 +171,23 @@ class Refiner:
         maps = self.maps(rows)
         evidence = self.clip.evidence(rows, maps, s.identity_pixels, apart=True)
         state = evidence.start
+        at: Working | None = None
         nobody = torch.zeros(len(rows), dtype=torch.bool, device=state.R.device)
         poses = Free(identity=False, focal=False, expression=False, settled=nobody)
         everything = Free(identity=identity, focal=focal, expression=True, settled=nobody)
+        follower = self.follower if identity and len(rows) > 1 else None
         for pixels, phases in (
             (s.fine, ((poses, s.pose_steps), (everything, s.identity_steps))),
-            (s.identity_pixels, ((everything, s.identity_steps),)),
+            *((s.identity_pixels, ((everything, s.identity_steps),)),) * (2 if follower else 1),
         ):
+            if at is not None and follower is not None:
+                marks = self.marks.carry(state.z_id, state.z_ex)
+                seen = maps.crops, maps.rois, self.clip.camera
+                evidence = replace(evidence, tracks=follower(*seen, state, marks, evidence.confidence))
             head = Head(self.model, state.z_id)
             at = self._stage(state, evidence, maps, pixels, (head, head.posed(state.z_ex)), *phases)
             state = at.state
+        assert at is not None
         return state, self._records(at, evidence) if len(self.clip) == 1 else None
 
     def settle_person(self, z_id: Tensor, K: Tensor) -> None:
@@ -222,9 +238,10 @@ class Refiner:
         at: Working | None = None
         depth, identity = seen.depth.view_as(depth), False
         for free, steps in phases:
-            problem = Problem(self.renderer, self.landmarks, self.space, part, self.settings.weights, free)
+            landmarks = self.landmarks if part.tracks is None else self.marks
+            problem = Problem(self.renderer, landmarks, self.space, part, self.settings.weights, free)
             if at is None or free.identity != identity:  # the rows of the phase before lack columns
-                at = problem.linearise(state, depth, self.landmarks.carry(state.z_id, state.z_ex))
+                at = problem.linearise(state, depth, landmarks.carry(state.z_id, state.z_ex))
             at = optimise(problem, at, steps, self.settings.tolerance)[0]
             state, depth, identity = at.state, at.depth, free.identity
         assert at is not None
@@ -305,15 +322,16 @@ class Look:
 
 
 def key_frames(clip: Clip, count: int) -> NDArray[np.int64]:
-    """At most ``count`` rows for the identity: sure, still (a moving head is blurred), and turned as differently as the
-    clip has them."""
+    """At most ``count`` rows for the identity: sure, still (a moving head is blurred) where there are more than enough,
+    and turned as differently as the clip has them."""
     R, t = clip.start.R.cpu().numpy(), clip.start.t.cpu().numpy()
     looks = np.concatenate([R[:, :, 2], t[:, 2:] / np.median(t[:, 2])], 1)
     speed = np.zeros(len(clip))
     if len(clip) > 2:
         speed = np.linalg.norm(np.gradient(looks, clip.times, axis=0), axis=1)
     sure = clip.confidence >= 0.7 * np.quantile(clip.confidence, 0.9)
-    usable = np.flatnonzero(sure & (speed <= np.quantile(speed[sure], 0.7)))
+    still = speed <= np.quantile(speed[sure], 0.7)
+    usable = np.flatnonzero(sure & still if sure.sum() > count else sure)
     nearest = np.full(len(usable), np.inf)
     chosen = [int(np.argmax(R[usable, 2, 2] * -1))]
     while len(chosen) < min(count, len(usable)):

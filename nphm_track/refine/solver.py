@@ -15,10 +15,11 @@ from torch import Tensor
 
 from nphm_track.refine import objective
 from nphm_track.refine.codes import CodeSpace, State, Step, cross_matrix
-from nphm_track.refine.landmarks import LandmarkRows, Landmarks, point_weights
-from nphm_track.refine.objective import Rows, Weights
+from nphm_track.refine.landmarks import POINTS, LandmarkRows, Landmarks, point_weights
+from nphm_track.refine.objective import Rows, TrackRows, Weights
 from nphm_track.refine.pixels import Targets, camera_directions, pixel_rays, rays_of
 from nphm_track.refine.surface import Renderer, SeenRows
+from nphm_track.refine.tracks import Tracks
 
 DAMPING, MAX_DAMPING = 1e-3, 1e3
 LEAST_KEPT = 0.9
@@ -37,6 +38,7 @@ class Evidence:
         eyes: [B] distance of the outer eye corners, px.
         times: [B] s; segments: [B] shots.
         start: the feed-forward state of these frames.
+        tracks: points of the skin followed through them, or None.
     """
 
     targets: Targets
@@ -46,6 +48,7 @@ class Evidence:
     times: Tensor
     segments: Tensor
     start: State
+    tracks: Tracks | None = None
 
 
 @dataclass(frozen=True)
@@ -97,10 +100,7 @@ class Problem:
         return Working(state, seen.depth.view(B, N), seen, marks)
 
     def ahead(self, at: Working, step: Step) -> Working:
-        """Linearised after a step, from the depths that the rows foretell.
-
-        Landmarks are carried afresh: followed from step to step, lips that touch would change places.
-        """
+        """Linearised after a step, from the depths that the rows foretell."""
         B, N = at.depth.shape
         state = at.state.moved(self.space, step)
         pose = torch.cat([step.log_focal.expand(B, 1), step.pose], -1)[:, None, :, None]
@@ -108,7 +108,7 @@ class Problem:
         code = torch.cat([step.identity.expand(B, -1)[:, : self.k], step.expression], -1).float()
         moved = (at.seen.depth_ray.view(B, N, 6) * ray).sum(-1)
         moved += (at.seen.depth_code.view(B, N, -1) @ code[..., None])[..., 0]
-        marks = self.landmarks.carry(state.z_id, state.z_ex)
+        marks = self.landmarks.ahead(at.landmarks, code, state.z_id, state.z_ex)
         return self.linearise(state, at.depth + moved.clamp(-MAX_MOVE, MAX_MOVE), marks)
 
     def terms(self, at: Working, usable: Tensor) -> dict[str, Rows]:
@@ -139,9 +139,10 @@ class Problem:
             "landmarks": self._landmark_term(at),
         }
 
-    def _landmark_term(self, at: Working) -> Rows:
-        state, e = at.state, self.evidence
-        turned = at.landmarks.points.double() @ state.R.mT  # [B, L, 3]
+    def _projected(self, at: Working, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels [B, I, 2] of the landmarks ``index`` [I] and their derivative [B, I, 2, C]."""
+        state = at.state
+        turned = at.landmarks.points[:, index].double() @ state.R.mT  # [B, I, 3]
         camera = turned + state.t[:, None]
         z = camera[..., 2:].clamp_min(1e-3)
         focal, centre = state.K[[0, 1], [0, 1]], state.K[:2, 2]
@@ -149,17 +150,26 @@ class Problem:
         to_pixels = camera.new_zeros(*camera.shape[:2], 2, 3)
         to_pixels[..., [0, 1], [0, 1]] = focal / z
         to_pixels[..., :, 2] = -xy * focal / z
-        code = to_pixels @ (state.R[:, None] @ at.landmarks.by_code.double())
+        code = to_pixels @ (state.R[:, None] @ at.landmarks.by_code[:, index].double())
         pose = torch.cat([(xy * focal)[..., None], -to_pixels @ cross_matrix(turned), to_pixels], -1)
-        share = e.confidence.double()[:, None] * point_weights().to(camera)
+        return xy * focal + centre, self._columns(code, pose)
+
+    def _landmark_term(self, at: Working) -> Rows:
+        e = self.evidence
+        pixels, jacobian = self._projected(at, torch.arange(len(POINTS)))
+        share = e.confidence.double()[:, None] * point_weights().to(pixels)
         known = e.landmarks.isfinite().all(-1)
         return objective.landmark_term(
-            xy * focal + centre,
-            self._columns(code, pose),
-            e.landmarks.nan_to_num(0.0),
-            share * known,
-            e.eyes,
-            self.weights,
+            pixels, jacobian, e.landmarks.nan_to_num(0.0), share * known, e.eyes, self.weights
+        )
+
+    def _track_term(self, at: Working) -> TrackRows | None:
+        e, tracks = self.evidence, self.evidence.tracks
+        if tracks is None:
+            return None
+        pixels, jacobian = self._projected(at, torch.tensor([self.landmarks.points.index(p) for p in tracks.points]))
+        return objective.track_term(
+            pixels, jacobian, tracks.pixels, tracks.whiten, tracks.slide, e.confidence.double(), self.weights
         )
 
     def _columns(self, code: Tensor, pose: Tensor) -> Tensor:
@@ -187,6 +197,8 @@ class Problem:
         """The objective; ``usable`` [B, N] are the pixels that count."""
         shared, frames = self._pulls(at.state)
         parts = [rows.energy for rows in self.terms(at, usable).values()]
+        if (tracks := self._track_term(at)) is not None:
+            parts.append(tracks.rows.energy)
         parts += [shared[2], frames[2], *(part[2] for part in self._temporal(at.state))]
         return sum(float(part.sum()) for part in parts)
 
@@ -224,7 +236,10 @@ class Problem:
 
     def _data_equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
         """Rows have columns [identity, focal, their frame's]: the shared ones are summed, the frame's form blocks."""
+        tracks = self._track_term(at)
         parts = [rows.normal_equations() for rows in self.terms(at, usable).values()]
+        if tracks is not None:
+            parts.append(tracks.rows.normal_equations())
         H, g = torch.stack([p[0] for p in parts]).sum(0), torch.stack([p[1] for p in parts]).sum(0)
         S, P = self.k + 1, self.e + 6
         B = len(H)
@@ -234,6 +249,10 @@ class Problem:
         matrix[S:, :S] = matrix[:S, S:].mT
         frame = torch.arange(B, device=H.device)
         matrix[S:, S:].view(B, P, B, P)[frame, :, frame] = H[:, S:, S:]
+        if tracks is not None:
+            shared, own = tracks.coupling[..., :S].sum(2), tracks.coupling[..., S:].flatten(2)
+            factors = torch.cat([shared, own], -1).flatten(0, 1)  # [2 N, S + B P]
+            matrix -= factors.mT @ factors
         return matrix, gradient
 
     def _pulls(self, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:

@@ -62,4 +62,5 @@ class ClipMaps:
     def _blank(self) -> tuple[Tensor, ...]:
         n = len(next(iter(self._kept.values()))[0]) if self._kept else 8
         zero, vectors = torch.zeros(n, n), torch.zeros(n, n, 3)
-        return vectors, vectors, zero, zero, torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])
+        m = len(next(iter(self._kept.values()))[5][0]) if self._kept else 8
+        return vectors, vectors, zero, zero, torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]), torch.zeros(3, m, m)

@@ -90,7 +90,9 @@ def maps(camera: Intrinsics, frames: int) -> GeometryMaps:
     width, height = camera.size
     rois = torch.tensor([[0.4 * width, 0.5 * height, 0.3 * width, 0.3 * width, 0.2]]).repeat(frames, 1).double()
     vectors = torch.randn(*shape, 3, generator=generator)
-    return GeometryMaps(vectors, vectors, torch.rand(shape, generator=generator), torch.rand(shape), rois)
+    return GeometryMaps(
+        vectors, vectors, torch.rand(shape, generator=generator), torch.rand(shape), rois, torch.zeros(frames, 3, 8, 8)
+    )
 
 
 def test_rays_are_those_of_each_takes_camera(parts: list[_Part]) -> None:
@@ -106,6 +108,7 @@ def test_rays_are_those_of_each_takes_camera(parts: list[_Part]) -> None:
         *(torch.cat([getattr(m, name) for m in theirs]) for name in ("normals", "points")),
         *(torch.cat([getattr(m, name) for m in theirs]) for name in ("normal_confidence", "point_confidence")),
         torch.cat(moved),
+        torch.cat([m.crops for m in theirs]),
     )
     found = person.evidence(rows, joined, 20, apart=True)
     assert len(found.landmarks) == len(rows) and len(set(found.segments.tolist())) == len(rows)

@@ -30,7 +30,7 @@ def maps(n: int) -> GeometryMaps:
     points = torch.rand(2, n, n, 3, generator=torch.Generator().manual_seed(0))
     sure = torch.zeros(2, n, n)
     sure[:, n // 4 : -n // 4, n // 4 : -n // 4] = 1
-    return GeometryMaps(normals, points, sure, sure, torch.from_numpy(ROIS))
+    return GeometryMaps(normals, points, sure, sure, torch.from_numpy(ROIS), torch.zeros(2, 3, 8, 8))
 
 
 def test_crops_follow_the_rules_of_faces_roi() -> None:

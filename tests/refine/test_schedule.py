@@ -76,7 +76,7 @@ def perfect_maps(person: Any, head: Head, truth: State) -> GeometryMaps:
     sure = (seen.valid & hit.flatten()).float().view(T, CELLS, CELLS)
     assert sure.mean() > 0.5
     shape = (T, CELLS, CELLS, 3)
-    return GeometryMaps(seen.normal.view(shape), points.view(shape), sure, sure, roi)
+    return GeometryMaps(seen.normal.view(shape), points.view(shape), sure, sure, roi, torch.zeros(T, 3, 32, 32))
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,9 @@ def test_maps_are_predicted_once_and_read_forward() -> None:
         asked.extend(rows.tolist())
         value = torch.tensor([float(image[0, 0, 0]) for image in images])[:, None, None].expand(-1, 4, 4)
         vector = value[..., None].expand(-1, -1, -1, 3)
-        return GeometryMaps(vector, vector, value, value, torch.zeros(len(images), 5))
+        return GeometryMaps(
+            vector, vector, value, value, torch.zeros(len(images), 5), torch.zeros(len(images), 3, 8, 8)
+        )
 
     source: Any = Frames()
     positions = np.array([0, 1, 2, 4, 5, 6, 7])
