@@ -25,7 +25,7 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip, Head, MapSource, hidden
 from nphm_track.refine.codes import CodeSpace, State
-from nphm_track.refine.landmarks import Landmarks
+from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, pixel_rays, rays_of
 from nphm_track.refine.solver import Evidence, Free, Problem, Working, optimise
@@ -158,6 +158,7 @@ class Refiner:
             self.follower = Follower(model.mean_landmarks * MODEL_UNIT, settings.track_points)
             self.marks = Landmarks(model, self.space, self.follower.marks)
         self.head: Head | None = None
+        self.growth = 1.0
 
     # -- identity and camera -------------------------------------------------------------------------------------------
     def solve_person(self) -> tuple[State, np.ndarray | None]:
@@ -191,8 +192,12 @@ class Refiner:
         return state, self._records(at, evidence) if len(self.clip) == 1 else None
 
     def settle_person(self, z_id: Tensor, K: Tensor) -> None:
-        """From here on identity and camera are constants."""
-        self.clip = replace(self.clip, start=replace(self.clip.start, z_id=z_id, K=K))
+        """From here on identity and camera are constants. A head that has grown is as much farther away: poses start
+        from there."""
+        start, marks = self.clip.start, list(POINTS)
+        old, new = (self.model.landmarks(z)[marks].std(0).norm() for z in (start.z_id, z_id))
+        self.growth = float(new / old * K[0, 0] / start.K[0, 0])
+        self.clip = replace(self.clip, start=replace(start, z_id=z_id, K=K, t=start.t * self.growth))
         self.head = Head(self.model, z_id)
 
     # -- windows -------------------------------------------------------------------------------------------------------
@@ -251,7 +256,8 @@ class Refiner:
     def _records(self, at: Working, evidence: Evidence) -> np.ndarray:
         """What became of the frames; those that got worse go back to the feed-forward expression and pose, unless these
         are worse still on the refined head."""
-        start = replace(evidence.start, z_id=self.feed_forward.z_id, K=self.feed_forward.K)
+        before_t = evidence.start.t / self.growth
+        start = replace(evidence.start, z_id=self.feed_forward.z_id, K=self.feed_forward.K, t=before_t)
         back = replace(evidence.start, z_id=at.state.z_id, K=at.state.K)
         some = replace(evidence, targets=evidence.targets.first(self.settings.coarse))
         places = self._places(at, some.targets)
@@ -261,7 +267,7 @@ class Refiner:
         worse = (now > was) & (then < now)
         records = np.zeros(len(worse), frame_dtype(self.model.config.expression_dim))
         for name in ("z_ex", "R", "t"):
-            new, old = getattr(at.state, name).cpu().numpy(), getattr(start, name).cpu().numpy()
+            new, old = getattr(at.state, name).cpu().numpy(), getattr(back, name).cpu().numpy()
             records[name] = np.where(worse.reshape(-1, *[1] * (new.ndim - 1)), old, new)
         records["before"], records["after"] = before, np.where(worse[:, None], fallback, after)
         records["rolled_back"] = worse
