@@ -70,15 +70,18 @@ class Rows:
         jacobian: [B, M, C] by the local columns: identity, log focal, expression, rotation, translation.
         weight: [B, M] evidence times robust weight.
         energy: [B] the term's share of the negative log posterior.
+        coupling: [Q, B, C] or None; what eliminated unknowns take away from the matrix of all frames' columns:
+            the sum over Q of the outer products of its rows.
     """
 
     residual: Tensor
     jacobian: Tensor
     weight: Tensor
     energy: Tensor
+    coupling: Tensor | None = None
 
     def normal_equations(self) -> tuple[Tensor, Tensor]:
-        """Gauss-Newton matrix [B, C, C] and gradient [B, C]."""
+        """Gauss-Newton matrix [B, C, C], before ``coupling``, and gradient [B, C]."""
         weighted = self.jacobian * self.weight[..., None]
         return weighted.mT @ self.jacobian, (weighted.mT @ self.residual[..., None])[..., 0]
 
@@ -140,20 +143,6 @@ def landmark_term(
     return _vector_rows((pixels - target) / sigma, jacobian / sigma[..., None], share, w.outlier)
 
 
-@dataclass(frozen=True)
-class TrackRows:
-    """The term of N points followed through B frames, each of which slides on the skin as suits all frames best.
-
-    Attributes:
-        rows: as if the slides were known.
-        coupling: [N, 2, B, C] what the unknown slides take away from the normal equations, as factors: the matrix of
-            all frames' columns falls by the sum over points of ``coupling``' ``coupling``.
-    """
-
-    rows: Rows
-    coupling: Tensor
-
-
 def track_term(
     pixels: Tensor,
     jacobian: Tensor,
@@ -162,8 +151,8 @@ def track_term(
     slide: Tensor,
     confidence: Tensor,
     w: Weights,
-) -> TrackRows:
-    """Robust distance of projected and followed points, less the slide that each point makes in all frames.
+) -> Rows:
+    """Robust distance of projected and followed points, less the slide of each point that suits all frames best.
 
     Args:
         pixels, target: [B, N, 2] px. jacobian: [B, N, 2, C].
@@ -188,7 +177,7 @@ def track_term(
     weight = weight[..., None].expand_as(residual)
     coupling = torch.linalg.solve_triangular(torch.linalg.cholesky(gram), mixed.flatten(2), upper=False).view_as(mixed)
     energy = 0.5 * (share * value).sum(1) + 0.5 * (moved[..., 0] @ prior * moved[..., 0]).sum() / len(share)
-    return TrackRows(Rows(residual.flatten(1), J.flatten(1, 2), weight.flatten(1), energy), coupling)
+    return Rows(residual.flatten(1), J.flatten(1, 2), weight.flatten(1), energy, coupling.flatten(0, 1))
 
 
 @dataclass(frozen=True)

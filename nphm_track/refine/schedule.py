@@ -153,7 +153,7 @@ class Refiner:
         self.space = CodeSpace.of(model, settings.local_spread)
         self.renderer = RENDERERS[settings.renderer](model, self.space)
         self.landmarks = Landmarks(model, self.space)
-        self.follower: Follower | None = None
+        self.follower, self.marks = None, self.landmarks
         if settings.track_points and len(known_landmarks(model)) == N_LANDMARKS:
             self.follower = Follower(model.mean_landmarks * MODEL_UNIT, settings.track_points)
             self.marks = Landmarks(model, self.space, self.follower.marks)
@@ -177,10 +177,9 @@ class Refiner:
         poses = Free(identity=False, focal=False, expression=False, settled=nobody)
         everything = Free(identity=identity, focal=focal, expression=True, settled=nobody)
         follower = self.follower if identity and len(rows) > 1 else None
-        for pixels, phases in (
-            (s.fine, ((poses, s.pose_steps), (everything, s.identity_steps))),
-            *((s.identity_pixels, ((everything, s.identity_steps),)),) * (2 if follower else 1),
-        ):
+        last = s.identity_pixels, ((everything, s.identity_steps),)
+        rounds = [(s.fine, ((poses, s.pose_steps), (everything, s.identity_steps))), *[last] * (2 if follower else 1)]
+        for pixels, phases in rounds:
             if at is not None and follower is not None:
                 marks = self.marks.carry(state.z_id, state.z_ex)
                 seen = maps.crops, maps.rois, self.clip.camera
@@ -256,8 +255,8 @@ class Refiner:
     def _records(self, at: Working, evidence: Evidence) -> np.ndarray:
         """What became of the frames; those that got worse go back to the feed-forward expression and pose, unless these
         are worse still on the refined head."""
-        before_t = evidence.start.t / self.growth
-        start = replace(evidence.start, z_id=self.feed_forward.z_id, K=self.feed_forward.K, t=before_t)
+        first = self.feed_forward
+        start = replace(evidence.start, z_id=first.z_id, K=first.K, t=evidence.start.t / self.growth)
         back = replace(evidence.start, z_id=at.state.z_id, K=at.state.K)
         some = replace(evidence, targets=evidence.targets.first(self.settings.coarse))
         places = self._places(at, some.targets)

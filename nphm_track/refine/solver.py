@@ -16,7 +16,7 @@ from torch import Tensor
 from nphm_track.refine import objective
 from nphm_track.refine.codes import CodeSpace, State, Step, cross_matrix
 from nphm_track.refine.landmarks import POINTS, LandmarkRows, Landmarks, point_weights
-from nphm_track.refine.objective import Rows, TrackRows, Weights
+from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.pixels import Targets, camera_directions, pixel_rays, rays_of
 from nphm_track.refine.surface import Renderer, SeenRows
 from nphm_track.refine.tracks import Tracks
@@ -137,6 +137,7 @@ class Problem:
                 points, dx, targets.points.double(), targets.point_weight.double() * usable, w
             ),
             "landmarks": self._landmark_term(at),
+            **self._track_term(at),
         }
 
     def _projected(self, at: Working, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,14 +164,14 @@ class Problem:
             pixels, jacobian, e.landmarks.nan_to_num(0.0), share * known, e.eyes, self.weights
         )
 
-    def _track_term(self, at: Working) -> TrackRows | None:
-        e, tracks = self.evidence, self.evidence.tracks
+    def _track_term(self, at: Working) -> dict[str, Rows]:
+        tracks, w = self.evidence.tracks, self.weights
         if tracks is None:
-            return None
-        pixels, jacobian = self._projected(at, torch.tensor([self.landmarks.points.index(p) for p in tracks.points]))
-        return objective.track_term(
-            pixels, jacobian, tracks.pixels, tracks.whiten, tracks.slide, e.confidence.double(), self.weights
-        )
+            return {}
+        pixels, jacobian = self._projected(at, tracks.index)
+        confidence = self.evidence.confidence.double()
+        found = tracks.pixels, tracks.whiten, tracks.slide
+        return {"tracks": objective.track_term(pixels, jacobian, *found, confidence, w)}
 
     def _columns(self, code: Tensor, pose: Tensor) -> Tensor:
         """Columns identity, log focal, expression, rotation, translation of code rows and [log focal, pose] rows."""
@@ -197,8 +198,6 @@ class Problem:
         """The objective; ``usable`` [B, N] are the pixels that count."""
         shared, frames = self._pulls(at.state)
         parts = [rows.energy for rows in self.terms(at, usable).values()]
-        if (tracks := self._track_term(at)) is not None:
-            parts.append(tracks.rows.energy)
         parts += [shared[2], frames[2], *(part[2] for part in self._temporal(at.state))]
         return sum(float(part.sum()) for part in parts)
 
@@ -236,10 +235,8 @@ class Problem:
 
     def _data_equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
         """Rows have columns [identity, focal, their frame's]: the shared ones are summed, the frame's form blocks."""
-        tracks = self._track_term(at)
-        parts = [rows.normal_equations() for rows in self.terms(at, usable).values()]
-        if tracks is not None:
-            parts.append(tracks.rows.normal_equations())
+        terms = self.terms(at, usable).values()
+        parts = [rows.normal_equations() for rows in terms]
         H, g = torch.stack([p[0] for p in parts]).sum(0), torch.stack([p[1] for p in parts]).sum(0)
         S, P = self.k + 1, self.e + 6
         B = len(H)
@@ -249,9 +246,8 @@ class Problem:
         matrix[S:, :S] = matrix[:S, S:].mT
         frame = torch.arange(B, device=H.device)
         matrix[S:, S:].view(B, P, B, P)[frame, :, frame] = H[:, S:, S:]
-        if tracks is not None:
-            shared, own = tracks.coupling[..., :S].sum(2), tracks.coupling[..., S:].flatten(2)
-            factors = torch.cat([shared, own], -1).flatten(0, 1)  # [2 N, S + B P]
+        for coupling in (rows.coupling for rows in terms if rows.coupling is not None):
+            factors = torch.cat([coupling[..., :S].sum(1), coupling[..., S:].flatten(1)], -1)  # [Q, S + B P]
             matrix -= factors.mT @ factors
         return matrix, gradient
 

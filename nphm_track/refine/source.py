@@ -60,7 +60,9 @@ class ClipMaps:
         raise IndexError(f"the clip ends before frame {position}")
 
     def _blank(self) -> tuple[Tensor, ...]:
-        n = len(next(iter(self._kept.values()))[0]) if self._kept else 8
-        zero, vectors = torch.zeros(n, n), torch.zeros(n, n, 3)
-        m = len(next(iter(self._kept.values()))[5][0]) if self._kept else 8
-        return vectors, vectors, zero, zero, torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0]), torch.zeros(3, m, m)
+        """The maps of a frame in which nobody is seen, of the others' size."""
+        like = next(iter(self._kept.values()), None)
+        if like is None:
+            like = (*(torch.empty(8, 8, 3),) * 2, *(torch.empty(8, 8),) * 2, torch.empty(5), torch.empty(3, 8, 8))
+        empty = dict(zip((f.name for f in fields(GeometryMaps)), map(torch.zeros_like, like), strict=True))
+        return tuple((empty | {"rois": torch.tensor([0.0, 0.0, 1.0, 1.0, 0.0])}).values())

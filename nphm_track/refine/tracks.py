@@ -7,10 +7,11 @@ networks believe. A point may slide on the skin, the same way in all frames: wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from nphm_track.cameras.intrinsics import Intrinsics
@@ -48,13 +49,13 @@ class Tracks:
     """Where N points are seen in B frames.
 
     Attributes:
-        points: the landmarks that are followed.
+        index: [N] which of the landmarks that a head is asked for (``Follower.marks``) are followed.
         pixels: [B, N, 2] undistorted px of the frame.
         whiten: [B, N, 2, 2] from a distance in pixels to standard deviations; 0 where a point is not seen.
         slide: [B, N, 2, 2] the same from a slide on the skin (metres).
     """
 
-    points: tuple[int, ...]
+    index: Tensor
     pixels: Tensor
     whiten: Tensor
     slide: Tensor
@@ -112,12 +113,10 @@ class Follower:
         pixels = projected[..., :2] / projected[..., 2:]
         at, affine = pixels[:, self.index], self.straighten(pixels)
         facing = -torch.linalg.det(affine) * (turned[:, self.index, 2] / state.K[0, 0]).square()
-        lens = torch.from_numpy(camera.project(turned[:, self.index].cpu().numpy())).to(at)
-        if camera.distortion is None:
-            lens = at
-        n = crops.shape[-1]
-        to_crop = torch.from_numpy(frame_to_crop(rois.cpu().numpy(), n)).to(at)
-        look = _Look(_bands(crops.mean(1, keepdim=True)), lens, affine, to_crop)
+        lens = replace(camera, K=state.K.cpu().numpy()).project(turned[:, self.index].cpu().numpy())
+        to_crop = torch.from_numpy(frame_to_crop(rois.cpu().numpy(), crops.shape[-1])).to(at)
+        bands = _bands(crops.mean(1, keepdim=True).to(at.device))
+        look = _Look(bands, torch.from_numpy(lens).to(at), affine, to_crop)
         seen = (facing > LEAST_FACING) & (confidence > 0)[:, None] & look.inside()
         delta, covariance, likeness = _register(look, seen, facing, confidence)
         own = marks[:, self.index].double()
@@ -130,7 +129,7 @@ class Follower:
         slide = torch.linalg.cholesky(torch.linalg.inv(covariance)).mT * good[..., None, None]
         back = torch.linalg.inv(torch.where(good[..., None, None], affine, identity))
         found = at + (affine @ delta[..., None])[..., 0]
-        return Tracks(self.points, torch.where(good[..., None], found, 0.0), slide @ back, slide)
+        return Tracks(self.index, torch.where(good[..., None], found, 0.0), slide @ back, slide)
 
 
 def _spread(at: Tensor, count: int) -> tuple[int, ...]:
@@ -155,19 +154,16 @@ def _register(look: _Look, seen: Tensor, facing: Tensor, confidence: Tensor) -> 
     delta = look.at.new_zeros(look.at.shape)
     best = torch.where(seen, facing * confidence[:, None], -1.0).argmax(0)
     target = look.patches(delta, 0)[best, torch.arange(len(best), device=best.device)]
-    delta, error, likeness = _shifted(look, delta, target, 0)
+    delta, _, likeness = _shifted(look, delta, target, 0)
     weight = (seen & (likeness > LEAST_LIKENESS)) * facing.clamp_min(0)
     target = _normalised((look.patches(delta, 1) * weight[..., None]).sum(0))
-    delta, error, likeness = _shifted(look, delta, target, 1)
-    covariance = error[..., None, None] * CORRELATED * torch.linalg.inv(_gradient(target, SPACING[1])[1])
-    return delta, covariance + FLOOR**2 * torch.eye(2).to(delta), likeness
+    return _shifted(look, delta, target, 1)
 
 
 def _shifted(look: _Look, delta: Tensor, target: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Shifts ``delta`` improved until the patches look like ``target`` [N, SIDE^2], the mean square [B, N] of what
-    stays different, and the correlation [B, N]; the inverse compositional scheme of Baker and Matthews (IJCV 2004)."""
-    gradient, gram = _gradient(target, SPACING[level])
-    solve = torch.linalg.inv(gram)
+    """``delta`` improved until the patches look like ``target`` [N, SIDE^2], its covariance [B, N, 2, 2] and the
+    correlation [B, N]; the inverse compositional scheme of Baker and Matthews (IJCV 2004)."""
+    gradient, solve = _gradient(target, SPACING[level])
     for _ in range(STEPS):
         error = target - look.patches(delta, level)
         step = (solve @ (gradient.mT @ error[..., None]))[..., 0]
@@ -175,7 +171,9 @@ def _shifted(look: _Look, delta: Tensor, target: Tensor, level: int) -> tuple[Te
         delta = delta + step
         delta = delta * (FARTHEST / delta.norm(dim=-1, keepdim=True).clamp_min(FARTHEST))
     found = look.patches(delta, level)
-    return delta, (target - found).square().mean(-1), (target * found).mean(-1)
+    noise = CORRELATED * (target - found).square().mean(-1)
+    covariance = noise[..., None, None] * solve + FLOOR**2 * torch.eye(2).to(delta)
+    return delta, covariance, (target * found).mean(-1)
 
 
 @dataclass(frozen=True)
@@ -208,16 +206,12 @@ class _Look:
 
 def _bands(grey: Tensor) -> list[Tensor]:
     """Pictures [B, 1, n, n] without what changes slowly: light does, and it does not move with the skin."""
-    return [_gauss(grey, fine) - _gauss(grey, coarse) for fine, coarse in BANDS]
+    return [_blurred(grey, fine) - _blurred(grey, coarse) for fine, coarse in BANDS]
 
 
-def _gauss(image: Tensor, sigma: float) -> Tensor:
-    reach = int(3 * sigma + 0.5)
-    x = torch.arange(-reach, reach + 1).to(image)
-    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
-    kernel = kernel / kernel.sum()
-    padded = F.pad(image, (reach,) * 4, mode="replicate")
-    return F.conv2d(F.conv2d(padded, kernel[None, None, None]), kernel[None, None, :, None])
+def _blurred(image: Tensor, sigma: float) -> Tensor:
+    side = 2 * int(3 * sigma + 0.5) + 1
+    return gaussian_blur2d(image, (side, side), (sigma, sigma), border_type="replicate")
 
 
 def _normalised(patches: Tensor) -> Tensor:
@@ -226,9 +220,9 @@ def _normalised(patches: Tensor) -> Tensor:
 
 
 def _gradient(patches: Tensor, spacing: float) -> tuple[Tensor, Tensor]:
-    """Derivative [..., SIDE^2, 2] per metre by right and up, and its Gram matrix [..., 2, 2]."""
+    """Derivative [..., SIDE^2, 2] per metre by right and up, and the inverse [..., 2, 2] of its Gram matrix."""
     up, right = torch.gradient(patches.unflatten(-1, (SIDE, SIDE)), spacing=spacing, dim=(-2, -1))
     gradient = torch.stack([right, up], -1).flatten(-3, -2)
     gram = gradient.mT @ gradient
     weakest = 1e-3 * gram.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None] + 1.0
-    return gradient, gram + weakest * torch.eye(2).to(gram)
+    return gradient, torch.linalg.inv(gram + weakest * torch.eye(2).to(gram))

@@ -13,7 +13,7 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.refine import objective
 from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import POINTS, Landmarks
-from nphm_track.refine.objective import TrackRows, Weights
+from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.solver import Free, Problem
 from nphm_track.refine.tracks import Follower, Tracks
 
@@ -83,7 +83,7 @@ def test_nothing_is_followed_without_detail_or_likeness(follower: Follower, pers
     assert all(torch.isfinite(x).all() for x in (blank.pixels, blank.whiten, other.pixels, other.whiten))
 
 
-def term(p: Tensor, base: Tensor, jacobian: Tensor, whiten: Tensor, slide: Tensor) -> TrackRows:
+def term(p: Tensor, base: Tensor, jacobian: Tensor, whiten: Tensor, slide: Tensor) -> Rows:
     """Three frames whose own columns are the same parameters p [C]."""
     one = torch.ones(B, dtype=torch.float64)
     return objective.track_term(base + jacobian @ p, jacobian, 0 * base, whiten, slide, one, Weights())
@@ -96,19 +96,17 @@ def test_gradient_and_matrix_know_the_slides() -> None:
     whiten[0, 1], slide[0, 1] = 0, 0
     zero = torch.zeros(C, dtype=torch.float64)
     rows = term(zero, base, jacobian, whiten, slide)
-    matrix, gradient = (part.sum(0) for part in rows.rows.normal_equations())
-    coupling = rows.coupling.sum(2).flatten(0, 1)  # the frames share their columns here
+    matrix, gradient = (part.sum(0) for part in rows.normal_equations())
+    assert rows.coupling is not None
+    coupling = rows.coupling.sum(1)  # the frames share their columns here
     matrix = matrix - coupling.mT @ coupling
     assert torch.linalg.eigvalsh(matrix).min() > 0
     steps = 1e-4 * torch.eye(C, dtype=torch.float64)
     ahead, back = ([term(sign * s, base, jacobian, whiten, slide) for s in steps] for sign in (1, -1))
-    slope = torch.stack([a.rows.energy.sum() - b.rows.energy.sum() for a, b in zip(ahead, back, strict=True)]) / 2e-4
+    slope = torch.stack([a.energy.sum() - b.energy.sum() for a, b in zip(ahead, back, strict=True)]) / 2e-4
     assert torch.allclose(slope, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().max()))
     bend = torch.stack(
-        [
-            a.rows.normal_equations()[1].sum(0) - b.rows.normal_equations()[1].sum(0)
-            for a, b in zip(ahead, back, strict=True)
-        ]
+        [a.normal_equations()[1].sum(0) - b.normal_equations()[1].sum(0) for a, b in zip(ahead, back, strict=True)]
     )
     assert torch.allclose(bend / 2e-4, matrix, rtol=0.1, atol=0.1 * float(matrix.abs().max()))
 
@@ -119,7 +117,7 @@ def test_a_common_slide_costs_next_to_nothing() -> None:
     common = draw(1, N, 2, seed=1).expand(B, N, 2)
     zero = torch.zeros(C, dtype=torch.float64)
     together, apart = (
-        term(zero, base, jacobian, whiten, slide).rows.energy.sum() for base in (common, draw(B, N, 2, seed=1))
+        term(zero, base, jacobian, whiten, slide).energy.sum() for base in (common, draw(B, N, 2, seed=1))
     )
     assert together < 0.05 * apart
 
@@ -131,7 +129,7 @@ def test_parallax_finds_the_shape(person: Any, follower: Follower) -> None:
     camera = marks.carry(truth.z_id, truth.z_ex).double() @ truth.R.mT + truth.t[:, None]
     pixels = ((camera / camera[..., 2:]) @ truth.K.mT)[:, follower.index, :2]
     whiten = torch.eye(2, dtype=torch.float64).expand(*pixels.shape, 2) / 0.2
-    tracks = Tracks(follower.points, pixels, whiten, whiten * 900)
+    tracks = Tracks(follower.index, pixels, whiten, whiten * 900)
     evidence = replace(person.evidence, start=truth, tracks=tracks)
     free = Free(identity=True, focal=False, expression=False, settled=torch.ones(3, dtype=torch.bool))
     only = Weights(normal_evidence=0, point_evidence=0, landmark_evidence=0, identity_sigma=3)
