@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.spatial import Delaunay
 from torch import Tensor
 
+from nphm_track.rendering.batched import interpolate_batch, rasterise_batch, vertex_normals_batch
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
 
 N_MESH = 468
@@ -77,6 +79,34 @@ def to_head_space(landmarks: NDArray[np.floating], mean: NDArray[np.floating]) -
     scale = s.sum(1) / (a**2 * weight).sum((1, 2))
     turned = scale[:, None, None] * a @ (u @ vt).swapaxes(1, 2)
     return (turned + (mean * weight).sum(0)).astype(np.float32)
+
+
+def landmark_maps_batch(landmarks: Tensor, mean: Tensor, triangles: Tensor, size: int, crop: int = 256) -> Tensor:
+    """Twin of :func:`landmark_maps` for any device: landmarks [B, 478, 3], mean [478, 3] -> [B, 7, size, size]."""
+    points = landmarks[:, :N_MESH].float()
+    head = _to_head_space_batch(points, mean[:N_MESH].float())
+    faces = triangles.long()
+    depth = _FAR + points[..., 2:] - points[..., 2:].mean(1, keepdim=True)
+    camera = torch.cat([points[..., :2] * (size / crop) * depth / _FAR, depth], -1)
+    K = torch.diag(points.new_tensor([_FAR, _FAR, 1.0])).expand(len(points), -1, -1)
+    fragments = rasterise_batch(camera, faces, K, (size, size))
+    attributes = torch.cat([head * 10, vertex_normals_batch(head, faces), torch.ones_like(head[..., :1])], -1)
+    out = interpolate_batch(fragments, faces, attributes).permute(0, 3, 1, 2)
+    return torch.cat([out[:, :3], F.normalize(out[:, 3:6], dim=1), out[:, 6:]], 1)
+
+
+def _to_head_space_batch(landmarks: Tensor, mean: Tensor) -> Tensor:
+    """Twin of :func:`to_head_space`."""
+    weight = torch.where(mean[:, 1:2] > LOWER_FACE, 1.0, 0.1)
+    weight = weight / weight.sum()
+    source = landmarks * landmarks.new_tensor([1.0, -1.0, -1.0])
+    a = source - (source * weight).sum(1, keepdim=True)
+    b = mean - (mean * weight).sum(0)
+    u, s, vt = torch.linalg.svd(torch.einsum("pi,bpj->bij", b * weight, a))
+    sign = torch.ones_like(s)
+    sign[:, 2] = torch.sign(torch.linalg.det(u @ vt))
+    scale = (s * sign).sum(1) / (a.square() * weight).sum((1, 2))
+    return scale[:, None, None] * a @ ((u * sign[:, None]) @ vt).mT + (mean * weight).sum(0)
 
 
 def frame_to_crop(points: Tensor, rois: Tensor, size: int = 256) -> Tensor:
