@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -22,6 +22,9 @@ class TrainerConfig(Strict):
     """How long and how fast to train; the same for every task."""
 
     steps: int = Field(gt=0, description="optimiser steps")
+    minutes: float | None = Field(None, gt=0, description="end after this time; the schedule then follows the clock")
+    device: str = Field("cpu", description="torch device to train on; tasks that render train on any")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="of the networks' products (autocast)")
     learning_rate: float = Field(gt=0, description="peak of the one-cycle cosine schedule")
     matrix_learning_rate: float = Field(0.0, ge=0, description="peak for linear layers, by Muon; 0: AdamW for all")
     warmup: int = Field(200, ge=0, description="steps of linear warm-up")

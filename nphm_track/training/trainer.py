@@ -17,6 +17,7 @@ from torch import Tensor, distributed, nn
 
 from nphm_track.errors import InputError
 from nphm_track.models import write_weights
+from nphm_track.training.muon import Muon
 from nphm_track.training.recipe import TrainerConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -37,8 +38,8 @@ class Share(NamedTuple):
 class Task(Protocol):
     """What a task gives the trainer: a model, losses of a step, held-out metrics and the configuration to store.
 
-    The trainer sets ``share``. A task draws the rows of the global batch and works on its share of them; losses are
-    means over rows, so that the mean over processes is the loss of the global batch.
+    The trainer sets ``share`` and moves the model to its device. A task draws the rows of the global batch and works on
+    its share of them; losses are means over rows, so that the mean over processes is the loss of the global batch.
     """
 
     share: Share
@@ -61,25 +62,27 @@ def join_processes() -> Share:
     if world == 1:
         return Share()
     if not distributed.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         atexit.register(distributed.destroy_process_group)  # left to the interpreter's end, its threads may abort
     return Share(distributed.get_rank(), world)
 
 
-def learning_rate(config: TrainerConfig, step: int) -> float:
-    """Linear warm-up, then a cosine down to ``final_fraction``."""
+def learning_rate(config: TrainerConfig, step: int, seconds: float = 0.0) -> float:
+    """Linear warm-up, then a cosine down to ``final_fraction`` over the steps, or over the time if that ends first."""
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
-    progress = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
+    if config.minutes:
+        progress = max(progress, seconds / (60 * config.minutes))
+    progress = min(1.0, progress)
     low = config.final_fraction
     return config.learning_rate * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def build_optimisers(model: nn.Module, config: TrainerConfig) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices of linear layers when it has a learning rate.
-
-    Muon orthogonalises a matrix's step, which is then scaled to the size of AdamW's (Jordan 2024; Liu et al. 2025).
-    """
+    """AdamW, and Muon for the matrices of linear layers when it has a learning rate."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     matrices = [m.weight for m in model.modules() if isinstance(m, nn.Linear) and m.weight.requires_grad]
     if not config.matrix_learning_rate or not matrices:
@@ -88,12 +91,7 @@ def build_optimisers(model: nn.Module, config: TrainerConfig) -> list[torch.opti
     rest = [p for p in parameters if id(p) not in chosen]
     return [
         torch.optim.AdamW(rest, lr=config.learning_rate, weight_decay=config.weight_decay),
-        torch.optim.Muon(
-            matrices,
-            lr=config.matrix_learning_rate,
-            weight_decay=config.weight_decay,
-            adjust_lr_fn="match_rms_adamw",
-        ),
+        Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay),
     ]
 
 
@@ -108,7 +106,8 @@ class Trainer:
     def __init__(self, task: Task, config: TrainerConfig, folder: str | Path) -> None:
         self.task, self.config, self.folder = task, config, Path(folder)
         self.share = task.share = join_processes()
-        self.model = task.model
+        self.device = torch.device(config.device)
+        self.model = task.model.to(self.device)
         self.averaged = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimisers = build_optimisers(self.model, config)
         self._peaks = [o.param_groups[0]["lr"] for o in self.optimisers]
@@ -128,7 +127,7 @@ class Trainer:
                 raise InputError(f"{self.folder} holds a checkpoint: go on with --resume or choose another folder")
             self.restore()
         metrics: dict[str, float] = {}
-        if self.step >= self.config.steps:
+        if self.finished:
             return self.task.evaluate(self._averaged_model())
         started, saved = time.monotonic(), time.monotonic()
         board = None if self.share.rank else _tensorboard(self.folder)
@@ -137,13 +136,16 @@ class Trainer:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not _is_terminal() or self.share.rank > 0) as bar, self._saved_on_interrupt():
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
-            while self.step < self.config.steps:
+            while not self.finished:
                 terms = self.train_step()
+                now = time.monotonic()
+                self.seconds = self._agreed(self.seconds + now - started)
+                started = now
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0.0) + value
                 count += 1
                 bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
-                last = self.step == self.config.steps
+                last = self.finished
                 if self.share.rank:
                     continue
                 if self.step % 100 == 0 or last:
@@ -153,11 +155,22 @@ class Trainer:
                     metrics = self.task.evaluate(self._averaged_model())
                     self._log(board, {f"heldout/{k}": v for k, v in metrics.items()})
                 if last or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
-                    now = time.monotonic()
-                    self.seconds += now - started
-                    started = saved = now
+                    saved = time.monotonic()
                     self.save(metrics)
         return metrics
+
+    def _agreed(self, seconds: float) -> float:
+        """The first process's clock, so that all of them end at the same step."""
+        if self.share.world == 1:
+            return seconds
+        shared = torch.tensor(seconds, dtype=torch.float64, device=self.device)
+        distributed.broadcast(shared, 0)
+        return float(shared)
+
+    @property
+    def finished(self) -> bool:
+        minutes = self.config.minutes
+        return self.step >= self.config.steps or (minutes is not None and self.seconds >= 60 * minutes)
 
     @contextmanager
     def _saved_on_interrupt(self) -> Iterator[None]:
@@ -173,10 +186,12 @@ class Trainer:
         """One optimiser step; returns the values of the terms and their weighted ``total``."""
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         self.model.train()
-        share = learning_rate(self.config, self.step) / self.config.learning_rate
+        share = learning_rate(self.config, self.step, self.seconds) / self.config.learning_rate
         for optimiser, peak in zip(self.optimisers, self._peaks, strict=True):
             optimiser.param_groups[0]["lr"] = peak * share
-        terms = self.task.losses(self.step, generator)
+        half = self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            terms = self.task.losses(self.step, generator)
         total = torch.stack([weight * value for weight, value in terms.values()]).sum()
         self.model.zero_grad(set_to_none=True)
         total.backward()
@@ -187,11 +202,11 @@ class Trainer:
                 optimiser.step()
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                if value.is_floating_point():
-                    self.averaged[name].lerp_(value, 1 - decay)
-                else:
-                    self.averaged[name].copy_(value)
+            state = self.model.state_dict()
+            names = [k for k, v in state.items() if v.is_floating_point()]
+            torch._foreach_lerp_([self.averaged[k] for k in names], [state[k] for k in names], 1 - decay)
+            for name in state.keys() - set(names):
+                self.averaged[name].copy_(state[name])
         self.step += 1
         values = torch.stack([total, *(v for _, v in terms.values())]).detach()
         if self.share.world > 1:
@@ -222,13 +237,13 @@ class Trainer:
         partial = self.folder / (CHECKPOINT + ".partial")
         torch.save(state, partial)
         os.replace(partial, self.folder / CHECKPOINT)
-        config = {**self.task.config(), "training": {"steps": self.step, "hours": self.seconds / 3600, **metrics}}
-        write_weights(self.folder / MODEL, self.averaged, config)
+        training = {"steps": self.step, "hours": self.seconds / 3600, **metrics}
+        write_weights(self.folder / MODEL, self.averaged, {**self.task.config(), "training": training})
 
     def restore(self) -> None:
         """Continue from the checkpoint. Raises InputError when it is damaged or another model's."""
         try:
-            state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location="cpu")
+            state = torch.load(self.folder / CHECKPOINT, weights_only=True, map_location=self.device)
             self.model.load_state_dict(state["model"])
         except Exception as error:  # torch raises anything on a damaged file
             raise InputError(f"{self.folder / CHECKPOINT} cannot be continued: {str(error).splitlines()[0]}") from None
@@ -245,7 +260,7 @@ class Trainer:
         return model.eval()
 
     def _log(self, board: Any, values: dict[str, float]) -> None:
-        row = {"step": self.step, "lr": learning_rate(self.config, self.step), **values}
+        row = {"step": self.step, "lr": learning_rate(self.config, self.step, self.seconds), **values}
         with open(self.folder / "log.jsonl", "a") as file:
             file.write(json.dumps({k: float(f"{v:.6g}") for k, v in row.items()}) + "\n")
         if board is not None:

@@ -157,3 +157,58 @@ def test_learning_rate_warms_up_and_falls_to_its_last_fraction() -> None:
     assert rates[55] == pytest.approx(0.55)
     assert rates[100] == pytest.approx(0.1)
     assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_the_learning_rate_follows_the_clock_when_time_ends_first() -> None:
+    config = settings(steps=100, warmup=10, final_fraction=0.1, learning_rate=1.0, minutes=2.0)
+    assert T.learning_rate(config, 55) == pytest.approx(0.55)  # nothing is late yet: the steps count
+    assert T.learning_rate(config, 10, 60) == pytest.approx(0.55)
+    assert T.learning_rate(config, 10, 120) == T.learning_rate(config, 50, 999) == pytest.approx(0.1)
+    assert T.learning_rate(config, 4, 60) == 0.5  # the warm-up is counted in steps
+    rates = [T.learning_rate(config, 20, s) for s in range(0, 130, 5)]
+    assert all(a >= b for a, b in pairwise(rates))
+    assert T.learning_rate(settings(steps=100, warmup=10, learning_rate=1.0), 10, 1e6) == 1.0
+
+
+def test_minutes_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 10**9, 2))
+    monkeypatch.setattr(T.time, "monotonic", lambda: float(next(clock)))
+    config = settings(steps=500, minutes=1.0, warmup=2, evaluate_every=500, checkpoint_minutes=10)
+    task = Bowl()
+    trainer = T.Trainer(task, config, tmp_path)
+    metrics = trainer.run()
+    assert 60 <= trainer.seconds < 70
+    assert 5 < trainer.step < 40
+    assert metrics["distance"] > 0 and len(task.evaluated) == 1
+    assert trainer.optimisers[0].param_groups[0]["lr"] < 0.01
+    _, stored = read_weights(tmp_path / T.MODEL)
+    assert stored["training"]["steps"] == trainer.step
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["lr"] == pytest.approx(0.2 * config.final_fraction, rel=1e-3)
+    again = T.Trainer(Bowl(), config, tmp_path)
+    again.run(resume=True)
+    assert again.step == trainer.step  # its time is over
+
+
+class Product(Bowl):
+    """The bowl by a product, whose type shows the precision."""
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        out = self.model(torch.eye(3))
+        self.kind = out.dtype
+        return {"error": (1.0, (out[:, 0] - GOAL[0]).square().sum()), "seen": (0.1, out.square().mean())}
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
+def test_products_have_the_wanted_precision_and_weights_stay_whole(
+    tmp_path: Path, precision: str, kind: torch.dtype
+) -> None:
+    task = Product()
+    trainer = T.Trainer(task, settings(precision=precision), tmp_path)
+    first = trainer.train_step()["error"]
+    for _ in range(39):
+        last = trainer.train_step()
+    assert task.kind == kind
+    assert last["error"] < 0.2 * first
+    assert {p.dtype for p in task.model.parameters()} == {torch.float32}
+    assert trainer.averaged["weight"].dtype == torch.float32
