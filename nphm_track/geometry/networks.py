@@ -36,17 +36,57 @@ class GeometryConfig:
     trunk: bool = True
     landmark_mesh: bool = True
     decoder: tuple[int, int] = (48, 24)  # channels at 32 and 64 pixels
+    stem: tuple[int, ...] = ()  # channels at 64 and 32 pixels of a convolutional stem on the crop; none without
+    stem_blocks: tuple[int, ...] = (2, 3)  # residual blocks at each of these sizes
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> GeometryConfig:
-        return cls(**{**values, "decoder": tuple(values["decoder"])})
+        lists = {k: tuple(v) for k, v in values.items() if isinstance(v, (list, tuple))}
+        return cls(**{**values, **lists})
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
+class Residual(nn.Module):
+    """Pre-norm residual block of two 3 x 3 convolutions; the identity until it is trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, channels)
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(cast("Tensor", self.second.bias))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + cast("Tensor", self.second(F.gelu(self.first(self.norm(x)))))
+
+
+class Stem(nn.Module):
+    """Maps {64: ..., 32: ...} of the crop's own pixels, helped by the frozen trunk and the landmark maps.
+
+    The trunk knows real faces but was made for landmarks; shading and fine shape are learnt here.
+    """
+
+    def __init__(self, c: GeometryConfig) -> None:
+        super().__init__()
+        fine, coarse = c.stem
+        self.config = c
+        self.patch = nn.Conv2d(3 * 16, fine, 3, padding=1)
+        self.known = nn.Conv2d((TRUNK[64] if c.trunk else 0) + MAP_CHANNELS, fine, 1)
+        self.fine = nn.Sequential(*(Residual(fine) for _ in range(c.stem_blocks[0])))
+        self.down = nn.Conv2d(fine, coarse, 2, 2)
+        self.coarse = nn.Sequential(*(Residual(coarse) for _ in range(c.stem_blocks[1])))
+
+    def forward(self, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> dict[int, Tensor]:
+        known = F.avg_pool2d(maps, 2) * float(self.config.landmark_mesh)
+        known = torch.cat([trunk[64], known], 1) if self.config.trunk else known
+        x = self.fine(self.patch(F.pixel_unshuffle(crop - 0.5, 4)) + self.known(known))
+        return {64: x, 32: self.coarse(self.down(x))}
+
+
 class Encoder(nn.Module):
-    """Tokens [B, 256, width] of a crop, from the frozen trunk's maps and the landmark maps."""
+    """Tokens [B, 256, width] of a crop, from the stem, the frozen trunk's maps and the landmark maps."""
 
     def __init__(self, c: GeometryConfig) -> None:
         super().__init__()
@@ -55,7 +95,9 @@ class Encoder(nn.Module):
             self.fine = nn.Conv2d(TRUNK[32], c.width, 2, 2)
             self.middle = nn.Linear(TRUNK[16], c.width)
             self.coarse = nn.ModuleDict({str(s): nn.Linear(TRUNK[s], c.width) for s in (8, 4)})
-        else:
+        if c.stem:
+            self.learnt = nn.Conv2d(c.stem[1], c.width, 2, 2)
+        elif not c.trunk:
             self.patch = nn.Conv2d(3, c.width, 16, 16)
         if c.landmark_mesh:
             self.mesh = nn.Conv2d(MAP_CHANNELS, c.width, DENSE // GRID, DENSE // GRID)
@@ -63,14 +105,16 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(Block(c.width, c.heads) for _ in range(c.layers))
         self.norm = nn.LayerNorm(c.width)
 
-    def forward(self, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> Tensor:
+    def forward(self, crop: Tensor, trunk: dict[int, Tensor], stem: dict[int, Tensor], maps: Tensor) -> Tensor:
         x: Tensor = self.position.unsqueeze(0)
         if self.config.trunk:
             x = x + _rows(self.fine(trunk[32])) + self.middle(_rows(trunk[16]))
             for size, layer in self.coarse.items():
                 cells = layer(_rows(trunk[int(size)])).transpose(1, 2).unflatten(2, (int(size), int(size)))
                 x = x + _rows(F.interpolate(cells, size=(GRID, GRID), mode="bilinear"))
-        else:
+        if self.config.stem:
+            x = x + _rows(self.learnt(stem[32]))
+        elif not self.config.trunk:
             x = x + _rows(self.patch(crop - 0.5))
         if self.config.landmark_mesh:
             x = x + _rows(self.mesh(maps))
@@ -89,6 +133,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = c
         skips = {32: TRUNK[32], 64: TRUNK[64]} if c.trunk else {32: 0, 64: 3}
+        if c.stem:
+            skips = {32: skips[32] + c.stem[1], 64: skips[64] + c.stem[0]}
         if c.landmark_mesh:
             skips[64] += MAP_CHANNELS
         widths = (c.width, *c.decoder)
@@ -99,11 +145,14 @@ class Decoder(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(cast("Tensor", self.head.bias))
 
-    def forward(self, tokens: Tensor, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, crop: Tensor, trunk: dict[int, Tensor], stem: dict[int, Tensor], maps: Tensor
+    ) -> Tensor:
         x = tokens.transpose(1, 2).unflatten(2, (GRID, GRID))
         for size, up, merge, mix in zip((32, 64), self.up, self.merge, self.mix, strict=True):
             parts = [F.pixel_shuffle(up(x), 2)]
             parts += [trunk[size]] if self.config.trunk else []
+            parts += [stem[size]] if self.config.stem else []
             if size == 64:
                 parts += [] if self.config.trunk else [F.avg_pool2d(crop, 4) - 0.5]
                 parts += [F.avg_pool2d(maps, 2)] if self.config.landmark_mesh else []
@@ -129,6 +178,7 @@ class GeometryNet(nn.Module):
         for size, channels in TRUNK.items():  # trunk maps are standardised channel by channel
             self.register_buffer(f"trunk_mean_{size}", torch.zeros(channels))
             self.register_buffer(f"trunk_spread_{size}", torch.ones(channels))
+        self.stem = Stem(c) if c.stem else None
         self.normal_encoder, self.point_encoder = Encoder(c), Encoder(c)
         self.normal_decoder, self.point_decoder = Decoder(c, 4), Decoder(c, 4)
 
@@ -146,7 +196,11 @@ class GeometryNet(nn.Module):
         ``landmark_mesh.landmark_maps``.
         """
         trunk = self.standardise(features)
-        return self.normal_encoder(crop, trunk, maps), self.point_encoder(crop, trunk, maps)
+        stem = self._look(crop, trunk, maps)
+        return self.normal_encoder(crop, trunk, stem, maps), self.point_encoder(crop, trunk, stem, maps)
+
+    def _look(self, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> dict[int, Tensor]:
+        return {} if self.stem is None else self.stem(crop, trunk, maps)
 
     def trunk_tokens(self, features: dict[int, Tensor]) -> Tensor:
         """The trunk's own 16 x 16 map as tokens [B, 256, 128], for comparison with E_n and E_p."""
@@ -157,9 +211,10 @@ class GeometryNet(nn.Module):
         ``normal_logit``, ``point_logit`` [B, 128, 128]: confidence before the sigmoid; ``tokens_n``, ``tokens_p``.
         """
         trunk = self.standardise(features)
-        tokens_n, tokens_p = self.normal_encoder(crop, trunk, maps), self.point_encoder(crop, trunk, maps)
-        n = self.normal_decoder(tokens_n, crop, trunk, maps)
-        p = self.point_decoder(tokens_p, crop, trunk, maps)
+        stem = self._look(crop, trunk, maps)
+        tokens_n, tokens_p = (e(crop, trunk, stem, maps) for e in (self.normal_encoder, self.point_encoder))
+        n = self.normal_decoder(tokens_n, crop, trunk, stem, maps).float()
+        p = self.point_decoder(tokens_p, crop, trunk, stem, maps).float()
         front = torch.tensor([0.0, 0.0, 0.3], device=n.device)[:, None, None]
         return {
             "tokens_n": tokens_n,

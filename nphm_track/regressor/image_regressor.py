@@ -30,6 +30,7 @@ class ImageRegressorConfig:
     landmarks: bool = True
     identity_weights: int = 100
     expression_weights: int = 51
+    field_of_view: bool = False  # reads how large the face is seen, where the camera is known
     identity_trust: float = 1.0  # factor on identity codes; below 1 where training images tell more than real ones
 
     @classmethod
@@ -74,10 +75,12 @@ class ImageRegressor(LandmarkRegressor):
         n = (GRID // 2) ** 2
         self.merge = nn.ModuleDict({e: nn.Linear(4 * c.token_width, width) for e in c.encoders})
         self.place = nn.ParameterDict({e: nn.Parameter(torch.randn(n, width) * 0.02) for e in c.encoders})
+        self.field = nn.Linear(4, width) if c.field_of_view else None
         self.to_variance = nn.Linear(width, 1)
         n_id = c.regressor.global_dim + c.regressor.n_members * c.regressor.local_dim
         self.to_identity_weights = _zero_last(head(width, c.identity_weights))
         self.to_expression_weights = _zero_last(head(width, c.expression_weights))
+        self._orthonormal, self._orthonormal_of = torch.empty(0), (0, -1)
         self.register_buffer("identity_basis", torch.zeros(n_id, c.identity_weights))
         self.register_buffer("expression_basis", torch.zeros(c.regressor.expression_dim, c.expression_weights))
 
@@ -89,13 +92,29 @@ class ImageRegressor(LandmarkRegressor):
 
     def on_prior(self, z_id: Tensor) -> Tensor:
         """Identity codes [B, D_id] without what the linear prior does not hold: off it, lips stick together."""
-        q, _ = torch.linalg.qr(self.identity_basis)
-        return z_id @ q @ q.T
+        basis = self.identity_basis
+        state = (basis.data_ptr(), basis._version)
+        if state != self._orthonormal_of:
+            with torch.inference_mode(False), torch.no_grad():
+                self._orthonormal, self._orthonormal_of = torch.linalg.qr(basis.clone())[0], state
+        return z_id @ self._orthonormal @ self._orthonormal.T
 
-    def predict(self, landmarks: Tensor, scores: Tensor, image_size: Tensor, image_tokens: dict[str, Tensor]) -> Codes:
-        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...}."""
+    def predict(
+        self,
+        landmarks: Tensor,
+        scores: Tensor,
+        image_size: Tensor,
+        image_tokens: dict[str, Tensor],
+        focal: Tensor | None = None,
+    ) -> Codes:
+        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...},
+        focal [B] px, not finite where the camera is not known.
+        """
         tokens = [self.merge[e](_pool(image_tokens[e])) + self.place[e] for e in self.image_config.encoders]
         known = self.tokens(landmarks, scores, image_size)
+        if self.field is not None:
+            seen = known.new_zeros(len(known), 4) if focal is None else seen_from(landmarks, image_size, focal)
+            known = torch.cat([known[:, :-1], known[:, -1:] + self.field(seen)[:, None]], 1)
         tokens.append(known if self.image_config.landmarks else known[:, -1:])
         x = self.read_out(torch.cat(tokens, 1))
         z_id, z_ex = self.codes(x)
@@ -114,6 +133,19 @@ class ImageRegressor(LandmarkRegressor):
             lambda config, _: cls(ImageRegressorConfig.from_dict(config["regressor"])),
             device,
         )
+
+
+def seen_from(landmarks: Tensor, image_size: Tensor, focal: Tensor) -> Tensor:
+    """How a camera with its principal point in the middle sees faces, [B, 4]: log size, place and 1; 0 where ``focal``
+    [B] is not finite. A face seen large is near, and perspective widens its nose."""
+    xy = landmarks[..., :2]
+    centre = xy.mean(1)
+    radius = (xy - centre[:, None]).square().sum(-1).mean(1).sqrt().clamp_min(1e-6)
+    known = torch.isfinite(focal) & (focal > 0)
+    f = torch.where(known, focal, torch.ones_like(focal))
+    place = (centre - image_size / 2) / f[:, None]
+    seen = torch.cat([(radius / f).log()[:, None] + 2.5, 2 * place, torch.ones_like(place[:, :1])], 1)
+    return torch.where(known[:, None], seen, torch.zeros_like(seen))
 
 
 def _zero_last(mlp: nn.Sequential) -> nn.Sequential:

@@ -116,7 +116,8 @@ class LandmarkRegressor(nn.Module):
 
     def tokens(self, landmarks: Tensor, scores: Tensor, image_size: Tensor) -> Tensor:
         """Landmark, score and camera tokens [B, G + 2, width]."""
-        points, camera = normalise_landmarks(landmarks, image_size)
+        with torch.autocast(landmarks.device.type, enabled=False):  # pixels need more than half precision
+            points, camera = normalise_landmarks(landmarks, image_size)
         points = (points - self.mean_points) / self.spread_points
         grouped = points[:, self.groups].flatten(2)  # [B, G, size * 3]
         tokens = torch.einsum("bgi,gio->bgo", grouped, self.point_weight) + self.point_bias

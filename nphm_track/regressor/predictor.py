@@ -19,14 +19,17 @@ BATCH = 8
 class CodePredictor:
     """Pix2NPHM's feed-forward path (section 3.3); images are uint8 RGB [H, W, 3]."""
 
-    def __init__(self, geometry: GeometryPredictor, regressor: ImageRegressor) -> None:
-        self.geometry, self.regressor = geometry, regressor
+    def __init__(self, geometry: GeometryPredictor, regressor: ImageRegressor, focal: float | None = None) -> None:
+        """``focal``: focal length of all images in pixels, when the camera is known."""
+        self.geometry, self.regressor, self.focal = geometry, regressor, focal
 
     @classmethod
-    def from_pretrained(cls, landmarker: FaceLandmarker, *, device: torch.device | str = "cpu") -> CodePredictor:
+    def from_pretrained(
+        cls, landmarker: FaceLandmarker, *, device: torch.device | str = "cpu", focal: float | None = None
+    ) -> CodePredictor:
         """The released networks on top of a landmarker. Raises ModelError when a file is missing or damaged."""
         net = GeometryNet.from_pretrained(device=device)
-        return cls(GeometryPredictor(landmarker, net), ImageRegressor.from_pretrained(device=device))
+        return cls(GeometryPredictor(landmarker, net), ImageRegressor.from_pretrained(device=device), focal)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -42,4 +45,5 @@ class CodePredictor:
         landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(device)
         scores = torch.from_numpy(np.stack([f.blendshapes for f in faces])).to(device)
         size = torch.tensor([i.shape[1::-1] for i in images], dtype=torch.float32, device=device)
-        return self.regressor.predict(landmarks, scores, size, tokens)
+        focal = None if self.focal is None else torch.full((len(faces),), self.focal, device=device)
+        return self.regressor.predict(landmarks, scores, size, tokens, focal)

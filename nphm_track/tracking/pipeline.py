@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +149,7 @@ def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> st
     count = expected_frames(source, options)
     if not count or source.info.kind == "image":
         return str(info)
-    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
+    per_frame = 0.13 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
     per_frame += 0 if has_regressor(options.head) else FIT_SECONDS
     minutes = (6 + count * per_frame) / 60
     line = f"{info}; about {count} frames"
@@ -179,7 +180,7 @@ class _Job:
 
     def run(self) -> Run:
         # A wrong calibration file and a missing renderer are known before the work begins.
-        camera = self._given_camera()
+        camera = self.camera
         if self.options.overlay:
             OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
         model = load_head_model(self.options.head, device=self.device)
@@ -253,7 +254,8 @@ class _Job:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
         images = self.feed_forward and self.options.codes == "image"
-        codes = CodePredictor.from_pretrained(landmarker, device=self.device) if images else None
+        focal = None if self.camera is None else float(self.camera.K[0, 0])
+        codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal) if images else None
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
             observe_clip(self.source, follower, codes, log, self.progress)
@@ -263,7 +265,9 @@ class _Job:
         """The regressor that works from the log; None when the codes were predicted from the images."""
         return LandmarkRegressor.from_pretrained(device=self.device) if self.options.codes == "landmarks" else None
 
-    def _given_camera(self) -> Intrinsics | None:
+    @cached_property
+    def camera(self) -> Intrinsics | None:
+        """The camera that the options or the image's metadata give."""
         o = self.options
         if o.intrinsics is not None:
             return Intrinsics.from_file(o.intrinsics, self.size)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +37,50 @@ def test_an_untrained_network_repeats_the_landmark_mesh() -> None:
     assert torch.allclose(out["points"], maps[:, :3] / 10)
 
 
+SMALL_STEM = {"width": 16, "layers": 1, "decoder": (8, 4), "stem": (8, 16), "stem_blocks": (1, 1)}
+
+
+@pytest.mark.parametrize(("trunk", "landmark_mesh"), [(True, True), (False, True), (True, False)])
+def test_a_stem_looks_at_the_crop_and_starts_from_the_landmark_mesh(trunk: bool, landmark_mesh: bool) -> None:
+    net = GeometryNet(GeometryConfig(**SMALL_STEM, trunk=trunk, landmark_mesh=landmark_mesh), 10).eval()
+    crop, features, maps = inputs(1)
+    out = net(crop, features, maps)
+    assert out["normals"].shape == out["points"].shape == (1, 3, 128, 128)
+    assert out["normal_logit"].shape == out["point_logit"].shape == (1, 128, 128)
+    assert out["tokens_n"].shape == out["tokens_p"].shape == (1, 256, 16)
+    torch.testing.assert_close(out["normals"], torch.nn.functional.normalize(maps[:, 3:6], dim=1))
+    torch.testing.assert_close(out["points"], maps[:, :3] / 10)
+    assert torch.equal(net.encode(crop, features, maps)[1], out["tokens_p"])
+    assert not torch.allclose(net.encode(crop.flip(2), features, maps)[0], out["tokens_n"])
+    blind = torch.allclose(net.encode(crop, features, maps.flip(2))[0], out["tokens_n"])
+    assert blind == (not landmark_mesh)
+
+
+def test_every_weight_of_a_stem_network_is_reached_by_the_loss() -> None:
+    torch.manual_seed(0)
+    net = GeometryNet(GeometryConfig(**SMALL_STEM), 10)
+    for p in net.parameters():  # what starts at zero lets no gradient through
+        torch.nn.init.normal_(p, std=0.05)
+    out = net(*inputs(1))
+    sum(out[k].square().mean() for k in ("normal_logit", "point_logit")).backward()
+    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()] == []
+    for layer in net.normal_decoder.merge:  # every map that joins
+        assert layer.weight.grad.abs().sum((0, 2, 3)).min() > 0
+
+
+@pytest.mark.parametrize("changes", [{}, SMALL_STEM])
+def test_a_configuration_survives_json(changes: dict) -> None:
+    config = GeometryConfig(**changes)
+    assert GeometryConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_configurations_of_before_the_stem_are_read() -> None:
+    old = {"width": 32, "layers": 1, "heads": 4, "trunk": True, "landmark_mesh": True, "decoder": [48, 24]}
+    config = GeometryConfig.from_dict(old)
+    assert config.stem == () and config.decoder == (48, 24)
+    assert not any("stem" in name or "learnt" in name for name in GeometryNet(config, 10).state_dict())
+
+
 def test_encode_gives_the_tokens_of_forward() -> None:
     net = GeometryNet(GeometryConfig(width=32, layers=1), 10)
     n, p = net.encode(*inputs())
@@ -55,3 +101,12 @@ def test_a_written_network_is_read_back(tmp_path) -> None:
     write_weights(path, net.state_dict(), {"kind": "geometry", "geometry": net.config.to_dict()})
     again = GeometryNet.from_pretrained(str(path))
     assert np.allclose(again(*inputs())["normals"].detach(), net(*inputs())["normals"].detach(), atol=1e-6)
+
+
+def test_a_written_network_with_a_stem_is_read_back(tmp_path) -> None:
+    net = GeometryNet(GeometryConfig(**SMALL_STEM), 10)
+    path = tmp_path / "model.safetensors"
+    write_weights(path, net.state_dict(), {"kind": "geometry", "geometry": net.config.to_dict()})
+    again = GeometryNet.from_pretrained(str(path))
+    assert again.config == net.config
+    assert torch.allclose(again.encode(*inputs(1))[0], net.encode(*inputs(1))[0])
