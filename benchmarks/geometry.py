@@ -30,10 +30,16 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import DENSE, GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
-from nphm_track.training.face_renders import roi_camera
+from nphm_track.training.face_stream import roi_cameras
 from nphm_track.training.paint import View
 
 METHODS = ("network", "landmark mesh")
+
+
+def roi_camera(view: View, roi: NDArray[np.floating], size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Intrinsics and image-plane roll [3, 3] of the map of ``size`` px seen through a roi [5]."""
+    K, turn = roi_cameras(torch.from_numpy(view.K)[None], torch.from_numpy(roi.astype(float))[None], size)
+    return K[0].numpy(), turn[0].numpy()
 
 
 def truth(

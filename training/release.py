@@ -1,6 +1,7 @@
 """Round a finished run to float16 and put it where the package finds it.
 
 python training/release.py RUN NAME [--identity-trust .55]        # writes models/NAME/model.safetensors
+python training/release.py RUN                                    # of a faces run: geometry and image-regressor
 """
 
 from __future__ import annotations
@@ -9,21 +10,29 @@ import argparse
 from pathlib import Path
 
 from nphm_track.models import read_weights, write_weights
+from nphm_track.training.faces_task import split_faces
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
-    parser.add_argument("name")
+    parser.add_argument("name", nargs="?", help="of the model; a faces run names its two itself")
     parser.add_argument("--identity-trust", type=float, help="image regressors: factor on identity codes")
     args = parser.parse_args()
     tensors, config = read_weights(args.run)
-    if args.identity_trust is not None:
-        config["regressor"]["identity_trust"] = args.identity_trust
-    path = Path("models") / args.name / "model.safetensors"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_weights(path, tensors, config, half=True)
-    print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if config.get("kind") == "faces":
+        models = split_faces(tensors, config)
+    elif args.name:
+        models = {args.name: (tensors, config)}
+    else:
+        parser.error("the model's name is missing")
+    for name, (weights, own) in models.items():
+        if args.identity_trust is not None and "regressor" in own:
+            own["regressor"]["identity_trust"] = args.identity_trust
+        path = Path("models") / name / "model.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_weights(path, weights, own, half=True)
+        print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nphm_track.errors import InputError
 from nphm_track.training.recipe import Recipe, parse, read_recipe
-from nphm_track.training.trainer import Task, Trainer
+from nphm_track.training.trainer import Task, Trainer, join_processes
 
 
 def build_task(recipe: Recipe) -> Task:
@@ -27,7 +27,11 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask
 
         return ImageRegressorTask(parse(ImageRegressorData, recipe.data))
-    raise InputError(f"recipe: unknown task '{recipe.task}' (known: geometry, head, image-regressor, regressor)")
+    if recipe.task == "faces":
+        from nphm_track.training.faces_task import FacesData, FacesTask
+
+        return FacesTask(parse(FacesData, {"device": recipe.trainer.device, **recipe.data}))
+    raise InputError(f"recipe: unknown task '{recipe.task}' (known: faces, geometry, head, image-regressor, regressor)")
 
 
 def train(
@@ -40,5 +44,6 @@ def train(
 
     recipe = read_recipe(recipe_path, overrides)
     prepare_torch()
+    join_processes()  # a task that renders needs its own GPU
     torch.manual_seed(recipe.trainer.seed)
     return Trainer(build_task(recipe), recipe.trainer, out).run(resume=resume)

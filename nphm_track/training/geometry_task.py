@@ -45,7 +45,7 @@ class GeometryData(Strict):
 
 
 class GeometryTask:
-    """Cosine loss on normals, L1 on points inside the mask; confidences learn how wrong the maps are."""
+    """Dense losses of :func:`geometry_terms` on stored renders."""
 
     share = Share()
 
@@ -106,45 +106,64 @@ class GeometryTask:
 
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
         batch = self._batch(step)
-        return self.terms(self.model(batch["crop"], batch["features"], batch["maps"]), batch)
-
-    def terms(self, out: dict[str, Tensor], batch: dict[str, Any]) -> dict[str, tuple[float, Tensor]]:
-        """Weighted losses; see the class."""
-        mask, total = batch["mask"], batch["mask"].sum().clamp_min(1)
-        cosine = (out["normals"] * batch["normals"]).sum(1)
-        chord = (out["normals"] - batch["normals"]).square().sum(1).add(1e-6).sqrt()
-        distance = (out["points"] - batch["points"]).square().sum(1).add(1e-10).sqrt()
-        angle = cosine.detach().clamp(-1, 1).acos()
-        sure_n = mask * torch.exp(-angle / NORMAL_SCALE)
-        sure_p = mask * torch.exp(-distance.detach() / POINT_SCALE)
-        return {
-            "normal": (1.0, (mask * (1 - cosine + 0.5 * chord)).sum() / total),
-            "point": (60.0, (mask * distance).sum() / total),
-            "sure_normal": (0.1, F.binary_cross_entropy_with_logits(out["normal_logit"], sure_n)),
-            "sure_point": (0.1, F.binary_cross_entropy_with_logits(out["point_logit"], sure_p)),
-        }
+        out = self.model(batch["crop"], batch["features"], batch["maps"])
+        return geometry_terms(out, batch["normals"], batch["points"], batch["mask"])
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Held-out people: mean angle (degrees) and median distance (mm) in the face, beside the landmark mesh's."""
-        sums: dict[str, list[NDArray[np.floating]]] = {k: [] for k in ("normal", "mesh_normal", "point", "mesh_point")}
+        errors = []
         for start in range(0, min(len(self.heldout), 192), 32):
             batch = self.prepare(self.heldout.take(np.arange(start, start + 32)), None)
             out = model(batch["crop"], batch["features"], batch["maps"])
-            on = (batch["mask"] > 0.5) & (batch["maps"][:, 6] > 0.5)  # the pixels both know
-            mesh_n, mesh_p = batch["maps"][:, 3:6], batch["maps"][:, :3] / 10
-            for name, value in (("normal", out["normals"]), ("mesh_normal", mesh_n)):
-                cosine = (value * batch["normals"]).sum(1).clamp(-1, 1)
-                sums[name].append(torch.rad2deg(cosine.acos())[on].numpy())
-            for name, value in (("point", out["points"]), ("mesh_point", mesh_p)):
-                sums[name].append(1000 * (value - batch["points"]).norm(dim=1)[on].numpy())
-        joined = {k: np.concatenate(v) for k, v in sums.items()}
-        return {
-            "normal_deg": float(joined["normal"].mean()),
-            "mesh_normal_deg": float(joined["mesh_normal"].mean()),
-            "point_mm": float(np.median(joined["point"])),
-            "mesh_point_mm": float(np.median(joined["mesh_point"])),
-        }
+            errors.append(geometry_errors(out, batch["maps"], batch["normals"], batch["points"], batch["mask"]))
+        return summarise_errors(errors)
+
+
+def geometry_terms(
+    out: dict[str, Tensor], normals: Tensor, points: Tensor, mask: Tensor
+) -> dict[str, tuple[float, Tensor]]:
+    """Weighted losses of a network's maps against normals and points [B, 3, n, n] where ``mask`` [B, n, n] is 1.
+
+    The normals' loss is 1 - cosine and half the chord; confidences learn exp(-error).
+    """
+    total = mask.sum().clamp_min(1)
+    cosine = (out["normals"] * normals).sum(1)
+    chord = (out["normals"] - normals).square().sum(1).add(1e-6).sqrt()
+    distance = (out["points"] - points).square().sum(1).add(1e-10).sqrt()
+    angle = cosine.detach().clamp(-1, 1).acos()
+    sure_n = mask * torch.exp(-angle / NORMAL_SCALE)
+    sure_p = mask * torch.exp(-distance.detach() / POINT_SCALE)
+    return {
+        "normal": (1.0, (mask * (1 - cosine + 0.5 * chord)).sum() / total),
+        "point": (60.0, (mask * distance).sum() / total),
+        "sure_normal": (0.1, F.binary_cross_entropy_with_logits(out["normal_logit"], sure_n)),
+        "sure_point": (0.1, F.binary_cross_entropy_with_logits(out["point_logit"], sure_p)),
+    }
+
+
+def geometry_errors(
+    out: dict[str, Tensor], maps: Tensor, normals: Tensor, points: Tensor, mask: Tensor
+) -> dict[str, Tensor]:
+    """Angles (degrees) and distances (mm) of all pixels of the face that networks and landmark mesh both know."""
+    on = (mask > 0.5) & (maps[:, 6] > 0.5)
+    errors = {}
+    for name, n, p in (("", out["normals"], out["points"]), ("mesh_", maps[:, 3:6], maps[:, :3] / 10)):
+        cosine = (n.float() * normals).sum(1).clamp(-1, 1)
+        errors[name + "normal"] = torch.rad2deg(cosine.acos())[on]
+        errors[name + "point"] = 1000 * (p.float() - points).norm(dim=1)[on]
+    return errors
+
+
+def summarise_errors(errors: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Mean angle and median distance of networks and landmark mesh."""
+    joined = {k: torch.cat([e[k] for e in errors]) for k in errors[0]}
+    return {
+        "normal_deg": float(joined["normal"].mean()),
+        "mesh_normal_deg": float(joined["mesh_normal"].mean()),
+        "point_mm": float(joined["point"].median()),
+        "mesh_point_mm": float(joined["mesh_point"].median()),
+    }
 
 
 def prepare_crops(

@@ -7,6 +7,7 @@ more than the regressor.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
 from nphm_track.training.trainer import Share
 
+KNOWN_CAMERA = 0.5
+"""Share of the samples whose field of view the regressor is told."""
 Table = dict[str, Tensor]
 """Samples by column, [N, ...] each."""
 
@@ -71,13 +74,18 @@ class ImageRegressorTask:
             data.use_landmarks,
             self.terms.basis_id.shape[1],
             self.terms.head.expression_basis.shape[1],
+            field_of_view=True,
         )
+        tensors: dict[str, Tensor] = {}
+        if data.init:
+            tensors, stored = read_weights(data.init)
+            config = replace(ImageRegressorConfig.from_dict(stored["regressor"]), identity_trust=1.0)
         self.model = ImageRegressor(config)
         self.model.identity_basis.copy_(self.terms.basis_id)
         self.model.expression_basis.copy_(self.terms.head.expression_basis)
         standardise(self.model, self.terms.head, self.train_table["landmarks"], self.train_table["size"])
-        if data.init:
-            self.model.load_state_dict({**self.model.state_dict(), **read_weights(data.init)[0]})
+        if tensors:
+            self.model.load_state_dict(tensors)
 
     def config(self) -> dict[str, Any]:
         return {"kind": "image-regressor", "regressor": self.model.image_config.to_dict()}
@@ -102,7 +110,7 @@ class ImageRegressorTask:
             terms["sdf"] = (40.0, sdf)
         size = (codes.z_id / self.model.spread_id).square().mean() + (codes.z_ex / self.model.spread_ex).square().mean()
         terms["code"] = (1e-3, size)
-        terms["uncertainty"] = (0.02, self._uncertainty(codes, batch))
+        terms["uncertainty"] = (0.02, likelihood(self.terms, self.model, codes, batch))
         return terms
 
     def _predict(self, model: ImageRegressor, batch: dict[str, Tensor], generator: torch.Generator | None) -> Codes:
@@ -113,19 +121,10 @@ class ImageRegressorTask:
                 keep = torch.rand(*x.shape[:2], 1, generator=generator) > self.data.token_dropout
                 x = x * keep
             tokens[e] = x
-        return model.predict(batch["landmarks"], batch["scores"], batch["size"], tokens)
-
-    def _uncertainty(self, codes: Codes, batch: dict[str, Tensor]) -> Tensor:
-        """Gaussian likelihood of the parts' errors under the predicted variances; the codes stay free of it."""
-        z_id, z_ex = self.terms.codes(batch["w"], batch["e"])
-        with torch.no_grad():
-            error = ((codes.z_id - z_id) / self.model.spread_id).square()
-            glob, local = self.terms.head.split_identity(error)
-            whole = torch.cat([glob, local[:, -1]], -1).mean(-1, keepdim=True)
-            ex = ((codes.z_ex - z_ex) / self.model.spread_ex).square().mean(-1, keepdim=True)
-            parts = torch.cat([ex, local[:, :-1].mean(-1), whole], -1)
-        s = codes.log_variance
-        return (0.5 * (parts * torch.exp(-s) + s)).mean()
+        focal = batch["K"][:, 0, 0]
+        if generator is not None:
+            focal = torch.where(torch.rand(len(focal), generator=generator) < KNOWN_CAMERA, focal, torch.nan)
+        return model.predict(batch["landmarks"], batch["scores"], batch["size"], tokens, focal)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -134,6 +133,19 @@ class ImageRegressorTask:
         h = self.heldout_table
         codes = self._predict(model, h, None)
         return self.terms.metrics(codes.z_id, codes.z_ex, h)
+
+
+def likelihood(terms: HeadTerms, model: ImageRegressor, codes: Codes, batch: dict[str, Tensor]) -> Tensor:
+    """Gaussian likelihood of the parts' errors under the predicted variances; the codes stay free of it."""
+    with torch.no_grad():
+        z_id, z_ex = terms.codes(batch["w"], batch["e"])
+        error = ((codes.z_id - z_id) / model.spread_id).square()
+        glob, local = terms.head.split_identity(error)
+        whole = torch.cat([glob, local[:, -1]], -1).mean(-1, keepdim=True)
+        ex = ((codes.z_ex - z_ex) / model.spread_ex).square().mean(-1, keepdim=True)
+        parts = torch.cat([ex, local[:, :-1].mean(-1), whole], -1)
+    s = codes.log_variance
+    return (0.5 * (parts * torch.exp(-s) + s)).mean()
 
 
 @torch.no_grad()

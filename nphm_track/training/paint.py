@@ -52,12 +52,12 @@ def paint(heads: IctHeads, landmarks68: NDArray[np.int64], rng: np.random.Genera
     colour = np.tile(skin, (len(v), 1))
     lips = skin * np.array([0.85, 0.55, 0.55])
     outer = v[landmarks68[48:60]][:, :2]
-    inside = _in_polygon(v[:, :2], outer) & (v[:, 2] > 0.03) & ~heads.is_pocket
+    inside = in_polygon(v[:, :2], outer) & (v[:, 2] > 0.03) & ~heads.is_pocket
     colour[inside] = lips
     colour[heads.is_pocket] = [0.15, 0.05, 0.05]
     hair = skin * rng.uniform(0.15, 0.5)
     for line in (landmarks68[17:22], landmarks68[22:27]):
-        near = _distance_to_line(v, v[line]) < rng.uniform(0.0025, 0.004)
+        near = distance_to_line(v, v[line]) < rng.uniform(0.0025, 0.004)
         colour[near & ~heads.is_eye] = hair
     iris = rng.uniform(0.05, 0.5, 3)
     for side in (-1, 1):
@@ -87,7 +87,7 @@ def render(
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), fragments
 
 
-def _in_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) -> NDArray[np.bool_]:
+def in_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) -> NDArray[np.bool_]:
     inside = np.zeros(len(points), bool)
     x, y = points.T
     for (x0, y0), (x1, y1) in zip(polygon, np.roll(polygon, -1, 0), strict=True):
@@ -97,7 +97,7 @@ def _in_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) -> 
     return inside
 
 
-def _distance_to_line(points: NDArray[np.floating], line: NDArray[np.floating]) -> NDArray[np.floating]:
+def distance_to_line(points: NDArray[np.floating], line: NDArray[np.floating]) -> NDArray[np.floating]:
     best = np.full(len(points), np.inf)
     for a, b in pairwise(line):
         along = np.clip(((points - a) @ (b - a)) / ((b - a) @ (b - a)), 0, 1)

@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nphm_track.cameras.pnp import solve_pnp
 from nphm_track.errors import InputError
 from nphm_track.training.ict import IctHeads
 
+LANDMARKS = "training/assets/ict_landmarks478.npz"
 PHOTO_DISTANCE = 1.1
 """Metres between camera and head that a photo of unknown focal length is taken for."""
 NOISE = 0.011
@@ -39,7 +39,7 @@ class LandmarkBasis:
         )
 
 
-def landmark_basis(heads: IctHeads, path: str | Path = "training/assets/ict_landmarks478.npz") -> LandmarkBasis:
+def landmark_basis(heads: IctHeads, path: str | Path = LANDMARKS) -> LandmarkBasis:
     """Read where the landmarks lie on ICT heads. Raises InputError when the file is missing."""
     if not Path(path).is_file():
         raise InputError(f"no {path}: it is written by training/calibrate_landmarks.py")
@@ -66,6 +66,8 @@ def fit_photos(
     basis: LandmarkBasis, landmarks: NDArray[np.float32], size: NDArray[np.float32], outline: tuple[int, ...]
 ) -> PhotoFit:
     """Gauss-Newton on pose, identity and expression for landmarks [B, 478, 2] px in images of ``size`` [B, 2] px."""
+    from nphm_track.cameras.pnp import solve_pnp
+
     pixels = torch.from_numpy(landmarks).double()
     b = len(pixels)
     radius = (pixels - pixels.mean(1, keepdim=True)).square().sum(-1).mean(1).sqrt()

@@ -83,6 +83,17 @@ class HeadTerms:
         self.from_id = torch.linalg.pinv(self.basis_id)
         self.from_ex = torch.linalg.pinv(self.head.expression_basis)
 
+    def to(self, device: torch.device | str) -> HeadTerms:
+        """The same on another device."""
+        import copy
+
+        out = copy.copy(self)
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(out, name, value.to(device))
+        out.head = copy.deepcopy(self.head).to(device)
+        return out
+
     def weights(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
         """ICT weights nearest to codes: w [B, 100], e [B, E]."""
         return z_id @ self.from_id.T, z_ex @ self.from_ex.T
@@ -96,7 +107,7 @@ class HeadTerms:
         dw, de = w - batch["w"], e - batch["e"]
         neutral = (dw @ self.identity).unflatten(-1, (-1, 3))
         posed = neutral + (de @ self.expression).unflatten(-1, (-1, 3))
-        zero = torch.zeros(())
+        zero = z_id.new_zeros(())
         reprojection = self._reproject(w, e, batch)
         off_id = z_id - w @ self.basis_id.T
         off_ex = z_ex - e @ self.head.expression_basis.T
@@ -146,21 +157,23 @@ class HeadTerms:
             target = self.head.sdf(x, *self.codes(w, e))
         return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
 
-    def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
-        """Mean vertex errors and SDF L1 near the surface (mm, head frame, no alignment), landmark error and expression
-        correlations."""
+    def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], *, sdf: bool = True) -> dict[str, float]:
+        """Mean vertex errors and (``sdf``) SDF L1 near the surface (mm, head frame, no alignment), landmark error and
+        expression correlations.
+        """
         _, e = self.weights(z_id, z_ex)
         terms = self.vertex_terms(z_id, z_ex, batch)
         mm = MODEL_UNIT * 1000
         mean_head = (batch["w"] @ self.identity).unflatten(-1, (-1, 3))
         zero = torch.zeros(())
         out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
-        generator = torch.Generator().manual_seed(0)
-        sdf = []
-        for part in torch.arange(len(z_id)).split(25):
-            some = {name: batch[name][part] for name in "we"}
-            sdf.append(self.sdf_term(z_id[part], z_ex[part], some, generator, len(part), 96))
-        out["sdf_mm"] = float(torch.stack(sdf).mean()) * mm
+        if sdf:
+            generator = torch.Generator().manual_seed(0)
+            found = []
+            for part in torch.arange(len(z_id)).split(25):
+                some = {name: batch[name][part] for name in "we"}
+                found.append(self.sdf_term(z_id[part], z_ex[part], some, generator, len(part), 96))
+            out["sdf_mm"] = float(torch.stack(found).mean()) * mm
         out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
         names = self.head.config.expression_names
         for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browOuterUp_L"):

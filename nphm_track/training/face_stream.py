@@ -1,0 +1,341 @@
+"""Photo-like training samples with exact geometry, drawn batch by batch on the device that trains.
+
+Random heads in real skin, light and surroundings (``texture_bank``) or in paint and clay, under light that knows their
+geometry (``lighting``), seen by cameras as people use them and looked at by the landmark network itself. Nothing is
+stored: no picture comes twice.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nphm_track.conventions import EYE_CORNERS_478
+from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE
+from nphm_track.rendering.batched import BatchFragments, interpolate_batch, rasterise_batch, vertex_normals_batch
+from nphm_track.training.degrade import degrade_batch
+from nphm_track.training.dice import Dice
+from nphm_track.training.ict import load_ict, sample_expression
+from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics
+from nphm_track.training.paint_batch import Painter
+from nphm_track.training.photo_fit import LANDMARKS, landmark_basis
+from nphm_track.training.scenery import Scenery
+from nphm_track.training.texture_bank import HeadTensors, TextureBank, pixels_of, sample_pixels
+
+FRAME = 320.0
+"""Pixels of the longer side of the imagined frame that a crop is cut from."""
+MAP_SIZE = 128
+PAINTED, FOLLOW = 0.22, 0.45
+"""Shares of painted heads, and of photos whose surroundings follow the head."""
+OWN_LIGHT, HARMONIC = 0.3, 0.2
+"""Shares of photos in their own light and in smooth light; the others stand under lamps."""
+BUMPY = 0.5
+EXPRESSIONS = 12_000
+
+
+@dataclass(frozen=True)
+class FaceBatch:
+    """B crops with what they show; pixels of the imagined frame unless said otherwise.
+
+    Attributes:
+        crop: [B, 3, 256, 256] in 0..1.
+        points, normals: [B, 3, 128, 128] metres and unit, head space. mask: [B, 128, 128] face that is seen.
+        w, e: [B, 100], [B, E] ICT weights.
+        K, R, t: camera and head pose. size: [B, 2] of the frame. roi: [B, 5] (``faces.roi``).
+        landmarks: [B, 478, 3] found in the crop, in the frame; crop_landmarks: the same in crop pixels.
+        scores: [B, 52] blendshape scores. valid: [B] the landmark network found the face.
+        features: the landmark network's maps of the crop, by size.
+    """
+
+    crop: Tensor
+    points: Tensor
+    normals: Tensor
+    mask: Tensor
+    w: Tensor
+    e: Tensor
+    K: Tensor
+    R: Tensor
+    t: Tensor
+    size: Tensor
+    roi: Tensor
+    landmarks: Tensor
+    crop_landmarks: Tensor
+    scores: Tensor
+    valid: Tensor
+    features: dict[int, Tensor]
+
+    def columns(self) -> dict[str, Tensor]:
+        """All tensors but the features, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "features"}
+
+
+@dataclass(frozen=True)
+class _View:
+    K: Tensor
+    R: Tensor
+    t: Tensor
+    size: Tensor
+
+
+class FaceStream:
+    """Draws batches; the same seed gives the same batch on the same device."""
+
+    def __init__(self, heads: HeadTensors, bank: TextureBank, painter: Painter, landmarker: FaceLandmarker) -> None:
+        self.heads, self.bank, self.painter, self.landmarker = heads, bank, painter, landmarker
+        self.device = heads.device
+        neutral = heads.neutral
+        self.occlusion = ambient_occlusion(neutral, vertex_normals_batch(neutral[None], heads.faces)[0])
+        rng = np.random.default_rng(0)
+        self.expressions = torch.from_numpy(sample_expression(rng, EXPRESSIONS, heads.names)).to(self.device)
+        self.scenery = Scenery(bank.image)
+
+    @classmethod
+    def open(
+        cls, ict: str | Path, photos: str | Path, fits: str | Path, *, heldout: bool = False,
+        device: torch.device | str = "cpu", limit: int | None = None, landmarks: str = LANDMARKS,
+    ) -> FaceStream:  # fmt: skip
+        """From the ICT heads' folder, the photos' folder and the file of ``training/build_photo_fits.py``.
+
+        ``limit`` photos of the split at most. Raises InputError when a file is missing.
+        """
+        heads = load_ict(ict)
+        basis = landmark_basis(heads, landmarks)
+        points = torch.cat([basis.mean[None], basis.identity, basis.expression]).numpy()
+        rigid = json.loads((Path(ict) / "vertex_indices.json").read_text())["idx_to_landmark_verts"]
+        tensors = HeadTensors(heads, points, device)
+        bank = TextureBank.read(fits, photos, tensors, heldout=heldout, limit=limit)
+        painter = Painter(heads, np.searchsorted(heads.source, rigid), device)
+        return cls(tensors, bank, painter, FaceLandmarker.from_pretrained(device=device))
+
+    def with_photos(self, bank: TextureBank) -> FaceStream:
+        """The same stream with other people's photos."""
+        out = copy.copy(self)
+        out.bank, out.scenery = bank, Scenery(bank.image)
+        return out
+
+    @torch.no_grad()
+    def draw(self, seed: int, count: int) -> FaceBatch:
+        """A batch of ``count`` samples."""
+        dice, heads, bank = Dice(seed, self.device), self.heads, self.bank
+        row = dice.below(len(bank), count)
+        w, e = self._codes(dice, row)
+        vertices = self._bumps(dice, heads.vertices(w, e))
+        kind = dice.uniform(count)
+        painted, follow = kind < PAINTED, (kind >= PAINTED) & (kind < PAINTED + FOLLOW)
+        view = self._view(dice, row, follow)
+        roi = self._roi(dice, w, e, view)
+        K, turn = roi_cameras(view.K, roi, CROP_SIZE)
+        R, t = turn @ view.R, (turn @ view.t[..., None])[..., 0]
+        camera = vertices @ R.mT + t[:, None]
+        fragments = rasterise_batch(camera, heads.faces, K, (CROP_SIZE, CROP_SIZE))
+        normals = vertex_normals_batch(vertices, heads.faces)
+        image, at = self._shade(dice, row, e, painted, camera, normals @ R.mT, vertices, normals, fragments)
+        covered = fragments.face_id >= 0
+        direct = covered & (at["direct"] > 0.999) & ~painted[:, None, None]
+        surroundings = self.scenery.backdrop(dice, count, CROP_SIZE)
+        place = self.scenery.follow(at["uv"], direct, (K, R, t), (bank.K[row], bank.R[row], bank.t[row]))
+        own = sample_pixels(bank.image[row].float() / 255, place.flatten(1, 2)).mT.unflatten(2, (CROP_SIZE, CROP_SIZE))
+        surroundings = torch.where(follow[:, None, None, None], own, surroundings)
+        cut = (at["inside"] < 0) & (dice.chance(0.35, count) & ~follow)[:, None, None]
+        image = torch.where((covered & ~cut)[:, None], image, surroundings)
+        image, hidden = self.scenery.occlude(dice, image)
+        image = self.scenery.glasses(dice, image, pixels_of(heads.landmarks(w, e) @ R.mT + t[:, None], K))
+        crop = degrade_batch(dice, image)
+        points, normal_maps, mask = self._targets(at, covered & ~cut & ~hidden, fragments.depth)
+        seen = self._observe(crop, roi, w, e, view)
+        return FaceBatch(crop, points, normal_maps, mask, w, e, view.K, view.R, view.t, view.size, roi, **seen)
+
+    def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
+        """Identities of the scans' statistics, some around the photo's own; expressions likewise."""
+        b = len(row)
+        own_w, own_e = self.bank.w[row], self.bank.e[row].clamp(0, 1)
+        w = dice.normal(b, own_w.shape[1]).clamp(-3, 3)
+        choice = dice.uniform(b, 1)
+        w = torch.where(choice < 0.3, own_w + 0.8 * w, torch.where(choice < 0.45, own_w + 0.3 * w, w))
+        e = self.expressions[dice.below(len(self.expressions), b)]
+        choice = dice.uniform(b, 1)
+        mixed = (own_e * dice.uniform(b, 1) + e * dice.uniform(b, 1)).clamp(0, 1)
+        return w, torch.where(choice < 0.15, own_e, torch.where(choice < 0.35, mixed, e))
+
+    def _bumps(self, dice: Dice, vertices: Tensor) -> Tensor:
+        """Smooth dents and swellings that no ICT head has, on a part of the samples."""
+        b, n = len(vertices), 10
+        heads = self.heads
+        face = heads.in_face.nonzero()[:, 0]
+        centre = heads.neutral[face[dice.below(len(face), b, n)]]  # [B, n, 3]
+        sigma = 0.005 * 6 ** dice.uniform(b, n)
+        height = 0.09 * sigma * dice.normal(b, n) * dice.chance(BUMPY, b, 1)
+        near = torch.exp(-0.5 * (torch.cdist(heads.neutral.expand(b, -1, -1), centre) / sigma[:, None]) ** 2)
+        lift = (near @ height[..., None]) * (~heads.is_eye & ~heads.is_pocket)[:, None]
+        return vertices + lift * vertex_normals_batch(vertices, heads.faces)
+
+    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> _View:
+        """Cameras of 20 to 75 degrees around faces that fill a sixth to two thirds of a frame of some shape."""
+        b = len(row)
+        wide = dice.chance(0.4, b)
+        yaw = dice.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, 60.0, 30.0))
+        pitch = dice.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, 30.0, 15.0))
+        roll = dice.uniform(b, low=-12, high=12)
+        turn = _rotation(2, roll) @ _rotation(0, pitch) @ _rotation(1, yaw)
+        flip = torch.diag(turn.new_tensor([1.0, -1.0, -1.0]))
+        R = flip @ turn
+        R = torch.where(follow[:, None, None], R @ flip @ self.bank.R[row], R)
+        size = torch.full((b, 2), FRAME, device=self.device)
+        size[:, 1] /= torch.where(dice.chance(0.5, b), 1.0, dice.uniform(b, low=0.75, high=1.8))
+        size = FRAME * size / size.amax(1, keepdim=True)
+        focal = FRAME / 2 / torch.tan(torch.deg2rad(dice.uniform(b, low=20, high=75)) / 2)
+        fill = dice.uniform(b, low=0.16, high=0.65)
+        distance = focal * 0.19 / (FRAME * fill) + 0.07
+        room = (0.5 - 0.5 * fill)[:, None] * size / FRAME  # the face stays in the frame
+        place = dice.uniform(b, 2, low=-1, high=1) ** 3 * room * 0.8
+        t = torch.cat([place * FRAME / focal[:, None] * distance[:, None], distance[:, None]], 1)
+        K = torch.zeros(b, 3, 3, device=self.device)
+        K[:, 0, 0] = K[:, 1, 1] = focal
+        K[:, :2, 2] = size / 2
+        K[:, 2, 2] = 1
+        return _View(K, R, t, size)
+
+    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: _View) -> Tensor:
+        """The region [B, 5] that the follower would look at, a little off as it is in clips."""
+        points = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
+        right, _, _, left = EYE_CORNERS_478
+        low, high = points.amin(1), points.amax(1)
+        side = ROI_SCALE * (high - low).amax(1) * (1 + 0.035 * dice.normal(len(w)))
+        centre = (low + high) / 2 + 0.014 * side[:, None] * dice.normal(len(w), 2)
+        across = points[:, left] - points[:, right]
+        angle = torch.atan2(across[:, 1], across[:, 0]) + 0.035 * dice.normal(len(w))
+        return torch.stack([centre[:, 0], centre[:, 1], side, side, angle], 1)
+
+    def _shade(
+        self, dice: Dice, row: Tensor, e: Tensor, painted: Tensor, camera: Tensor, camera_normals: Tensor,
+        vertices: Tensor, normals: Tensor, fragments: BatchFragments,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        """The lit heads [B, 3, H, W] and what their pixels show."""
+        bank, heads = self.bank, self.heads
+        b = len(row)
+        colour, shade, direct = bank.colour[row].float(), bank.shade[row].float(), bank.direct[row]
+        colour, shade, direct = self._close_lids(dice, colour, shade, direct, bank.e[row], e)
+        colour = torch.where(painted[:, None, None], self.painter(dice, b), colour)
+        shade = torch.where(painted[:, None], 1.0, shade)
+        smooth = dice.chance(HARMONIC / (HARMONIC + OWN_LIGHT), b)[:, None]
+        light = torch.where(smooth, random_harmonics(dice, b), bank.light[row])
+        irradiance, shine = lamp_light(dice, camera, camera_normals, self.occlusion)
+        lamps = (dice.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
+        soft = harmonic_light(camera_normals, light)[..., None].expand_as(irradiance)
+        exposure = dice.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
+        exposure = exposure.clamp(0.5, 3)  # cameras expose for the face
+        ratio = torch.where(lamps[:, None, None], irradiance * exposure, soft) / shade[..., None]
+        shine = torch.where(lamps[:, None, None], shine * exposure, 0.0)
+        inside = _cut_out(dice, vertices)
+        parts = {
+            "uv": bank.uv[row], "colour": colour, "ratio": ratio, "shine": shine, "direct": direct[..., None].float(),
+            "inside": inside[..., None], "points": vertices, "normals": normals,
+            "in_face": heads.in_face[:, None].expand(b, -1, 1),
+        }  # fmt: skip
+        drawn = interpolate_batch(fragments, heads.faces, torch.cat(list(parts.values()), -1))
+        at = dict(zip(parts, drawn.split([p.shape[-1] for p in parts.values()], -1), strict=True))
+        at = {k: v[..., 0] if v.shape[-1] == 1 else v for k, v in at.items()}
+        shown = sample_pixels(bank.image[row].float() / 255, at["uv"].flatten(1, 2)).unflatten(1, at["uv"].shape[1:3])
+        from_photo = (at["direct"] > 0.999) & ~painted[:, None, None]
+        albedo = torch.where(from_photo[..., None], shown, at["colour"])
+        image = albedo * at["ratio"].clamp(0.05, 3.0) + at["shine"]
+        return image.permute(0, 3, 1, 2), at
+
+    def _close_lids(
+        self, dice: Dice, colour: Tensor, shade: Tensor, direct: Tensor, e_photo: Tensor, e: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Skin on those lids that expression e [B, E] closes and the photo shows open: an open eye hides its lid."""
+        colour, shade, direct = colour.clone(), shade.clone(), direct.clone()
+        for lid in self.heads.lids:
+            closing = (e[:, lid.weight] - e_photo[:, lid.weight] > 0.25)[:, None]
+            weight = lid.share * direct[:, lid.near] + 1e-6
+            weight = weight / weight.sum(-1, keepdim=True)
+            skin = (colour[:, lid.near] * weight[..., None]).sum(2) * dice.uniform(len(e), 1, 1, low=0.8, high=1.05)
+            lashes = dice.uniform(len(e), 1, 1, low=0.35, high=0.75)
+            skin = torch.where(lid.lashes[:, None], skin * lashes, skin)
+            colour[:, lid.skin] = torch.where(closing[..., None], skin, colour[:, lid.skin])
+            shade[:, lid.skin] = torch.where(closing, (shade[:, lid.near] * weight).sum(2), shade[:, lid.skin])
+            direct[:, lid.skin] &= ~closing
+        return colour, shade, direct
+
+    def _targets(self, at: dict[str, Tensor], shown: Tensor, depth: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps of half the crop's size: means of four pixels of one surface."""
+        whole = (at["in_face"] > 0.5) & shown
+        x = torch.cat([at["points"], at["normals"], whole[..., None].float()], -1).permute(0, 3, 1, 2)
+        mean = F.avg_pool2d(x, CROP_SIZE // MAP_SIZE)
+        depth = depth[:, None]
+        spread = F.max_pool2d(depth, 2) + F.max_pool2d(-depth, 2)
+        mask = (mean[:, 6] > 0.99) & (spread[:, 0] < 0.01)
+        return mean[:, :3], F.normalize(mean[:, 3:6], dim=1), mask.float()
+
+    def _observe(self, crop: Tensor, roi: Tensor, w: Tensor, e: Tensor, view: _View) -> dict[str, Any]:
+        """What the landmark network makes of the crops, and whether it found the faces."""
+        from nphm_track.geometry.networks import TRUNK
+
+        out = self.landmarker.landmark_net(crop.contiguous(memory_format=torch.channels_last), True)
+        landmarks = crop_to_frame(out["landmarks"], roi)
+        true = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
+        some = [33, 263, 152]
+        error = (landmarks[:, some, :2] - true[:, some]).norm(dim=-1).amax(1)
+        valid = (torch.sigmoid(out["presence"]) > 0.7) & (error < 0.08 * roi[:, 2])
+        scores = self.landmarker.blendshape_net(landmarks[..., :2] - roi[:, None, :2])
+        return {
+            "landmarks": landmarks, "crop_landmarks": out["landmarks"], "scores": scores, "valid": valid.float(),
+            "features": {s: out[f"features_{s}"].contiguous() for s in TRUNK},
+        }  # fmt: skip
+
+
+def _cut_out(dice: Dice, vertices: Tensor) -> Tensor:
+    """Signed distance [B, V] (metres) to the outline of a face cut out as scans are: a tilted rounded box."""
+    b = len(vertices)
+    tilt = dice.normal(b, 1) * 0.12
+    x, y = vertices[..., 0] + tilt * vertices[..., 1], vertices[..., 1] - tilt * vertices[..., 0]
+    top, bottom = dice.uniform(b, 1, low=0.055, high=0.1), dice.uniform(b, 1, low=0.075, high=0.12)
+    side, back = dice.uniform(b, 1, low=0.058, high=0.085), dice.uniform(b, 1, low=-0.03, high=0.03)
+    power = dice.uniform(b, 1, low=2.5, high=8)
+    box = ((x / side).abs() ** power + (y / torch.where(y > 0, top, bottom)).abs() ** power) ** (1 / power)
+    return torch.minimum(side * (1 - box), vertices[..., 2] - back)
+
+
+def _rotation(axis: int, degrees: Tensor) -> Tensor:
+    """Rotations [B, 3, 3] about a coordinate axis."""
+    angle = torch.deg2rad(degrees)
+    c, s = angle.cos(), angle.sin()
+    i, j = [(1, 2), (2, 0), (0, 1)][axis]
+    R = torch.eye(3, device=degrees.device).repeat(len(degrees), 1, 1)
+    R[:, i, i] = R[:, j, j] = c
+    R[:, i, j], R[:, j, i] = -s, s
+    return R
+
+
+def roi_cameras(K: Tensor, roi: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Intrinsics [B, 3, 3] and image-plane roll [B, 3, 3]: ``K (roll x_cam)`` are pixels of the rois' crops."""
+    cos, sin = roi[:, 4].cos(), roi[:, 4].sin()
+    turn = torch.zeros_like(K)
+    turn[:, 0, 0] = turn[:, 1, 1] = cos
+    turn[:, 0, 1], turn[:, 1, 0] = sin, -sin
+    turn[:, 2, 2] = 1
+    scale = size / roi[:, 2]
+    out = torch.zeros_like(turn)
+    out[:, 0, 0], out[:, 1, 1] = K[:, 0, 0] * scale, K[:, 1, 1] * scale
+    offset = (turn[:, :2, :2] @ (K[:, :2, 2] - roi[:, :2])[..., None])[..., 0]
+    out[:, :2, 2] = offset * scale[:, None] + size / 2
+    out[:, 2, 2] = 1
+    return out, turn
+
+
+def crop_to_frame(points: Tensor, roi: Tensor, size: int = CROP_SIZE) -> Tensor:
+    """Points [B, P, 3] of crops (px) in the frame, z scaled like x; twin of ``roi.crop_points_to_frame``."""
+    cos, sin = roi[:, 4:5].cos(), roi[:, 4:5].sin()
+    x, y = (points[..., 0] / size - 0.5) * roi[:, 2:3], (points[..., 1] / size - 0.5) * roi[:, 3:4]
+    z = points[..., 2] / size * roi[:, 2:3]
+    return torch.stack([cos * x - sin * y + roi[:, 0:1], sin * x + cos * y + roi[:, 1:2], z], -1)

@@ -1,0 +1,217 @@
+"""Training of the geometry networks and the image regressor together, on renders drawn as they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.geometry.landmark_mesh import landmark_maps_batch, landmark_triangles
+from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
+from nphm_track.models import read_weights
+from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
+from nphm_track.training.dice import Dice
+from nphm_track.training.face_stream import FaceBatch, FaceStream
+from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
+from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
+from nphm_track.training.photo_fit import LANDMARKS
+from nphm_track.training.recipe import Strict
+from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+from nphm_track.training.texture_bank import TextureBank
+from nphm_track.training.trainer import Share
+
+HELDOUT_SEED = 900_000_000
+
+
+class FacesData(Strict):
+    """The ``[data]`` table of a faces recipe."""
+
+    ict: str
+    photos: str = Field(description="folder with the face photos")
+    fits: str = Field(description="file written by training/build_photo_fits.py")
+    head_model: str = Field("nphm-small", description="name or path of the frozen head model")
+    landmarks: str = LANDMARKS
+    device: str = Field("cpu", description="where renders are drawn; the trainer's device")
+    init: str | None = Field(None, description="model.safetensors to start from")
+    photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
+    batch: int = Field(128, gt=0)
+    heldout_batches: int = Field(6, gt=0, description="batches of 64 that the held-out figures are taken on")
+    width: int = Field(256, gt=0)
+    layers: int = Field(4, gt=0)
+    heads: int = Field(8, gt=0)
+    decoder: tuple[int, int] = (96, 48)
+    stem: tuple[int, int] = (64, 128)
+    regressor_width: int = Field(256, gt=0)
+    regressor_layers: int = Field(4, gt=0)
+    regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
+    landmark_noise: float = Field(0.012, ge=0, description="largest noise on landmarks of the mesh, of the crop's side")
+    jitter: float = Field(0.004, ge=0, description="landmark noise for the regressor, of the face's RMS radius")
+
+
+class Faces(nn.Module):
+    """Both networks; they are released one by one."""
+
+    def __init__(self, geometry: GeometryNet, regressor: ImageRegressor) -> None:
+        super().__init__()
+        self.geometry, self.regressor = geometry, regressor
+
+
+class FacesTask:
+    """Dense losses on normals and points; vertex losses on the codes, through the tokens into the encoders."""
+
+    share = Share()
+    _ahead: dict[int, Future[tuple[tuple[FaceBatch, Tensor, Dice], torch.cuda.Event | None]]]
+
+    def __init__(self, data: FacesData) -> None:
+        self.data = data
+        device = torch.device(data.device)
+        self.device = device
+        self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
+        limit, files = data.photo_limit, (data.ict, data.photos, data.fits)
+        self.stream = FaceStream.open(*files, device=device, limit=limit, landmarks=data.landmarks)
+        others = TextureBank.read(data.fits, data.photos, self.stream.heads, heldout=True, limit=limit)
+        self.heldout = self.stream.with_photos(others)
+        mean = self.terms.head.mean_landmarks.numpy().astype(np.float64) * MODEL_UNIT
+        triangles = landmark_triangles(mean)
+        geometry = GeometryNet(
+            GeometryConfig(data.width, data.layers, data.heads, decoder=data.decoder, stem=data.stem), len(triangles)
+        )
+        geometry.mean_landmarks.copy_(torch.from_numpy(mean))
+        geometry.triangles.copy_(torch.from_numpy(triangles))
+        self.mean, self.triangles = geometry.mean_landmarks.to(device), geometry.triangles.to(device)
+        base = regressor_config(self.terms.head)
+        sizes = {**vars(base), "width": data.regressor_width, "layers": data.regressor_layers, "heads": data.heads}
+        regressor = ImageRegressor(
+            ImageRegressorConfig(
+                type(base)(**sizes),
+                data.width,
+                identity_weights=self.terms.basis_id.shape[1],
+                expression_weights=self.terms.head.expression_basis.shape[1],
+                field_of_view=True,
+            )
+        )
+        regressor.identity_basis.copy_(self.terms.basis_id)
+        regressor.expression_basis.copy_(self.terms.head.expression_basis)
+        first = self.stream.draw(0, 64)
+        standardise(regressor, self.terms.head, first.landmarks.cpu(), first.size.cpu())
+        for size in TRUNK:
+            x = first.features[size]
+            getattr(geometry, f"trunk_mean_{size}").copy_(x.mean((0, 2, 3)))
+            getattr(geometry, f"trunk_spread_{size}").copy_(x.std((0, 2, 3)).clamp_min(1e-3))
+        self.model = Faces(geometry, regressor)
+        if data.init:
+            self.model.load_state_dict(read_weights(data.init)[0])
+        self.device_terms = self.terms if device.type == "cpu" else self.terms.to(device)
+        self._kept: list[FaceBatch] = []
+        self.pool, self._ahead = ThreadPoolExecutor(1), {}
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def config(self) -> dict[str, Any]:
+        model = self.model
+        return {
+            "kind": "faces",
+            "geometry": model.geometry.config.to_dict(),
+            "regressor": model.regressor.image_config.to_dict(),
+        }
+
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+        del generator  # all chance is on the device
+        batch, maps, dice = self._batch(step)
+        count = len(batch.valid)
+        out = self.model.geometry(batch.crop, batch.features, maps)
+        mask = batch.mask * batch.valid[:, None, None]
+        terms = geometry_terms(out, batch.normals, batch.points, mask)
+        radius = batch.landmarks[..., :2].std(dim=(1, 2), keepdim=True)
+        scale = dice.uniform(count, 1, 1, high=2 * self.data.jitter)
+        landmarks = batch.landmarks + dice.normal(*batch.landmarks.shape) * radius * scale
+        focal = torch.where(dice.chance(KNOWN_CAMERA, count), batch.K[:, 0, 0], torch.nan)
+        codes = self._codes(self.model, out, batch, landmarks, focal)
+        good = batch.valid.nonzero()[:, 0] if batch.valid.any() else torch.arange(count, device=self.device)
+        codes = Codes(*(x[good].float() for x in (codes.z_id, codes.z_ex, codes.log_variance)))
+        table = {k: getattr(batch, k)[good] for k in ("w", "e", "K", "R", "t", "landmarks")}
+        with torch.autocast(self.device.type, enabled=False):
+            regressed = self.device_terms.vertex_terms(codes.z_id, codes.z_ex, table)
+            regressor = self.model.regressor
+            sizes = (codes.z_id / regressor.spread_id, codes.z_ex / regressor.spread_ex)
+            regressed["code"] = (1e-3, sizes[0].square().mean() + sizes[1].square().mean())
+            regressed["uncertainty"] = (0.02, likelihood(self.device_terms, regressor, codes, table))
+        share = self.data.regressor_weight
+        return {**terms, **{k: (share * weight, value) for k, (weight, value) in regressed.items()}}
+
+    def _batch(self, step: int) -> tuple[FaceBatch, Tensor, Dice]:
+        """The batch of a step with its landmark maps, drawn while the step before trained."""
+        future = self._ahead.pop(step, None) or self.pool.submit(self._draw, step)
+        self._ahead = {step + 1: self.pool.submit(self._draw, step + 1)}
+        drawn, ready = future.result()
+        if ready is not None:
+            here = torch.cuda.current_stream(self.device)
+            here.wait_event(ready)
+            batch, maps, _ = drawn
+            for tensor in (*batch.columns().values(), *batch.features.values(), maps):
+                tensor.record_stream(here)  # its memory belongs to the other stream, which must not reuse it too early
+        return drawn
+
+    def _draw(self, step: int) -> tuple[tuple[FaceBatch, Tensor, Dice], torch.cuda.Event | None]:
+        seed = step * self.share.world + self.share.rank + 1
+        count = self.data.batch // self.share.world
+        with torch.no_grad(), torch.cuda.stream(self.side):
+            batch = self.stream.draw(seed, count)
+            maps, dice = self._maps(batch, Dice(seed + HELDOUT_SEED // 2, self.device))
+            ready = None if self.side is None else self.side.record_event()
+        return (batch, maps, dice), ready
+
+    def _codes(self, model: Faces, out: dict[str, Tensor], batch: FaceBatch, landmarks: Tensor, focal: Tensor) -> Codes:
+        tokens = {"n": out["tokens_n"], "p": out["tokens_p"]}
+        return model.regressor.predict(landmarks, batch.scores, batch.size, tokens, focal)
+
+    def _maps(self, batch: FaceBatch, dice: Dice) -> tuple[Tensor, Dice]:
+        """Landmark maps of landmarks with smooth errors, so that the networks learn to overrule them."""
+        landmarks = batch.crop_landmarks
+        b = len(landmarks)
+        amount = 256 * self.data.landmark_noise * dice.uniform(b, 1, 1) ** 2
+        centres = landmarks[:, dice.below(468, 24)]
+        weight = torch.softmax(-torch.cdist(landmarks[..., :2], centres[..., :2]) / 8, -1)  # smooth over the face
+        noisy = landmarks + weight @ (dice.normal(b, 24, 3) * amount)
+        return landmark_maps_batch(noisy, self.mean, self.triangles, DENSE), dice
+
+    @torch.no_grad()
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Held-out people: errors of the maps beside the landmark mesh's, and of the codes (``HeadTerms.metrics``)."""
+        assert isinstance(model, Faces)
+        if not self._kept:
+            self._kept = [self.heldout.draw(HELDOUT_SEED + k, 64) for k in range(self.data.heldout_batches)]
+        errors: list[dict[str, Tensor]] = []
+        parts: dict[str, list[Tensor]] = {}
+        for batch in self._kept:
+            maps = landmark_maps_batch(batch.crop_landmarks, self.mean, self.triangles, DENSE)
+            out = model.geometry(batch.crop, batch.features, maps)
+            mask = batch.mask * batch.valid[:, None, None]
+            errors.append(geometry_errors(out, maps, batch.normals, batch.points, mask))
+            codes = self._codes(model, out, batch, batch.landmarks, batch.K[:, 0, 0])
+            good = batch.valid.nonzero()[:, 0]
+            table = {k: getattr(batch, k) for k in ("w", "e", "K", "R", "t", "landmarks")}
+            for name, value in (table | {"z_id": codes.z_id, "z_ex": codes.z_ex}).items():
+                parts.setdefault(name, []).append(value[good].float().cpu())
+        table = {k: torch.cat(v) for k, v in parts.items()}
+        return summarise_errors(errors) | self.terms.metrics(table.pop("z_id"), table.pop("z_ex"), table, sdf=False)
+
+
+Weights = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+def split_faces(tensors: dict[str, Tensor], config: dict[str, Any]) -> dict[str, Weights]:
+    """The two models of a faces run: name -> tensors and configuration, as they are released."""
+    kinds = {"geometry": "geometry", "regressor": "image-regressor"}
+    return {
+        kind: (
+            {k.removeprefix(part + "."): v for k, v in tensors.items() if k.startswith(part + ".")},
+            {"kind": kind, part: config[part], "training": config.get("training", {})},
+        )
+        for part, kind in kinds.items()
+    }
