@@ -34,9 +34,7 @@ def test_a_ball_is_lit_from_the_lamps_side_only() -> None:
     cosine = DIRECTIONS @ normals.T
     for lit in seen:  # wherever the ball lies
         assert lit[cosine > 0.3].min() > 0.95
-        assert (
-            lit[cosine < -0.6].max() < 0.01 and lit[cosine < -0.4].mean() < 0.1
-        )  # nearer: no light by its angle
+        assert lit[cosine < -0.6].max() < 0.01 and lit[cosine < -0.4].mean() < 0.1  # nearer: no light by its angle
 
 
 def test_a_small_ball_casts_its_shadow_on_a_plane() -> None:
