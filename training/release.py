@@ -2,6 +2,7 @@
 
 python training/release.py RUN NAME [--identity-trust .55]        # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
+python training/release.py RUN --pack FILE                        # an unfinished run's weights, for data.init
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from nphm_track.models import read_weights, write_weights
 from nphm_track.training.faces_task import split_faces
+from nphm_track.training.packing import pack
 
 
 def main() -> None:
@@ -18,8 +20,12 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("name", nargs="?", help="of the model; a faces run names its two itself")
     parser.add_argument("--identity-trust", type=float, help="image regressors: factor on identity codes")
+    parser.add_argument("--pack", type=Path, help="write the run's weights here, packed, and release nothing")
     args = parser.parse_args()
     tensors, config = read_weights(args.run)
+    if args.pack:
+        write_weights(args.pack, pack(tensors), config)
+        return
     if config.get("kind") == "faces":
         models = split_faces(tensors, config)
     elif args.name:

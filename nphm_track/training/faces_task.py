@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.geometry.landmark_mesh import landmark_maps_batch, landmark_triangles
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
-from nphm_track.models import read_weights
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FaceBatch, FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
 from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
+from nphm_track.training.packing import read_initial
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
@@ -38,7 +38,7 @@ class FacesData(Strict):
     head_model: str = Field("nphm-small", description="name or path of the frozen head model")
     landmarks: str = LANDMARKS
     device: str = Field("cpu", description="where renders are drawn; the trainer's device")
-    init: str | None = Field(None, description="model.safetensors to start from")
+    init: str | None = Field(None, description="model.safetensors to start from, packed or not")
     photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
     batch: int = Field(128, gt=0)
     heldout_batches: int = Field(6, gt=0, description="batches of 64 that the held-out figures are taken on")
@@ -46,7 +46,7 @@ class FacesData(Strict):
     layers: int = Field(4, gt=0)
     heads: int = Field(8, gt=0)
     decoder: tuple[int, int] = (96, 48)
-    stem: tuple[int, int] = (64, 128)
+    stem: tuple[int, ...] = (64, 128)
     regressor_width: int = Field(256, gt=0)
     regressor_layers: int = Field(4, gt=0)
     regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
@@ -106,7 +106,7 @@ class FacesTask:
             getattr(geometry, f"trunk_spread_{size}").copy_(x.std((0, 2, 3)).clamp_min(1e-3))
         self.model = Faces(geometry, regressor)
         if data.init:
-            self.model.load_state_dict(read_weights(data.init)[0])
+            self.model.load_state_dict(read_initial(data.init)[0])
         self.device_terms = self.terms if device.type == "cpu" else self.terms.to(device)
         self._kept: list[FaceBatch] = []
         self.pool, self._ahead = ThreadPoolExecutor(1), {}
