@@ -13,8 +13,8 @@ from nphm_track.models import WEIGHTS_NAME, sha256
 
 ABOUT = {
     "face_landmarker": ("Apache-2.0", "training/convert_face_landmarker.py, training/fit_face_signature.py"),
-    "geometry": ("MIT", "training/recipes/faces.toml"),
-    "image-regressor": ("MIT", "training/recipes/faces.toml"),
+    "geometry": ("MIT", "training/recipes/faces_small.toml"),
+    "image-regressor": ("MIT", "training/recipes/faces_small.toml"),
     "landmark-regressor": ("MIT", "training/recipes/landmark_regressor.toml"),
     "nphm-small": ("MIT", "training/recipes/nphm_small.toml, training/recipes/nphm_small_anny.toml"),
 }

@@ -149,7 +149,7 @@ def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> st
     count = expected_frames(source, options)
     if not count or source.info.kind == "image":
         return str(info)
-    per_frame = 0.13 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
+    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
     per_frame += 0 if has_regressor(options.head) else FIT_SECONDS
     minutes = (6 + count * per_frame) / 60
     line = f"{info}; about {count} frames"
