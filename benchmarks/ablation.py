@@ -21,13 +21,22 @@ from report import machine, machine_line, save, table
 from nphm_track._runtime import prepare_torch
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.training.geometry_task import FaceShards
-from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask, encode_shards
+from nphm_track.training.image_regressor_task import (
+    RAYS_KEPT,
+    ImageRegressorData,
+    ImageRegressorTask,
+    encode_shards,
+)
 from nphm_track.training.trainer import Trainer, TrainerConfig
 
 ROWS: dict[str, dict[str, Any]] = {
     "E_n, E_p and landmarks, 3-D and 2-D (released)": {},
     "3-D only": {"losses": ("3d",)},
     "2-D only": {"losses": ("2d",)},
+    "3-D and normals by the surface renderer": {"losses": ("3d", "surface")},
+    "3-D and normals by the volume renderer": {"losses": ("3d", "volume")},
+    "2-D and normals by the surface renderer": {"losses": ("2d", "surface")},
+    "2-D and normals by the volume renderer": {"losses": ("2d", "volume")},
     "E_n and landmarks": {"encoders": ("n",)},
     "E_p and landmarks": {"encoders": ("p",)},
     "landmark network's trunk and landmarks": {"encoders": ("t",)},
@@ -58,7 +67,7 @@ def main() -> None:
     prepare_torch()
     net = GeometryNet.from_pretrained()
     tables = tuple(
-        encode_shards(Some(Path(folder), count), net, ("n", "p", "t"))
+        encode_shards(Some(Path(folder), count), net, ("n", "p", "t"), RAYS_KEPT)
         for folder, count in ((args.shards, args.samples), (args.heldout, 500))
     )
     common = {"ict": args.ict, "head_model": "nphm-small", "geometry": "geometry", "token_dropout": 0.05}
@@ -73,10 +82,12 @@ def main() -> None:
         start = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
             results[name] = Trainer(task, config, folder).run()
-        print(name, {k: round(results[name][k], 3) for k in FIGURES}, f"{time.monotonic() - start:.0f} s", flush=True)
-    rows = [[name, *(found[k] for k in FIGURES)] for name, found in results.items()]
+        results[name]["seconds"] = time.monotonic() - start
+        print(name, {k: round(results[name][k], 3) for k in (*FIGURES, "seconds")}, flush=True)
+    rows = [[name, *(found[k] for k in (*FIGURES, "seconds"))] for name, found in results.items()]
     facts = machine()
-    text = f"{args.samples} samples, {args.steps} steps of 32. {machine_line(facts)}\n\n{table(['', *FIGURES], rows)}\n"
+    figures = table(["", *FIGURES, "seconds"], rows)
+    text = f"{args.samples} samples, {args.steps} steps of 32. {machine_line(facts)}\n\n{figures}\n"
     save(args.out, "ablation", {"machine": facts, "rows": results}, text)
 
 

@@ -104,7 +104,7 @@ class SurfaceRenderer:
             for _ in range(3):
                 x = (part.origin + depth[:, None] * part.direction) / MODEL_UNIT
                 sdf, gradient = self._gradient(x, person, z_ex[part.frame])
-                depth, normal, found = _newton(part, depth, sdf, gradient)
+                depth, normal, found = newton(part, depth, sdf, gradient)
             parts.append((depth, normal, found))
         depth, normal, found = (torch.cat(column) for column in zip(*parts, strict=True))
         return Seen(depth, normal, found)
@@ -146,7 +146,7 @@ class SurfaceRenderer:
                 for k, basis in enumerate(bases)
             ]
             by_weight = torch.cat([d @ basis for d, basis in zip(by_code, bases, strict=True)], -1)
-            depth, normal, valid = _newton(rays, rays.depth, sdf.detach(), g)
+            depth, normal, valid = newton(rays, rays.depth, sdf.detach(), g)
             along = (g * rays.direction).sum(-1, keepdim=True)  # n . d
             along = torch.where(along.abs() > 1e-6, along, -1e-6)
             depth_code = -MODEL_UNIT * by_weight / along
@@ -164,7 +164,7 @@ class SurfaceRenderer:
         )
 
 
-def _newton(rays: Rays, depth: Tensor, sdf: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def newton(rays: Rays, depth: Tensor, sdf: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Depth after a step, unit normal, and whether the ray meets the surface there."""
     direction = F.normalize(rays.direction, dim=-1)
     normal = F.normalize(gradient, dim=-1)

@@ -40,7 +40,7 @@ class VolumeRenderer:
     def see(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Seen:
         parts = []
         for part in rays.split(CHUNK):
-            depth, normal, opacity = self._render(part, z_id.expand(len(part.depth), -1), z_ex[part.frame])
+            depth, normal, opacity = self.render(part, z_id.expand(len(part.depth), -1), z_ex[part.frame])
             parts.append((depth.detach(), normal.detach(), self._valid(part, normal, opacity)))
         return Seen(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -56,7 +56,7 @@ class VolumeRenderer:
         leaves = [origin, direction, *([person] if identity else []), expression]
         bases = [*([self.space.identity] if identity else []), self.space.expression]
         leaf_rays = Rays(origin, direction, rays.frame, rays.depth)
-        depth, normal, opacity = self._render(leaf_rays, person, expression)
+        depth, normal, opacity = self.render(leaf_rays, person, expression)
         tangents = tangent_frame(normal.detach())
         outputs = [depth, *((normal * tangents[:, i]).sum(-1) for i in (0, 1))]
         rows = [torch.autograd.grad(y.sum(), leaves, retain_graph=i < 2) for i, y in enumerate(outputs)]
@@ -70,7 +70,7 @@ class VolumeRenderer:
         )
 
     @torch.enable_grad()
-    def _render(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def render(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Depth [P], normal [P, 3] and opacity [P]; z_id [P, D_id], z_ex [P, D_ex]."""
         s = self._samples(rays, z_id.detach(), z_ex.detach())
         origin, direction = rays.origin / MODEL_UNIT, rays.direction / MODEL_UNIT

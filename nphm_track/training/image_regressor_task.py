@@ -23,10 +23,13 @@ from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageReg
 from nphm_track.training.geometry_task import FaceShards, prepare_crops
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+from nphm_track.training.render_loss import Kind, render_loss
 from nphm_track.training.trainer import Share
 
 KNOWN_CAMERA = 0.5
 """Share of the samples whose field of view the regressor is told."""
+RAYS_KEPT = 256
+"""Pixels of each render that normals may be drawn at."""
 Table = dict[str, Tensor]
 """Samples by column, [N, ...] each."""
 
@@ -46,7 +49,11 @@ class ImageRegressorData(Strict):
     layers: int = Field(4, gt=0)
     encoders: tuple[str, ...] = Field(("n", "p"), description="whose tokens are read; t: the trunk alone")
     use_landmarks: bool = Field(True, description="landmark tokens beside the image tokens")
-    losses: tuple[Literal["3d", "2d"], ...] = Field(("3d", "2d"), description="which supervision counts")
+    losses: tuple[Literal["3d", "2d", "surface", "volume"], ...] = Field(
+        ("3d", "2d"), description="which supervision counts; 2d: landmarks; surface, volume: normals by that renderer"
+    )
+    rays: int = Field(32, gt=0, description="of a sample, for normals of a renderer")
+    ray_samples: int = Field(12, gt=0, description="samples a batch with rays")
     sdf_points: int = Field(96, ge=0, description="points a sample for L3D")
     sdf_samples: int = Field(16, ge=0, description="samples a batch for L3D")
     jitter: float = Field(0.004, ge=0, description="landmark noise, of the face's RMS radius")
@@ -63,8 +70,10 @@ class ImageRegressorTask:
         self.data = data
         self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
         geometry = GeometryNet.from_pretrained(data.geometry)
+        rays = RAYS_KEPT if {"surface", "volume"} & set(data.losses) else 0
         self.train_table, self.heldout_table = tables or (
-            encode_shards(FaceShards(Path(folder)), geometry, data.encoders) for folder in (data.shards, data.heldout)
+            encode_shards(FaceShards(Path(folder)), geometry, data.encoders, rays)
+            for folder in (data.shards, data.heldout)
         )
         base = regressor_config(self.terms.head)
         config = ImageRegressorConfig(
@@ -108,10 +117,21 @@ class ImageRegressorTask:
         elif data.sdf_samples:
             sdf = self.terms.sdf_term(codes.z_id, codes.z_ex, batch, generator, data.sdf_samples, data.sdf_points)
             terms["sdf"] = (40.0, sdf)
+        kinds: tuple[Kind, ...] = ("surface", "volume")
+        for kind in kinds:
+            if kind in data.losses:
+                terms[kind] = (4.0, self._render(kind, codes, batch, generator))
         size = (codes.z_id / self.model.spread_id).square().mean() + (codes.z_ex / self.model.spread_ex).square().mean()
         terms["code"] = (1e-3, size)
         terms["uncertainty"] = (0.02, likelihood(self.terms, self.model, codes, batch))
         return terms
+
+    def _render(self, kind: Kind, codes: Codes, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        n = self.data.ray_samples
+        chosen = torch.randint(batch["ray_points"].shape[1], (self.data.rays,), generator=generator)
+        points, normals = (batch[k][:n, chosen].float() for k in ("ray_points", "ray_normals"))
+        centre = -(batch["t"][:n, None] @ batch["R"][:n])[:, 0]
+        return render_loss(self.terms.head, kind, codes.z_id[:n], codes.z_ex[:n], points, normals, centre)
 
     def _predict(self, model: ImageRegressor, batch: dict[str, Tensor], generator: torch.Generator | None) -> Codes:
         tokens = {}
@@ -149,8 +169,10 @@ def likelihood(terms: HeadTerms, model: ImageRegressor, codes: Codes, batch: dic
 
 
 @torch.no_grad()
-def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...]) -> Table:
-    """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder."""
+def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...], rays: int = 0) -> Table:
+    """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder; places
+    and normals [N, rays, 3] of the surface at random pixels, 0 where the face is not seen.
+    """
     from nphm_track.faces.landmarker import FaceLandmarker
 
     landmarker = FaceLandmarker.from_pretrained()
@@ -160,6 +182,8 @@ def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str
     for start in track(range(0, len(shards), 50), description="tokens"):
         rows = shards.take(np.arange(start, min(start + 50, len(shards))))
         part = {k: torch.from_numpy(rows[source]) for k, source in names.items()}
+        if rays:
+            part |= _ray_targets(rows, rays, torch.Generator().manual_seed(start))
         if encoders:
             crop, features, maps, _ = prepare_crops(rows, landmarker, geometry)
             tokens = dict(zip("np", geometry.encode(crop, features, maps), strict=True))
@@ -170,3 +194,15 @@ def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str
                 table[k] = torch.empty(len(shards), *v.shape[1:], dtype=v.dtype)
             table[k][start : start + len(v)] = v
     return table
+
+
+def _ray_targets(rows: dict[str, Any], count: int, generator: torch.Generator) -> Table:
+    """``ray_points``, ``ray_normals`` [B, count, 3] at random pixels of the faces."""
+    mask = torch.from_numpy(rows["mask"]).flatten(1).float()
+    cells = torch.multinomial(mask + 1e-9, count, replacement=True, generator=generator)[..., None]
+    seen = mask.gather(1, cells[..., 0])[..., None]
+
+    def at(name: str) -> Tensor:
+        return torch.from_numpy(rows[name]).flatten(1, 2).float().gather(1, cells.expand(-1, -1, 3)) * seen
+
+    return {"ray_points": at("points"), "ray_normals": torch.nn.functional.normalize(at("normals"), dim=-1)}
