@@ -12,8 +12,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.geometry.landmark_mesh import landmark_maps_batch, landmark_triangles
+from nphm_track.geometry.landmark_mesh import MAP_CHANNELS, landmark_maps_batch, landmark_triangles
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
+from nphm_track.models import read_weights, resolve
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FaceBatch, FaceStream
@@ -38,9 +39,15 @@ class FacesData(Strict):
     head_model: str = Field("nphm-small", description="name or path of the frozen head model")
     landmarks: str = LANDMARKS
     device: str = Field("cpu", description="where renders are drawn; the trainer's device")
-    init: str | None = Field(None, description="model.safetensors to start from, packed or not")
+    init: str | None = Field(
+        None, description="model.safetensors to start from, packed or not; released: the released two"
+    )
     photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
     batch: int = Field(128, gt=0)
+    reuse: int = Field(
+        1, gt=0, description="times that a render is trained on; drawing one costs a CPU more than a step"
+    )
+    kept: int = Field(1024, gt=0, description="renders of a process in memory for that, 1 MB each")
     heldout_batches: int = Field(6, gt=0, description="batches of 64 that the held-out figures are taken on")
     width: int = Field(256, gt=0)
     layers: int = Field(4, gt=0)
@@ -60,6 +67,38 @@ class Faces(nn.Module):
     def __init__(self, geometry: GeometryNet, regressor: ImageRegressor) -> None:
         super().__init__()
         self.geometry, self.regressor = geometry, regressor
+
+
+class Replay:
+    """The newest renders, to be trained on again; half precision. What is in it is not part of a checkpoint."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.columns: dict[Any, Tensor] = {}
+        self.drawn = 0
+
+    def mix(self, fresh: FaceBatch, count: int, dice: Dice) -> FaceBatch:
+        """``fresh`` and as many of the kept renders as make ``count``; fresh ones take the places of the oldest."""
+        new: dict[Any, Tensor] = {**fresh.columns(), **fresh.features}
+        n = len(fresh.valid)
+        if not self.columns:
+            large = {"crop", "points", "normals", "mask", *fresh.features}
+            self.columns = {
+                k: v.new_empty(self.capacity, *v.shape[1:], dtype=torch.half if k in large else v.dtype)
+                for k, v in new.items()
+            }
+        kept = min(self.drawn, self.capacity)
+        if kept:
+            again = dice.below(kept, count - n)
+            out = {k: torch.cat([v, self.columns[k][again].to(v.dtype)]) for k, v in new.items()}
+        else:
+            out = new
+        place = torch.arange(self.drawn, self.drawn + n, device=fresh.valid.device) % self.capacity
+        for k, v in new.items():
+            self.columns[k][place] = v.to(self.columns[k].dtype)
+        self.drawn += n
+        features = {k: out.pop(k) for k in fresh.features}
+        return FaceBatch(**out, features=features)
 
 
 class FacesTask:
@@ -106,9 +145,10 @@ class FacesTask:
             getattr(geometry, f"trunk_spread_{size}").copy_(x.std((0, 2, 3)).clamp_min(1e-3))
         self.model = Faces(geometry, regressor)
         if data.init:
-            self.model.load_state_dict(read_initial(data.init)[0])
+            self.model.load_state_dict(grown(self.model, _initial(data.init)))
         self.device_terms = self.terms if device.type == "cpu" else self.terms.to(device)
-        self._kept: list[FaceBatch] = []
+        self._evaluated: list[FaceBatch] = []
+        self.replay = Replay(data.kept) if data.reuse > 1 else None
         self.pool, self._ahead = ThreadPoolExecutor(1), {}
         self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -161,8 +201,11 @@ class FacesTask:
         seed = step * self.share.world + self.share.rank + 1
         count = self.data.batch // self.share.world
         with torch.no_grad(), torch.cuda.stream(self.side):
-            batch = self.stream.draw(seed, count)
-            maps, dice = self._maps(batch, Dice(seed + HELDOUT_SEED // 2, self.device))
+            dice = Dice(seed + HELDOUT_SEED // 2, self.device)
+            batch = self.stream.draw(seed, -(-count // self.data.reuse))
+            if self.replay:
+                batch = self.replay.mix(batch, count, dice)
+            maps = self._maps(batch, dice)
             ready = None if self.side is None else self.side.record_event()
         return (batch, maps, dice), ready
 
@@ -170,7 +213,7 @@ class FacesTask:
         tokens = {"n": out["tokens_n"], "p": out["tokens_p"]}
         return model.regressor.predict(landmarks, batch.scores, batch.size, tokens, focal)
 
-    def _maps(self, batch: FaceBatch, dice: Dice) -> tuple[Tensor, Dice]:
+    def _maps(self, batch: FaceBatch, dice: Dice) -> Tensor:
         """Landmark maps of landmarks with smooth errors, so that the networks learn to overrule them."""
         landmarks = batch.crop_landmarks
         b = len(landmarks)
@@ -178,17 +221,17 @@ class FacesTask:
         centres = landmarks[:, dice.below(468, 24)]
         weight = torch.softmax(-torch.cdist(landmarks[..., :2], centres[..., :2]) / 8, -1)  # smooth over the face
         noisy = landmarks + weight @ (dice.normal(b, 24, 3) * amount)
-        return landmark_maps_batch(noisy, self.mean, self.triangles, DENSE), dice
+        return landmark_maps_batch(noisy, self.mean, self.triangles, DENSE)
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Held-out people: errors of the maps beside the landmark mesh's, and of the codes (``HeadTerms.metrics``)."""
         assert isinstance(model, Faces)
-        if not self._kept:
-            self._kept = [self.heldout.draw(HELDOUT_SEED + k, 64) for k in range(self.data.heldout_batches)]
+        if not self._evaluated:
+            self._evaluated = [self.heldout.draw(HELDOUT_SEED + k, 64) for k in range(self.data.heldout_batches)]
         errors: list[dict[str, Tensor]] = []
         parts: dict[str, list[Tensor]] = {}
-        for batch in self._kept:
+        for batch in self._evaluated:
             maps = landmark_maps_batch(batch.crop_landmarks, self.mean, self.triangles, DENSE)
             out = model.geometry(batch.crop, batch.features, maps)
             mask = batch.mask * batch.valid[:, None, None]
@@ -200,6 +243,37 @@ class FacesTask:
                 parts.setdefault(name, []).append(value[good].float().cpu())
         table = {k: torch.cat(v) for k, v in parts.items()}
         return summarise_errors(errors) | self.terms.metrics(table.pop("z_id"), table.pop("z_ex"), table, sdf=False)
+
+
+def _initial(source: str) -> dict[str, Tensor]:
+    if source != "released":
+        return read_initial(source)[0]
+    parts = {"geometry": "geometry", "regressor": "image-regressor"}
+    return {f"{part}.{k}": v for part, name in parts.items() for k, v in read_weights(resolve(name))[0].items()}
+
+
+def grown(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """State of ``model`` that computes what ``tensors`` of a smaller one compute: here one without a stem.
+
+    What the stem feeds starts at zero and is learnt. Weights of the same sizes are passed through.
+    """
+    own = model.state_dict()
+    out: dict[str, Tensor] = {}
+    for name, value in own.items():
+        old = tensors.get(name)
+        if old is None and ".stem." in name:
+            out[name] = value
+        elif old is None and ".learnt." in name:
+            out[name] = torch.zeros_like(value)
+        elif old is not None and ".merge." in name and old.shape != value.shape:
+            last = MAP_CHANNELS if ".merge.1." in name else 0  # behind the stem's channels: the landmark maps
+            first = old.shape[1] - last
+            out[name] = torch.zeros_like(value)
+            out[name][:, :first] = old[:, :first]
+            out[name][:, value.shape[1] - last :] = old[:, first:]
+        elif old is not None:
+            out[name] = old
+    return out
 
 
 Weights = tuple[dict[str, Tensor], dict[str, Any]]
