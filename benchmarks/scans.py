@@ -5,6 +5,8 @@ python benchmarks/scans.py --scan-error FOLDER --out FOLDER [--only lps] [--view
 FOLDER holds cases.json (K, R, t of the views, the scan's seven points and nose tip) and the scans. The posed mesh
 of the one frame is compared; its seven points are the head model's own landmarks. Writes scans.json and scans.md
 (scans_refined with --refine). With --together all views of a scan are one clip; scans_together, scans_together_refined.
+--constant FITS SHARE gives everybody the same identity, a share of the mean of the photos' fits (training/README.md):
+what is gained beyond it, the networks have seen in the image.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from nphm_track.evaluation.scan import NAMES7, Scan
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import load_head_model
+from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 from nphm_track.tracking.pipeline import track
 from nphm_track.tracking.records import Track
 
@@ -51,6 +54,19 @@ BASELINES = {
 def load_scan(folder: Path, case: dict[str, Any]) -> Scan:
     mesh = trimesh.load_mesh(folder / case["gt"], process=False)
     return Scan(mesh.vertices, mesh.faces, [case["points7"][name] for name in NAMES7], case["nose_tip"])
+
+
+def give_everybody(model: NphmDecoder, fits: Path, share: float) -> None:
+    """From here on the regressor's identity is ``share`` of the mean of photo fits; the rest stays."""
+    w = torch.from_numpy(share * np.load(fits)["w"].mean(0))
+    z_id = model.identity_basis[:, : len(w)] @ w
+    predict = ImageRegressor.predict
+
+    def constant(self: ImageRegressor, *args: Any, **kwargs: Any) -> Codes:
+        codes = predict(self, *args, **kwargs)
+        return replace(codes, z_id=z_id.expand_as(codes.z_id).clone())
+
+    ImageRegressor.predict = constant  # type: ignore[method-assign]
 
 
 def write_intrinsics(view: dict[str, Any], size: tuple[int, int], path: Path) -> Path:
@@ -182,10 +198,13 @@ def main() -> None:
     parser.add_argument("--cameras", nargs="+", choices=CAMERAS, default=CAMERAS)
     parser.add_argument("--refine", action="store_true", help="refine each result")
     parser.add_argument("--together", action="store_true", help="all views of a scan as one clip")
+    parser.add_argument("--constant", nargs=2, metavar=("FITS", "SHARE"), help="one identity for everybody")
     args = parser.parse_args()
     prepare_torch()
     cases = json.loads((args.scan_error / "cases.json").read_text(encoding="utf-8"))
     model = load_head_model()
+    if args.constant:
+        give_everybody(model, Path(args.constant[0]), float(args.constant[1]))
     facts: dict[str, Any] = {"machine": machine(), "results": []}
     (args.out / "runs").mkdir(parents=True, exist_ok=True)
     for case in args.only or cases:

@@ -1,9 +1,12 @@
 """Find the face in every photo of the pool and fit an ICT head to its landmarks.
 
-    python training/build_photo_fits.py --ict FOLDER --photos FOLDER --out FILE.npz
+    python training/build_photo_fits.py --ict FOLDER --photos FOLDER --out FILE.npz [--networks]
 
 Writes file names, persons, landmarks [N, 478, 3] px, blendshape scores and fits (``nphm_track.training.photo_fit``) of
 the photos in which a face of at least 72 px is found and fitted well. One person in ten is marked held out.
+
+With --networks, a round of self-training: heads are what the current networks see in the photos, and the landmarks
+give little more than poses. The photos chosen are the same.
 """
 
 from __future__ import annotations
@@ -15,13 +18,17 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.progress import track
 
 from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.regressor.image_regressor import Codes, ImageRegressor
+from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.ict import load_ict
-from nphm_track.training.photo_fit import fit_photos, landmark_basis
+from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis
+from nphm_track.training.regressor_task import HeadTerms
 
 MIN_FACE = 72  # px
 MAX_ERROR = 0.035  # of the face's RMS radius
@@ -32,12 +39,14 @@ def main() -> None:
     parser.add_argument("--ict", required=True)
     parser.add_argument("--photos", required=True, help="folder with index.csv (file, person)")
     parser.add_argument("--out", required=True)
+    parser.add_argument("--networks", action="store_true", help="with the weights that the networks see")
     args = parser.parse_args()
     folder = Path(args.photos)
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     landmarker = FaceLandmarker.from_pretrained()
-    found = []
+    predictor = CodePredictor.from_pretrained(landmarker) if args.networks else None
+    found, codes = [], []
     for row in track(rows, description="landmarks"):
         image = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
         faces = landmarker.find(image, thorough=False)
@@ -47,26 +56,36 @@ def main() -> None:
         again = landmarker.observe(image, face.next_roi[None])[0]
         if again.presence > 0.9 and np.ptp(again.box[::2]) >= MIN_FACE:
             found.append((row, again, image.shape[1::-1]))
+            if predictor is not None:
+                codes.append(predictor([image], [again]))
     landmarks = np.stack([f.landmarks for _, f, _ in found])
     size = np.array([s for _, _, s in found], np.float32)
     basis = landmark_basis(load_ict(args.ict))
-    parts = [
-        fit_photos(basis, landmarks[k : k + 32, :, :2], size[k : k + 32], OUTLINE)
-        for k in track(range(0, len(found), 32), description="fits")
-    ]
+    blocks = [slice(k, k + 32) for k in range(0, len(found), 32)]
+    parts = [fit_photos(basis, landmarks[k, :, :2], size[k], OUTLINE) for k in track(blocks, description="fits")]
+    good = np.concatenate([p.error for p in parts]) < MAX_ERROR
+    if predictor is not None:
+        w, e = _weights(codes, predictor.regressor, args.ict)
+        parts = [fit_photos(basis, landmarks[k, :, :2], size[k], OUTLINE, (w[k], e[k])) for k in blocks]
     columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
     columns["landmarks"], columns["size"] = landmarks, size
     columns["blendshapes"] = np.stack([f.blendshapes for _, f, _ in found])
     columns["photo"] = np.array([r["file"] for r, _, _ in found])
     columns["grey"] = np.array([r["colour"] == "grey" for r, _, _ in found])
     columns["heldout"] = np.array([zlib.crc32(r["person"].encode()) % 10 == 0 for r, _, _ in found])
-    good = columns["error"] < MAX_ERROR
     partial = Path(args.out).with_suffix(".partial.npz")
     np.savez(partial, **{k: v[good] for k, v in columns.items()})
     os.replace(partial, args.out)
     print(
         f"{len(rows)} photos, {len(found)} faces, {good.sum()} fitted; median error {np.median(columns['error']):.4f}"
     )
+
+
+def _weights(codes: list[Codes], regressor: ImageRegressor, ict: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """ICT weights of codes; the networks' whole identities, not the part that the tracker trusts."""
+    terms = HeadTerms("nphm-small", ict, LANDMARKS)
+    z_id = torch.cat([c.z_id for c in codes]) / regressor.image_config.identity_trust
+    return terms.weights(z_id, torch.cat([c.z_ex for c in codes]))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,12 @@ from nphm_track.training.ict import IctHeads
 LANDMARKS = "training/assets/ict_landmarks478.npz"
 PHOTO_DISTANCE = 1.1
 """Metres between camera and head that a photo of unknown focal length is taken for."""
-NOISE = 0.011
-"""Landmark noise, as a fraction of the face's RMS radius, that the priors are weighed against."""
+NOISE, KNOWN_NOISE = 0.011, 0.2
+"""Landmark noise, as a fraction of the face's RMS radius, that the priors are weighed against: without and with the
+networks' weights, beside which landmarks tell little (``training/README.md`` has the figures)."""
 EXPRESSION_SIGMA = 0.3
+KNOWN_SIGMA = 0.7, 0.15
+"""Of identity and expression weights about those that the networks see in the photo."""
 RANGE, HOLD = (-0.05, 1.1), 1e7
 OUTLINE_SIGMA = 4.0
 """The face's outline slides on the skin: its points are this much noisier."""
@@ -63,9 +66,17 @@ class PhotoFit:
 
 
 def fit_photos(
-    basis: LandmarkBasis, landmarks: NDArray[np.float32], size: NDArray[np.float32], outline: tuple[int, ...]
+    basis: LandmarkBasis,
+    landmarks: NDArray[np.float32],
+    size: NDArray[np.float32],
+    outline: tuple[int, ...],
+    seen: tuple[Tensor, Tensor] | None = None,
 ) -> PhotoFit:
-    """Gauss-Newton on pose, identity and expression for landmarks [B, 478, 2] px in images of ``size`` [B, 2] px."""
+    """Gauss-Newton on pose, identity and expression for landmarks [B, 478, 2] px in images of ``size`` [B, 2] px.
+
+    ``seen``: weights w [B, 100] and e [B, E] that the networks see in the images; without them the heads are held to
+    the mean one.
+    """
     from nphm_track.cameras.pnp import solve_pnp
 
     pixels = torch.from_numpy(landmarks).double()
@@ -79,18 +90,23 @@ def fit_photos(
     weight = torch.ones(478, dtype=torch.float64)
     weight[list(outline)] = 1 / OUTLINE_SIGMA**2
     n_w, n_e = len(basis.identity), len(basis.expression)
-    w, e = torch.zeros(b, n_w, dtype=torch.float64), torch.zeros(b, n_e, dtype=torch.float64)
+    w, e = (torch.zeros(b, n, dtype=torch.float64) for n in (n_w, n_e))
+    sigma, noise = (1.0, EXPRESSION_SIGMA), NOISE
+    if seen is not None:
+        w, e = seen[0].double(), seen[1].double().clamp(*RANGE)
+        sigma, noise = KNOWN_SIGMA, KNOWN_NOISE
+    middle = torch.cat([w, e], 1)
     pose = solve_pnp(basis.points(w, e), pixels, K, weight)
     R, t = pose.R, pose.t
     modes = torch.cat([basis.identity, basis.expression])  # [M, 478, 3]
-    prior = torch.cat([torch.ones(n_w), torch.full((n_e,), EXPRESSION_SIGMA**-2)]).double()
+    prior = torch.cat([torch.full((n,), s**-2) for n, s in zip((n_w, n_e), sigma, strict=True)]).double()
     for _ in range(8):
         points = basis.points(w, e)
         residual, jacobian = _linearise(points, modes, R, t, K, pixels)
-        scale = (weight[:, None] / (NOISE * radius[:, None, None]) ** 2).expand(-1, -1, 2).flatten(1)  # [B, 956]
+        scale = (weight[:, None] / (noise * radius[:, None, None]) ** 2).expand(-1, -1, 2).flatten(1)  # [B, 956]
         weighted = jacobian * scale[..., None]
         normal = weighted.mT @ jacobian
-        state = torch.cat([w, e], 1)
+        state = torch.cat([w, e], 1) - middle
         right = (weighted.mT @ residual[..., None])[..., 0]
         right[:, 6:] -= prior * state
         normal[:, range(6, 6 + n_w + n_e), range(6, 6 + n_w + n_e)] += prior

@@ -114,14 +114,14 @@ class HeadTerms:
         return {
             "neutral": (20.0, L.point_loss(neutral, zero)),
             "posed": (25.0, L.point_loss(posed, zero)),
-            "shape": (35.0, L.point_loss(self._placed(neutral), zero)),
+            "shape": (35.0, L.point_loss(self.placed(neutral), zero)),
             "weights": (5.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
             "reprojection": (20.0, reprojection),
             "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
             "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
         }
 
-    def _placed(self, difference: Tensor) -> Tensor:
+    def placed(self, difference: Tensor) -> Tensor:
         """Vertex differences [B, V, 3] without what moving, turning or scaling the head explains.
 
         A single image does not tell the size of a head; its shape is what can be learnt.
@@ -180,7 +180,7 @@ class HeadTerms:
             i = names.index(name)
             out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), batch["e"][:, i].numpy())[0, 1])
         out["mean_head_mm"] = float(L.point_loss(mean_head, zero)) * mm
-        out["mean_head_shape_mm"] = float(L.point_loss(self._placed(mean_head), zero)) * mm
+        out["mean_head_shape_mm"] = float(L.point_loss(self.placed(mean_head), zero)) * mm
         return out
 
 

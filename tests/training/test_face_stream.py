@@ -121,6 +121,7 @@ def test_codes_are_those_of_people_some_of_them_the_photos_own(stream: F.FaceStr
     w, e = stream._codes(Dice(0), row)
     assert e.min() >= 0 and e.max() <= 1 and w.abs().max() < 6
     assert w.std() == pytest.approx(1, abs=0.15)
+    assert (w.mean(0) - F.POPULATION * stream.bank.w.mean(0)).abs().mean() < 0.1
     own = (e == stream.bank.e[row].clamp(0, 1)).all(1).float().mean()
     assert 0.08 < own < 0.3
     near = (w - stream.bank.w[row]).norm(dim=1) < 5

@@ -44,3 +44,18 @@ def test_expression_weights_stay_in_range(basis: LandmarkBasis) -> None:
     fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((1, 2), 320, np.float32), ())
     assert fit.e.min() >= -0.051
     assert fit.e.max() <= 1.101
+
+
+def test_what_networks_see_outweighs_landmarks(basis: LandmarkBasis) -> None:
+    """A depth that the landmarks of one image cannot tell comes from the weights that were seen."""
+    w = torch.tensor([[1.0, -0.5, 0.3, 0.8]], dtype=torch.float64)
+    e = torch.tensor([[0.5, 0.0, 0.2]], dtype=torch.float64)
+    camera = basis.points(w, e) * torch.tensor([1.0, -1, -1]) + torch.tensor([0.0, 0.0, 1.1])
+    pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
+    pixels = (pixels + torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))).numpy().astype(np.float32)
+    size = np.full((1, 2), 320, np.float32)
+    free = fit_photos(basis, pixels, size, ())
+    seen = fit_photos(basis, pixels, size, (), (w, e))
+    assert np.abs(seen.w - w.numpy()).max() < 0.1
+    assert np.abs(seen.w - w.numpy()).max() < np.abs(free.w - w.numpy()).max()
+    assert seen.error.max() < 0.06  # the pose is found all the same
