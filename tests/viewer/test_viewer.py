@@ -77,6 +77,7 @@ def test_ctrl_c_ends_it_cleanly(run: Run, port: int) -> None:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
         env=dict(os.environ, PYTHONUNBUFFERED="1"),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored when the tests run in the background
     )  # fmt: skip
     assert process.stdout is not None
     try:
