@@ -157,6 +157,8 @@ class Trainer:
                 if last or time.monotonic() - saved > 60 * self.config.checkpoint_minutes:
                     saved = time.monotonic()
                     self.save(metrics)
+        if self.share.world > 1:
+            distributed.barrier()  # the others wait for the first one's last metrics: leaving alone may abort
         return metrics
 
     def _agreed(self, seconds: float) -> float:
