@@ -40,7 +40,7 @@ class VolumeRenderer:
     def see(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Seen:
         parts = []
         for part in rays.split(CHUNK):
-            depth, normal, opacity = self.render(part, z_id.expand(len(part.depth), -1), z_ex[part.frame])
+            depth, normal, opacity = render(self.model, part, z_id.expand(len(part.depth), -1), z_ex[part.frame])
             parts.append((depth.detach(), normal.detach(), self._valid(part, normal, opacity)))
         return Seen(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
@@ -56,7 +56,7 @@ class VolumeRenderer:
         leaves = [origin, direction, *([person] if identity else []), expression]
         bases = [*([self.space.identity] if identity else []), self.space.expression]
         leaf_rays = Rays(origin, direction, rays.frame, rays.depth)
-        depth, normal, opacity = self.render(leaf_rays, person, expression)
+        depth, normal, opacity = render(self.model, leaf_rays, person, expression)
         tangents = tangent_frame(normal.detach())
         outputs = [depth, *((normal * tangents[:, i]).sum(-1) for i in (0, 1))]
         rows = [torch.autograd.grad(y.sum(), leaves, retain_graph=i < 2) for i, y in enumerate(outputs)]
@@ -69,40 +69,42 @@ class VolumeRenderer:
             depth.detach(), normal.detach(), valid, tangents, code[:, 0], ray[:, 0], code[:, 1:], ray[:, 1:]
         )
 
-    @torch.enable_grad()
-    def render(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Depth [P], normal [P, 3] and opacity [P]; z_id [P, D_id], z_ex [P, D_ex]."""
-        s = self._samples(rays, z_id.detach(), z_ex.detach())
-        origin, direction = rays.origin / MODEL_UNIT, rays.direction / MODEL_UNIT
-        x = origin[:, None] + s[..., None] * direction[:, None]
-        if not x.requires_grad:
-            x = x.requires_grad_(True)
-        sdf = self.model.sdf(x, z_id, z_ex)
-        (gradient,) = torch.autograd.grad(sdf.sum(), x, create_graph=True)
-        weight = _weights(sdf, FINAL_SHARPNESS)
-        opacity = weight.sum(-1).clamp_min(1e-6)
-        depth = (weight * (s[:, 1:] + s[:, :-1]) / 2).sum(-1) / opacity
-        normals = F.normalize(gradient, dim=-1)
-        normal = (weight[..., None] * (normals[:, 1:] + normals[:, :-1]) / 2).sum(1)
-        return depth, F.normalize(normal, dim=-1), opacity.detach()
-
-    @torch.no_grad()
-    def _samples(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Tensor:
-        """Depths [P, FINE] around the surface, ascending."""
-        origin, direction = rays.origin / MODEL_UNIT, rays.direction / MODEL_UNIT
-        length = direction.norm(dim=-1)
-        middle = -(origin * direction).sum(-1) / length.square()
-        nearest = (origin + middle[:, None] * direction).square().sum(-1)
-        half = (SPHERE**2 - nearest).clamp_min(1e-4).sqrt() / length
-        s = middle[:, None] + half[:, None] * torch.linspace(-1, 1, COARSE, dtype=origin.dtype, device=origin.device)
-        for slope in SHARPNESS:
-            x = origin[:, None] + s[..., None] * direction[:, None]
-            s = _resample(s, _weights(self.model.sdf(x, z_id, z_ex), slope), FINE)
-        return s
-
     def _valid(self, rays: Rays, normal: Tensor, opacity: Tensor) -> Tensor:
         facing = -(normal.detach() * F.normalize(rays.direction.detach(), dim=-1)).sum(-1)
         return (opacity > MIN_OPACITY) & (facing > MIN_FACING)
+
+
+@torch.enable_grad()
+def render(model: NphmDecoder, rays: Rays, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Depth [P], normal [P, 3] and opacity [P]; z_id [P, D_id], z_ex [P, D_ex]."""
+    s = _samples(model, rays, z_id.detach(), z_ex.detach())
+    origin, direction = rays.origin / MODEL_UNIT, rays.direction / MODEL_UNIT
+    x = origin[:, None] + s[..., None] * direction[:, None]
+    if not x.requires_grad:
+        x = x.requires_grad_(True)
+    sdf = model.sdf(x, z_id, z_ex)
+    (gradient,) = torch.autograd.grad(sdf.sum(), x, create_graph=True)
+    weight = _weights(sdf, FINAL_SHARPNESS)
+    opacity = weight.sum(-1).clamp_min(1e-6)
+    depth = (weight * (s[:, 1:] + s[:, :-1]) / 2).sum(-1) / opacity
+    normals = F.normalize(gradient, dim=-1)
+    normal = (weight[..., None] * (normals[:, 1:] + normals[:, :-1]) / 2).sum(1)
+    return depth, F.normalize(normal, dim=-1), opacity.detach()
+
+
+@torch.no_grad()
+def _samples(model: NphmDecoder, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Tensor:
+    """Depths [P, FINE] around the surface, ascending."""
+    origin, direction = rays.origin / MODEL_UNIT, rays.direction / MODEL_UNIT
+    length = direction.norm(dim=-1)
+    middle = -(origin * direction).sum(-1) / length.square()
+    nearest = (origin + middle[:, None] * direction).square().sum(-1)
+    half = (SPHERE**2 - nearest).clamp_min(1e-4).sqrt() / length
+    s = middle[:, None] + half[:, None] * torch.linspace(-1, 1, COARSE, dtype=origin.dtype, device=origin.device)
+    for slope in SHARPNESS:
+        x = origin[:, None] + s[..., None] * direction[:, None]
+        s = _resample(s, _weights(model.sdf(x, z_id, z_ex), slope), FINE)
+    return s
 
 
 def _weights(sdf: Tensor, slope: float) -> Tensor:

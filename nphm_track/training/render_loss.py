@@ -14,9 +14,8 @@ from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.refine.codes import CodeSpace
 from nphm_track.refine.surface import MIN_FACING, ON_SURFACE, Rays, newton
-from nphm_track.refine.volume import MIN_OPACITY, VolumeRenderer
+from nphm_track.refine.volume import MIN_OPACITY, render
 
 Kind = Literal["surface", "volume"]
 Drawn = tuple[Tensor, Tensor]
@@ -65,8 +64,7 @@ def draw_by_surface(head: NphmDecoder, rays: Rays, z_id: Tensor, z_ex: Tensor) -
 
 def draw_by_volume(head: NphmDecoder, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Drawn:
     """NeuS-style weights of samples along the ray (``refine.volume``)."""
-    renderer = VolumeRenderer(head, CodeSpace.of(head))
-    depth, normal, opacity = renderer.render(rays, z_id, z_ex)
+    depth, normal, opacity = render(head, rays, z_id, z_ex)
     facing = -(normal.detach() * F.normalize(rays.direction, dim=-1)).sum(-1)
     near = ((depth.detach() - 1) * rays.direction.norm(dim=-1)).abs() < 10 * ON_SURFACE
     return normal, (opacity > MIN_OPACITY) & (facing > MIN_FACING) & near
