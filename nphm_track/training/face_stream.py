@@ -36,8 +36,11 @@ FRAME = 320.0
 MAP_SIZE = 128
 PAINTED, FOLLOW = 0.22, 0.45
 """Shares of painted heads, and of photos whose surroundings follow the head."""
-OWN_LIGHT, HARMONIC = 0.3, 0.2
+OWN_LIGHT, HARMONIC = 0.1, 0.2
 """Shares of photos in their own light and in smooth light; the others stand under lamps."""
+MIXED, OTHERS = 0.85, 6
+"""Share, of photos in another light, of those whose soft colours are a mixture of so many people's. A photo's own hold
+what its light made of its shape, which is not the shape it is drawn on."""
 BUMPY = 0.5
 EXPRESSIONS = 12_000
 POPULATION = 0.8
@@ -241,6 +244,7 @@ class FaceStream:
         exposure = dice.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
         exposure = exposure.clamp(0.5, 3)  # cameras expose for the face
         ratio = torch.where(lamps[:, None, None], irradiance * exposure, soft) / shade[..., None]
+        ratio = ratio * torch.where((painted | (~lamps & ~smooth[:, 0]))[:, None, None], 1.0, self._mix(dice, row))
         shine = torch.where(lamps[:, None, None], shine * exposure, 0.0)
         inside = _cut_out(dice, vertices)
         parts = {
@@ -256,6 +260,18 @@ class FaceStream:
         albedo = torch.where(from_photo[..., None], shown, at["colour"])
         image = albedo * at["ratio"].clamp(0.05, 3.0) + at["shine"]
         return image.permute(0, 3, 1, 2), at
+
+    def _mix(self, dice: Dice, row: Tensor) -> Tensor:
+        """Factor [B, V, 3] that gives photos the soft colours of several people; what is fine stays their own."""
+        b, bank = len(row), self.bank
+        weight = torch.softmax(dice.normal(b, OTHERS), 1)
+        own = dice.uniform(b, 1, 1, high=0.3)
+        mine = bank.soft[row].float()
+        others = torch.einsum("bk,bkvc->bvc", weight, bank.soft[dice.below(len(bank), b, OTHERS)].float())
+        baked = self.occlusion.clamp_min(0.4) ** dice.uniform(b, 1)  # everybody's hollows are dark in everybody's photo
+        mixture = (own * mine + (1 - own) * others / baked[..., None]) / mine.clamp_min(0.02)
+        mixed = dice.chance(MIXED, b)[:, None, None] & self.heads.flesh[:, None]
+        return torch.where(mixed, mixture.clamp(0.3, 3), 1.0)
 
     def _close_lids(
         self, dice: Dice, colour: Tensor, shade: Tensor, direct: Tensor, e_photo: Tensor, e: Tensor

@@ -29,6 +29,8 @@ RESIDUAL_SIGMA = 0.015
 """Metres over which a landmark's residual moves its surroundings."""
 NEAREST_OF = 1500
 """Seen vertices among which the nearest is searched for each unseen one."""
+SMOOTHING = 24
+"""Rounds of averaging over neighbours that make a photo's soft colours: about 7 mm of a face."""
 
 
 class HeadTensors:
@@ -60,6 +62,8 @@ class HeadTensors:
         weight = np.exp(-0.5 * (distance / RESIDUAL_SIGMA) ** 2)
         self.near = put(near, torch.int64)
         self.pull = put(weight / np.maximum(weight.sum(1, keepdims=True), 0.2))  # fades out away from the landmarks
+        self.flesh = ~self.is_eye & ~self.is_pocket
+        self.averaging = _averaging(self.faces, self.flesh)
         self.lids = [_lid(heads, side, skin & ~eyes & ~mouth, put) for side in ("L", "R")]
 
     def vertices(self, w: Tensor, e: Tensor) -> Tensor:
@@ -69,6 +73,18 @@ class HeadTensors:
     def landmarks(self, w: Tensor, e: Tensor) -> Tensor:
         """Landmarks [B, 478, 3] (metres) of weights w [B, 100], e [B, E]."""
         return self.landmark_mean + (torch.cat([w, e], 1) @ self.landmark_modes).unflatten(1, (-1, 3))
+
+
+def _averaging(faces: Tensor, flesh: Tensor) -> Tensor:
+    """Sparse [V, V]: the mean of a vertex of ``flesh`` [V] and its neighbours there; the others stay as they are."""
+    edges = torch.cat([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    edges = edges[flesh[edges].all(1)]
+    own = torch.arange(len(flesh), device=faces.device)
+    pairs = torch.cat([edges, edges.flip(1), own[:, None].expand(-1, 2)]).unique(dim=0)
+    count = torch.bincount(pairs[:, 0], minlength=len(flesh))
+    size = (len(flesh), len(flesh))
+    share = 1 / count[pairs[:, 0]]
+    return torch.sparse_coo_tensor(pairs.T, share, size, check_invariants=False).coalesce()
 
 
 @dataclass(frozen=True)
@@ -109,6 +125,7 @@ class TextureBank:
         uv: [N, V, 2] pixel of the photo that each vertex shows (its own only where ``direct``).
         direct: [N, V] bool, seen in the photo.
         colour: [N, V, 3] colour of every vertex.
+        soft: [N, V, 3] its skin without shading and smoothed over some 7 mm.
         shade: [N, V] estimated shading of the photo at the vertex, mean 1.
         light: [N, 9] spherical harmonics (camera frame) that explain it.
     """
@@ -122,6 +139,7 @@ class TextureBank:
     uv: Tensor
     direct: Tensor
     colour: Tensor
+    soft: Tensor
     shade: Tensor
     light: Tensor
 
@@ -190,7 +208,11 @@ def lay(heads: HeadTensors, image: Tensor, fit: dict[str, Tensor]) -> TextureBan
     colour = colour.gather(1, source[..., None].expand(-1, -1, 3))
     inner = colour[:, heads.skin].mean(1, keepdim=True) * colour.new_tensor([0.35, 0.18, 0.16])
     colour = torch.where(heads.is_pocket[:, None], inner, colour)
-    return TextureBank(image, w, e, K, R, t, uv, direct, colour.half(), shade.half(), light)
+    soft = (colour / shade[..., None]).transpose(0, 1).flatten(1)
+    for _ in range(SMOOTHING):
+        soft = heads.averaging @ soft
+    soft = soft.unflatten(1, (-1, 3)).transpose(0, 1)
+    return TextureBank(image, w, e, K, R, t, uv, direct, colour.half(), soft.half(), shade.half(), light)
 
 
 def _sources(heads: HeadTensors, direct: Tensor) -> Tensor:

@@ -191,6 +191,34 @@ def test_lids_that_close_are_skin_and_others_stay(stream: F.FaceStream) -> None:
         assert torch.equal(new_shade[~touched], shade[~touched])
 
 
+def test_soft_colours_are_means_of_the_skin_around(stream: F.FaceStream) -> None:
+    heads, bank = stream.heads, stream.bank
+    place = heads.neutral.clone()
+    for _ in range(24):
+        place = heads.averaging @ place
+    moved = (place - heads.neutral).norm(dim=-1)
+    assert torch.equal(place[~heads.flesh], heads.neutral[~heads.flesh])
+    assert 0.0001 < moved[heads.skin].median() < 0.004  # around themselves
+    own = (bank.colour / bank.shade[..., None]).float()
+    assert (bank.soft[:, heads.skin].float().std(1) < own[:, heads.skin].std(1)).all()
+    torch.testing.assert_close(bank.soft[:, heads.skin].float().mean(1), own[:, heads.skin].mean(1), atol=0.02, rtol=0)
+
+
+def test_skin_is_mixed_softly_and_eyes_are_left_alone(stream: F.FaceStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(F, "MIXED", 1.0)
+    monkeypatch.setattr(stream, "occlusion", torch.ones_like(stream.occlusion))
+    row = torch.tensor([0, 1, 1, 0])
+    factor = stream._mix(Dice(4, "cpu"), row)
+    flesh = stream.heads.flesh
+    assert (factor[:, ~flesh] == 1).all() and (factor[:, flesh] != 1).any(-1).float().mean() > 0.5
+    mixed, soft = factor * stream.bank.soft[row].float(), stream.bank.soft.float()
+    inside = ((factor > 0.3) & (factor < 3))[:, flesh]
+    low, high = (x[flesh] for x in (soft.amin(0) - 1e-3, soft.amax(0) + 1e-3))
+    assert (((mixed[:, flesh] > low) & (mixed[:, flesh] < high)) | ~inside).all()
+    monkeypatch.setattr(F, "MIXED", 0.0)
+    assert (stream._mix(Dice(4, "cpu"), row) == 1).all()
+
+
 def test_paint_knows_the_parts_of_the_face(stream: F.FaceStream) -> None:
     painter, heads = stream.painter, stream.heads
     colour = painter(Dice(1), 40)
