@@ -30,18 +30,20 @@ from nphm_track.training.image_regressor_task import (
 from nphm_track.training.trainer import Trainer, TrainerConfig
 
 ROWS: dict[str, dict[str, Any]] = {
-    "E_n, E_p and landmarks, 3-D and 2-D (released)": {},
+    "E_n, E_p, details and landmarks, 3-D and 2-D (released)": {},
+    "without details": {"details": False},
     "3-D only": {"losses": ("3d",)},
     "2-D only": {"losses": ("2d",)},
     "3-D and normals by the surface renderer": {"losses": ("3d", "surface")},
     "3-D and normals by the volume renderer": {"losses": ("3d", "volume")},
     "2-D and normals by the surface renderer": {"losses": ("2d", "surface")},
     "2-D and normals by the volume renderer": {"losses": ("2d", "volume")},
-    "E_n and landmarks": {"encoders": ("n",)},
-    "E_p and landmarks": {"encoders": ("p",)},
-    "landmark network's trunk and landmarks": {"encoders": ("t",)},
-    "E_n, E_p without landmarks": {"use_landmarks": False},
-    "landmarks only": {"encoders": ()},
+    "E_n and landmarks": {"encoders": ("n",), "details": False},
+    "E_p and landmarks": {"encoders": ("p",), "details": False},
+    "landmark network's trunk and landmarks": {"encoders": ("t",), "details": False},
+    "E_n, E_p without landmarks": {"use_landmarks": False, "details": False},
+    "details and landmarks": {"encoders": ()},
+    "landmarks only": {"encoders": (), "details": False},
 }
 FIGURES = ("shape_mm", "neutral_mm", "posed_mm", "sdf_mm", "corr_jawOpen", "corr_mouthSmile_L", "corr_eyeBlink_L")
 
@@ -67,7 +69,7 @@ def main() -> None:
     prepare_torch()
     net = GeometryNet.from_pretrained()
     tables = tuple(
-        encode_shards(Some(Path(folder), count), net, ("n", "p", "t"), RAYS_KEPT)
+        encode_shards(Some(Path(folder), count), net, ("n", "p", "t", "d"), RAYS_KEPT)
         for folder, count in ((args.shards, args.samples), (args.heldout, 500))
     )
     common = {"ict": args.ict, "head_model": "nphm-small", "geometry": "geometry", "token_dropout": 0.05}

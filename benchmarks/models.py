@@ -49,7 +49,7 @@ def _image_regressor(ict: str, faces: str, net: GeometryNet) -> dict[str, float]
     released = "image-regressor"
     names = {"ict": ict, "head_model": "nphm-small", "geometry": "geometry", "init": str(resolve(released))}
     data = ImageRegressorData(**names, shards=faces, heldout=faces)
-    table = encode_shards(FaceShards(Path(faces)), net, data.encoders)
+    table = encode_shards(FaceShards(Path(faces)), net, (*data.encoders, "d"))
     task = ImageRegressorTask(data, (table, table))
     return task.evaluate(task.model.eval())
 

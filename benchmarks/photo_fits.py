@@ -34,7 +34,7 @@ from nphm_track.training.regressor_task import HeadTerms
 def network_weights(table: Table, terms: HeadTerms) -> tuple[Tensor, Tensor]:
     """What the released networks see, as ICT weights; whole identities."""
     regressor = ImageRegressor.from_pretrained()
-    tokens = {k: table[f"tokens_{k}"].float() for k in "np"}
+    tokens = {k: table[f"tokens_{k}"].float() for k in "npd"}
     unknown = torch.full((len(table["w"]),), torch.nan)
     codes = regressor.predict(table["landmarks"], table["scores"], table["size"], tokens, unknown)
     return terms.weights(codes.z_id / regressor.image_config.identity_trust, codes.z_ex)
@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     prepare_torch()
     terms = HeadTerms("nphm-small", args.ict, LANDMARKS)
-    table_ = encode_shards(FaceShards(Path(args.faces)), GeometryNet.from_pretrained(), ("n", "p"))
+    table_ = encode_shards(FaceShards(Path(args.faces)), GeometryNet.from_pretrained(), ("n", "p", "d"))
     w, e = network_weights(table_, terms)
     basis, observed = landmark_basis(load_ict(args.ict)), (table_["landmarks"][..., :2].numpy(), table_["size"].numpy())
     alone = fit_photos(basis, *observed, OUTLINE)

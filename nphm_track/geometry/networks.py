@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nphm_track.conventions import BROWS, LIDS, LIPS
+from nphm_track.faces.roi import CROP_SIZE
 from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
 from nphm_track.models import load_network
 from nphm_track.regressor.landmark_regressor import Block
@@ -22,6 +24,9 @@ GRID = 16
 """Tokens along each side of the crop."""
 TRUNK = {64: 32, 32: 64, 16: 128, 8: 128, 4: 128}
 """Channels of the landmark network's stages by the size of their maps."""
+DETAIL_POINTS = LIDS + LIPS + BROWS
+DETAIL = TRUNK[64] + TRUNK[32]
+"""Channels of a point's details: the trunk's two finest maps there."""
 DENSE = 128
 """Pixels of a side of the dense outputs and of the landmark maps."""
 
@@ -201,6 +206,13 @@ class GeometryNet(nn.Module):
 
     def _look(self, crop: Tensor, trunk: dict[int, Tensor], maps: Tensor) -> dict[int, Tensor]:
         return {} if self.stem is None else self.stem(crop, trunk, maps)
+
+    def details(self, features: dict[int, Tensor], landmarks: Tensor) -> Tensor:
+        """[B, P, DETAIL]: the trunk's finest maps at ``DETAIL_POINTS`` of the landmarks [B, 478, 3] (crop px)."""
+        trunk = self.standardise({s: features[s] for s in (64, 32)})
+        grid = (landmarks[:, DETAIL_POINTS, :2] / (CROP_SIZE / 2) - 1)[:, :, None].to(features[64].dtype)
+        maps = (F.grid_sample(trunk[s], grid, padding_mode="border", align_corners=False) for s in (64, 32))
+        return torch.cat([m[..., 0] for m in maps], 1).mT
 
     def trunk_tokens(self, features: dict[int, Tensor]) -> Tensor:
         """The trunk's own 16 x 16 map as tokens [B, 256, 128], for comparison with E_n and E_p."""

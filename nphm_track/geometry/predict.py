@@ -28,9 +28,13 @@ class GeometryPredictor:
 
     @torch.inference_mode()
     def tokens(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> dict[str, Tensor]:
-        """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each pair of image and face."""
-        crop, features, maps, _ = self._inputs(images, faces)
-        return dict(zip("np", self.net.encode(crop, features, maps), strict=True))
+        """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each pair of image and face, and "d" [B, P, DETAIL]: the
+        trunk's finest maps at ``DETAIL_POINTS``.
+        """
+        crop, features, maps, rois = self._inputs(images, faces)
+        tokens = dict(zip("np", self.net.encode(crop, features, maps), strict=True))
+        landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(rois.device)
+        return tokens | {"d": self.net.details(features, frame_to_crop(landmarks, rois))}
 
     @torch.inference_mode()
     def maps(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> GeometryMaps:

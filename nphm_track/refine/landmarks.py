@@ -7,20 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nphm_track.conventions import IBUG68_FROM_478, MODEL_UNIT
+from nphm_track.conventions import IBUG68_FROM_478, LIDS, LIPS, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.refine.codes import CodeSpace
 from nphm_track.refine.network import PointDecoder
 
-LIDS = (
-    33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,  # right
-    263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,  # left
-)  # fmt: skip
-LIPS = (
-    61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,  # outer rim
-    78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,  # inner rim
-)  # fmt: skip
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
 """Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""

@@ -12,10 +12,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from nphm_track.geometry.networks import GRID
+from nphm_track.geometry.networks import DETAIL, GRID
 from nphm_track.models import load_network
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor, RegressorConfig, head
 
+DETAILS = (16, 16, 20, 20, 10, 10)
+"""Of ``DETAIL_POINTS``, those of each detail token: both eyes, the rims of the lips, both brows."""
 SPREAD_RANGE = (-4.0, 2.0)
 """Bounds of the predicted log variances."""
 
@@ -31,6 +33,7 @@ class ImageRegressorConfig:
     identity_weights: int = 100
     expression_weights: int = 51
     field_of_view: bool = False  # reads how large the face is seen, where the camera is known
+    details: bool = False  # reads the trunk's finest maps along lids, lips and brows
     identity_trust: float = 1.0  # factor on identity codes; below 1 where training images tell more than real ones
 
     @classmethod
@@ -75,6 +78,8 @@ class ImageRegressor(LandmarkRegressor):
         n = (GRID // 2) ** 2
         self.merge = nn.ModuleDict({e: nn.Linear(4 * c.token_width, width) for e in c.encoders})
         self.place = nn.ParameterDict({e: nn.Parameter(torch.randn(n, width) * 0.02) for e in c.encoders})
+        groups = DETAILS if c.details else ()
+        self.detail = nn.ModuleList(nn.Linear(n * DETAIL, width) for n in groups)
         self.field = nn.Linear(4, width) if c.field_of_view else None
         self.to_variance = nn.Linear(width, 1)
         n_id = c.regressor.global_dim + c.regressor.n_members * c.regressor.local_dim
@@ -107,10 +112,14 @@ class ImageRegressor(LandmarkRegressor):
         image_tokens: dict[str, Tensor],
         focal: Tensor | None = None,
     ) -> Codes:
-        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...},
-        focal [B] px, not finite where the camera is not known.
+        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...,
+        "d": [B, P, DETAIL], for one that reads details}, focal [B] px, not finite where the camera is not
+        known.
         """
         tokens = [self.merge[e](_pool(image_tokens[e])) + self.place[e] for e in self.image_config.encoders]
+        if self.image_config.details:
+            groups = image_tokens["d"].split(DETAILS, 1)
+            tokens += [layer(x.flatten(1))[:, None] for layer, x in zip(self.detail, groups, strict=True)]
         known = self.tokens(landmarks, scores, image_size)
         if self.field is not None:
             seen = known.new_zeros(len(known), 4) if focal is None else seen_from(landmarks, image_size, focal)

@@ -57,6 +57,8 @@ class FacesData(Strict):
     regressor_width: int = Field(256, gt=0)
     regressor_layers: int = Field(4, gt=0)
     regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
+    details: bool = Field(True, description="the regressor reads the trunk's finest maps along lids, lips and brows")
+    frozen: bool = Field(False, description="train the regressor alone, on the geometry networks of data.init")
     landmark_noise: float = Field(0.012, ge=0, description="largest noise on landmarks of the mesh, of the crop's side")
     jitter: float = Field(0.004, ge=0, description="landmark noise for the regressor, of the face's RMS radius")
 
@@ -133,6 +135,7 @@ class FacesTask:
                 identity_weights=self.terms.basis_id.shape[1],
                 expression_weights=self.terms.head.expression_basis.shape[1],
                 field_of_view=True,
+                details=data.details,
             )
         )
         regressor.identity_basis.copy_(self.terms.basis_id)
@@ -146,6 +149,8 @@ class FacesTask:
         self.model = Faces(geometry, regressor)
         if data.init:
             self.model.load_state_dict(grown(self.model, _initial(data.init)))
+        if data.frozen:
+            self.model.geometry.requires_grad_(False)
         self.device_terms = self.terms if device.type == "cpu" else self.terms.to(device)
         self._evaluated: list[FaceBatch] = []
         self.replay = Replay(data.kept) if data.reuse > 1 else None
@@ -164,14 +169,19 @@ class FacesTask:
         del generator  # all chance is on the device
         batch, maps, dice = self._batch(step)
         count = len(batch.valid)
-        out = self.model.geometry(batch.crop, batch.features, maps)
-        mask = batch.mask * batch.valid[:, None, None]
-        terms = geometry_terms(out, batch.normals, batch.points, mask)
+        terms: dict[str, tuple[float, Tensor]] = {}
+        if self.data.frozen:
+            tokens = self._tokens(self.model, batch, maps)
+        else:
+            out = self.model.geometry(batch.crop, batch.features, maps)
+            tokens = self._with_details(self.model, batch, out)
+            mask = batch.mask * batch.valid[:, None, None]
+            terms = geometry_terms(out, batch.normals, batch.points, mask)
         radius = batch.landmarks[..., :2].std(dim=(1, 2), keepdim=True)
         scale = dice.uniform(count, 1, 1, high=2 * self.data.jitter)
         landmarks = batch.landmarks + dice.normal(*batch.landmarks.shape) * radius * scale
         focal = torch.where(dice.chance(KNOWN_CAMERA, count), batch.K[:, 0, 0], torch.nan)
-        codes = self._codes(self.model, out, batch, landmarks, focal)
+        codes = self.model.regressor.predict(landmarks, batch.scores, batch.size, tokens, focal)
         good = batch.valid.nonzero()[:, 0] if batch.valid.any() else torch.arange(count, device=self.device)
         codes = Codes(*(x[good].float() for x in (codes.z_id, codes.z_ex, codes.log_variance)))
         table = {k: getattr(batch, k)[good] for k in ("w", "e", "K", "R", "t", "landmarks")}
@@ -209,9 +219,14 @@ class FacesTask:
             ready = None if self.side is None else self.side.record_event()
         return (batch, maps, dice), ready
 
-    def _codes(self, model: Faces, out: dict[str, Tensor], batch: FaceBatch, landmarks: Tensor, focal: Tensor) -> Codes:
-        tokens = {"n": out["tokens_n"], "p": out["tokens_p"]}
-        return model.regressor.predict(landmarks, batch.scores, batch.size, tokens, focal)
+    def _tokens(self, model: Faces, batch: FaceBatch, maps: Tensor) -> dict[str, Tensor]:
+        n, p = model.geometry.encode(batch.crop, batch.features, maps)
+        return self._with_details(model, batch, {"tokens_n": n, "tokens_p": p})
+
+    def _with_details(self, model: Faces, batch: FaceBatch, out: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the regressor reads of an image."""
+        details = model.geometry.details(batch.features, batch.crop_landmarks)
+        return {"n": out["tokens_n"], "p": out["tokens_p"], "d": details}
 
     def _maps(self, batch: FaceBatch, dice: Dice) -> Tensor:
         """Landmark maps of landmarks with smooth errors, so that the networks learn to overrule them."""
@@ -236,7 +251,8 @@ class FacesTask:
             out = model.geometry(batch.crop, batch.features, maps)
             mask = batch.mask * batch.valid[:, None, None]
             errors.append(geometry_errors(out, maps, batch.normals, batch.points, mask))
-            codes = self._codes(model, out, batch, batch.landmarks, batch.K[:, 0, 0])
+            tokens = self._with_details(model, batch, out)
+            codes = model.regressor.predict(batch.landmarks, batch.scores, batch.size, tokens, batch.K[:, 0, 0])
             good = batch.valid.nonzero()[:, 0]
             table = {k: getattr(batch, k) for k in ("w", "e", "K", "R", "t", "landmarks")}
             for name, value in (table | {"z_id": codes.z_id, "z_ex": codes.z_ex}).items():
@@ -261,7 +277,7 @@ def grown(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     out: dict[str, Tensor] = {}
     for name, value in own.items():
         old = tensors.get(name)
-        if old is None and ".stem." in name:
+        if old is None and (".stem." in name or ".detail." in name):
             out[name] = value
         elif old is None and ".learnt." in name:
             out[name] = torch.zeros_like(value)

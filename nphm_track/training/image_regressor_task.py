@@ -48,6 +48,7 @@ class ImageRegressorData(Strict):
     width: int = Field(128, gt=0)
     layers: int = Field(4, gt=0)
     encoders: tuple[str, ...] = Field(("n", "p"), description="whose tokens are read; t: the trunk alone")
+    details: bool = Field(True, description="read the trunk's finest maps along lids, lips and brows")
     use_landmarks: bool = Field(True, description="landmark tokens beside the image tokens")
     losses: tuple[Literal["3d", "2d", "surface", "volume"], ...] = Field(
         ("3d", "2d"), description="which supervision counts; 2d: landmarks; surface, volume: normals by that renderer"
@@ -72,7 +73,7 @@ class ImageRegressorTask:
         geometry = GeometryNet.from_pretrained(data.geometry)
         rays = RAYS_KEPT if {"surface", "volume"} & set(data.losses) else 0
         self.train_table, self.heldout_table = tables or (
-            encode_shards(FaceShards(Path(folder)), geometry, data.encoders, rays)
+            encode_shards(FaceShards(Path(folder)), geometry, (*data.encoders, "d"), rays)
             for folder in (data.shards, data.heldout)
         )
         base = regressor_config(self.terms.head)
@@ -84,6 +85,7 @@ class ImageRegressorTask:
             self.terms.basis_id.shape[1],
             self.terms.head.expression_basis.shape[1],
             field_of_view=True,
+            details=data.details,
         )
         tensors: dict[str, Tensor] = {}
         if data.init:
@@ -141,6 +143,8 @@ class ImageRegressorTask:
                 keep = torch.rand(*x.shape[:2], 1, generator=generator) > self.data.token_dropout
                 x = x * keep
             tokens[e] = x
+        if model.image_config.details:
+            tokens["d"] = batch["tokens_d"].float()
         focal = batch["K"][:, 0, 0]
         if generator is not None:
             focal = torch.where(torch.rand(len(focal), generator=generator) < KNOWN_CAMERA, focal, torch.nan)
@@ -170,8 +174,9 @@ def likelihood(terms: HeadTerms, model: ImageRegressor, codes: Codes, batch: dic
 
 @torch.no_grad()
 def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str, ...], rays: int = 0) -> Table:
-    """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder; places
-    and normals [N, rays, 3] of the surface at random pixels, 0 where the face is not seen.
+    """One table of all samples: codes, cameras, observations and tokens [N, 256, D] (float16) of each encoder (t: the
+    trunk, d: details [N, P, DETAIL]); places and normals [N, rays, 3] of the surface at random pixels, 0 where the face
+    is not seen.
     """
     from nphm_track.faces.landmarker import FaceLandmarker
 
@@ -185,8 +190,9 @@ def encode_shards(shards: FaceShards, geometry: GeometryNet, encoders: tuple[str
         if rays:
             part |= _ray_targets(rows, rays, torch.Generator().manual_seed(start))
         if encoders:
-            crop, features, maps, _ = prepare_crops(rows, landmarker, geometry)
+            crop, features, maps, landmarks = prepare_crops(rows, landmarker, geometry)
             tokens = dict(zip("np", geometry.encode(crop, features, maps), strict=True))
+            tokens["d"] = geometry.details(features, landmarks)
             tokens["t"] = geometry.trunk_tokens(features)
             part |= {f"tokens_{e}": tokens[e].half() for e in encoders}
         for k, v in part.items():  # filled in place: gigabytes of small pieces would be joined at twice the memory

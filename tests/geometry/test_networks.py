@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nphm_track.errors import ModelError
-from nphm_track.geometry.networks import TRUNK, GeometryConfig, GeometryNet
+from nphm_track.geometry.networks import DETAIL, DETAIL_POINTS, TRUNK, GeometryConfig, GeometryNet
 from nphm_track.models import write_weights
 
 
@@ -35,6 +35,18 @@ def test_an_untrained_network_repeats_the_landmark_mesh() -> None:
     crop, features, maps = inputs()
     out = net(crop, features, maps)
     assert torch.allclose(out["points"], maps[:, :3] / 10)
+
+
+def test_details_are_the_finest_maps_under_their_landmarks() -> None:
+    net = GeometryNet(GeometryConfig(width=16, layers=1), 10)
+    _, features, _ = inputs()
+    for size in (64, 32):
+        pixel = (torch.arange(size) + 0.5) * 256 / size  # each cell holds the crop pixel of its middle
+        features[size] = pixel.view(1, 1, 1, size).expand(2, TRUNK[size], size, size)
+    landmarks = 10 + 230 * torch.rand(2, 478, 3, generator=torch.Generator().manual_seed(1))
+    found = net.details(features, landmarks)
+    assert found.shape == (2, len(DETAIL_POINTS), DETAIL)
+    torch.testing.assert_close(found, landmarks[:, DETAIL_POINTS, :1].expand_as(found))
 
 
 SMALL_STEM = {"width": 16, "layers": 1, "decoder": (8, 4), "stem": (8, 16), "stem_blocks": (1, 1)}

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from nphm_track.errors import ModelError
+from nphm_track.geometry.networks import DETAIL, DETAIL_POINTS
 from nphm_track.models import write_weights
-from nphm_track.regressor.image_regressor import ImageRegressor, ImageRegressorConfig, _pool, seen_from
+from nphm_track.regressor.image_regressor import DETAILS, ImageRegressor, ImageRegressorConfig, _pool, seen_from
 from nphm_track.regressor.landmark_regressor import RegressorConfig
 
 CODES = RegressorConfig(
@@ -46,6 +47,18 @@ def test_image_tokens_matter_and_landmarks_only_when_they_are_read() -> None:
     images_only = regressor(landmarks=False)
     a = images_only.predict(landmarks, scores, size, tokens).z_id
     assert torch.equal(a, images_only.predict(landmarks, 1 - scores, size, tokens).z_id)
+
+
+def test_details_are_read_where_the_configuration_says_so() -> None:
+    landmarks, scores, size, tokens = inputs()
+    assert sum(DETAILS) == len(DETAIL_POINTS)
+    open_eyes, shut = (tokens | {"d": torch.full((2, sum(DETAILS), DETAIL), x)} for x in (0.0, 1.0))
+    shut["d"][:, 32:] = 0  # the lids come first
+    model = regressor(details=True)
+    codes = [model.predict(landmarks, scores, size, t) for t in (open_eyes, shut)]
+    assert not torch.allclose(codes[0].z_ex, codes[1].z_ex)
+    plain = [regressor().predict(landmarks, scores, size, t).z_ex for t in (tokens, shut)]
+    assert torch.equal(*plain)
 
 
 def test_pooling_keeps_neighbouring_cells_together() -> None:
