@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nphm_track.conventions import MODEL_UNIT
+from nphm_track.conventions import LIDS, MODEL_UNIT
 from nphm_track.errors import InputError, ModelError
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import INNER_LIPS, LOWER_LIP
@@ -45,10 +45,6 @@ LANDMARK_SIGMA, LANDMARK_POINTS = 2.5, 60
 """The same of landmarks."""
 LANDMARKS_LEFT = 0.5
 """Share of the landmarks' weight at the end: by then the surface knows better, but for what slides along it."""
-LIDS = (
-    33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,
-    263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,
-)  # fmt: skip
 LID_AND_LIP_WEIGHT = 3.0
 """Whether eyes and mouth are open is seen by their rims; a closed lid is hardly a millimetre off an open eye's ball."""
 LANDMARK_STEPS = 80

@@ -171,10 +171,11 @@ class FacesTask:
         count = len(batch.valid)
         terms: dict[str, tuple[float, Tensor]] = {}
         if self.data.frozen:
-            tokens = self._tokens(self.model, batch, maps)
+            n, p = self.model.geometry.encode(batch.crop, batch.features, maps)
+            tokens = self._read(self.model, batch, n, p)
         else:
             out = self.model.geometry(batch.crop, batch.features, maps)
-            tokens = self._with_details(self.model, batch, out)
+            tokens = self._read(self.model, batch, out["tokens_n"], out["tokens_p"])
             mask = batch.mask * batch.valid[:, None, None]
             terms = geometry_terms(out, batch.normals, batch.points, mask)
         radius = batch.landmarks[..., :2].std(dim=(1, 2), keepdim=True)
@@ -219,14 +220,10 @@ class FacesTask:
             ready = None if self.side is None else self.side.record_event()
         return (batch, maps, dice), ready
 
-    def _tokens(self, model: Faces, batch: FaceBatch, maps: Tensor) -> dict[str, Tensor]:
-        n, p = model.geometry.encode(batch.crop, batch.features, maps)
-        return self._with_details(model, batch, {"tokens_n": n, "tokens_p": p})
-
-    def _with_details(self, model: Faces, batch: FaceBatch, out: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the regressor reads of an image."""
-        details = model.geometry.details(batch.features, batch.crop_landmarks)
-        return {"n": out["tokens_n"], "p": out["tokens_p"], "d": details}
+    @staticmethod
+    def _read(model: Faces, batch: FaceBatch, n: Tensor, p: Tensor) -> dict[str, Tensor]:
+        """What the regressor reads of an image, from the tokens of E_n and E_p."""
+        return {"n": n, "p": p, "d": model.geometry.details(batch.features, batch.crop_landmarks)}
 
     def _maps(self, batch: FaceBatch, dice: Dice) -> Tensor:
         """Landmark maps of landmarks with smooth errors, so that the networks learn to overrule them."""
@@ -251,7 +248,7 @@ class FacesTask:
             out = model.geometry(batch.crop, batch.features, maps)
             mask = batch.mask * batch.valid[:, None, None]
             errors.append(geometry_errors(out, maps, batch.normals, batch.points, mask))
-            tokens = self._with_details(model, batch, out)
+            tokens = self._read(model, batch, out["tokens_n"], out["tokens_p"])
             codes = model.regressor.predict(batch.landmarks, batch.scores, batch.size, tokens, batch.K[:, 0, 0])
             good = batch.valid.nonzero()[:, 0]
             table = {k: getattr(batch, k) for k in ("w", "e", "K", "R", "t", "landmarks")}
