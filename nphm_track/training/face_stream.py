@@ -42,6 +42,8 @@ MIXED, OTHERS = 0.85, 6
 """Share, of photos in another light, of those whose soft colours are a mixture of so many people's. A photo's own hold
 what its light made of its shape, which is not the shape it is drawn on."""
 BUMPY = 0.5
+EYE_DEPTH = 0.004
+"""Metres that eyeballs are drawn behind their place: those of random heads stand out of closed lids."""
 EXPRESSIONS = 12_000
 POPULATION = 0.8
 """Of the mean identity that the photos' fits have, about which heads are drawn: people are not ICT's mean head. The
@@ -143,7 +145,7 @@ class FaceStream:
         K, turn = roi_cameras(view.K, roi, CROP_SIZE)
         R, t = turn @ view.R, (turn @ view.t[..., None])[..., 0]
         camera = vertices @ R.mT + t[:, None]
-        fragments = rasterise_batch(camera, heads.faces, K, (CROP_SIZE, CROP_SIZE))
+        fragments = rasterise_heads(heads, camera, K)
         normals = vertex_normals_batch(vertices, heads.faces)
         image, at = self._shade(dice, row, e, painted, camera, normals @ R.mT, vertices, normals, fragments)
         covered = fragments.face_id >= 0
@@ -315,6 +317,13 @@ class FaceStream:
             "landmarks": landmarks, "crop_landmarks": out["landmarks"], "scores": scores, "valid": valid.float(),
             "features": {s: out[f"features_{s}"].contiguous() for s in TRUNK},
         }  # fmt: skip
+
+
+def rasterise_heads(heads: HeadTensors, camera: Tensor, K: Tensor) -> BatchFragments:
+    """What crops show of heads [B, V, 3] (camera space). Closed lids hide the eye whatever the identity: eyeballs are
+    drawn ``EYE_DEPTH`` behind their place, and the lining of lids, which turns its back, not at all."""
+    behind = torch.where(heads.is_eye[:, None], 1 + EYE_DEPTH / camera[..., 2:], 1.0)
+    return rasterise_batch(camera * behind, heads.faces, K, (CROP_SIZE, CROP_SIZE), cull=True)
 
 
 def _cut_out(dice: Dice, vertices: Tensor) -> Tensor:

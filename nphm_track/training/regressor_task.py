@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from nphm_track.training import losses as L
 from nphm_track.training.ict import load_ict
 from nphm_track.training.recipe import Strict
 from nphm_track.training.trainer import Share
+
+FACING = 15
+"""Degrees that a head may be turned from the camera for both its eyes to be seen well."""
 
 
 class RegressorData(Strict):
@@ -115,7 +119,7 @@ class HeadTerms:
             "neutral": (20.0, L.point_loss(neutral, zero)),
             "posed": (25.0, L.point_loss(posed, zero)),
             "shape": (35.0, L.point_loss(self.placed(neutral), zero)),
-            "weights": (5.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
+            "weights": (10.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
             "reprojection": (20.0, reprojection),
             "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
             "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
@@ -145,21 +149,36 @@ class HeadTerms:
         return ((p - s).norm(dim=-1) / radius).mean() * 0.25
 
     def sdf_term(
-        self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], generator: torch.Generator, n: int, k: int
+        self,
+        z_id: Tensor,
+        z_ex: Tensor,
+        batch: dict[str, Tensor],
+        generator: torch.Generator,
+        n: int,
+        k: int,
+        *,
+        placed: bool = False,
     ) -> Tensor:
-        """L3D: mean |F(x; z_pred) - F(x; z_gt)| at k points near the true posed surface of n samples."""
+        """L3D: mean |F(x; z_pred) - F(x; z_gt)| at k points near the true posed surface of n samples.
+
+        ``placed``: the predicted heads are moved, turned and scaled towards the true ones before.
+        """
         w, e = batch["w"][:n], batch["e"][:n]
         posed = self.vertices + (w @ self.identity + e @ self.expression).unflatten(-1, (-1, 3))
         chosen = torch.randint(posed.shape[1], (len(w), k), generator=generator)
-        x = posed[torch.arange(len(w))[:, None], chosen]
+        rows = torch.arange(len(w))[:, None], chosen
+        x = posed[rows]
         x = x + torch.randn(x.shape, generator=generator) * (0.003 / MODEL_UNIT)
         with torch.no_grad():
             target = self.head.sdf(x, *self.codes(w, e))
+        if placed:
+            difference = ((self.weights(z_id[:n], z_ex[:n])[0] - w) @ self.identity).unflatten(-1, (-1, 3))
+            x = x + (difference - self.placed(difference))[rows]
         return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
 
     def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], *, sdf: bool = True) -> dict[str, float]:
-        """Mean vertex errors and (``sdf``) SDF L1 near the surface (mm, head frame, no alignment), landmark error and
-        expression correlations.
+        """Mean vertex errors and (``sdf``) SDF L1 near the surface (mm, head frame; no alignment but for ``shape`` and
+        ``sdf_placed``), landmark error and expression correlations (``_facing``: heads within ``FACING``).
         """
         _, e = self.weights(z_id, z_ex)
         terms = self.vertex_terms(z_id, z_ex, batch)
@@ -168,17 +187,23 @@ class HeadTerms:
         zero = torch.zeros(())
         out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
         if sdf:
-            generator = torch.Generator().manual_seed(0)
-            found = []
-            for part in torch.arange(len(z_id)).split(25):
-                some = {name: batch[name][part] for name in "we"}
-                found.append(self.sdf_term(z_id[part], z_ex[part], some, generator, len(part), 96))
-            out["sdf_mm"] = float(torch.stack(found).mean()) * mm
+            for name, placed in (("sdf", False), ("sdf_placed", True)):
+                generator = torch.Generator().manual_seed(0)
+                found = []
+                for part in torch.arange(len(z_id)).split(25):
+                    some = {k: batch[k][part] for k in "we"}
+                    codes = z_id[part], z_ex[part]
+                    found.append(self.sdf_term(*codes, some, generator, len(part), 96, placed=placed))
+                out[f"{name}_mm"] = float(torch.stack(found).mean()) * mm
         out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
         names = self.head.config.expression_names
-        for name in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browOuterUp_L"):
+        everyone = torch.ones(len(e), dtype=torch.bool)
+        facing = -batch["R"][:, 2, 2] > math.cos(math.radians(FACING))
+        shown = [(n, "", everyone) for n in ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browOuterUp_L")]
+        for name, suffix, rows in (*shown, ("eyeBlink_L", "_facing", facing)):
             i = names.index(name)
-            out["corr_" + name] = float(np.corrcoef(e[:, i].numpy(), batch["e"][:, i].numpy())[0, 1])
+            pair = np.stack([e[rows, i].numpy(), batch["e"][rows, i].numpy()])
+            out[f"corr_{name}{suffix}"] = float(np.corrcoef(pair)[0, 1])
         out["mean_head_mm"] = float(L.point_loss(mean_head, zero)) * mm
         out["mean_head_shape_mm"] = float(L.point_loss(self.placed(mean_head), zero)) * mm
         return out

@@ -116,6 +116,22 @@ def test_shapes_and_ranges(stream: F.FaceStream, batch: F.FaceBatch) -> None:
     assert (batch.R @ batch.R.mT - torch.eye(3)).abs().max() < 1e-5 and (torch.linalg.det(batch.R) > 0).all()
 
 
+def test_closed_lids_hide_the_eyes_of_every_head(stream: F.FaceStream) -> None:
+    heads = stream.heads
+    w = torch.randn(6, 100, generator=torch.Generator().manual_seed(0)).clamp(-3, 3)
+    K = torch.tensor([[1100.0, 0, 128], [0, 1100, 128], [0, 0, 1]]).expand(len(w), 3, 3)
+    eyes = []
+    for closed in (0.0, 1.0):
+        e = torch.zeros(len(w), len(heads.names))
+        e[:, [lid.weight for lid in heads.lids]] = closed
+        camera = heads.vertices(w, e) @ torch.diag(torch.tensor([1.0, -1, -1])) + torch.tensor([0, 0, 1.1])
+        seen = F.rasterise_heads(heads, camera, K)
+        eyes.append((heads.is_eye[heads.faces[seen.face_id.clamp_min(0)]].all(-1) & (seen.face_id >= 0)).sum((1, 2)))
+        towards = F.interpolate_batch(seen, heads.faces, F.vertex_normals_batch(camera, heads.faces))[..., 2]
+        assert (towards > 0.3).float().mean() < 1e-3
+    assert (eyes[0] > 60).all() and (eyes[1] < 0.2 * eyes[0]).all()
+
+
 def test_codes_are_those_of_people_some_of_them_the_photos_own(stream: F.FaceStream) -> None:
     row = torch.arange(400) % 2
     w, e = stream._codes(Dice(0), row)
