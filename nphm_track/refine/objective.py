@@ -44,6 +44,9 @@ class Weights(BaseModel):
     identity_sigma: float = Field(
         default=0.7, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
+    image_identity_sigma: float = Field(
+        default=0.35, gt=0, description="the same for a single image: nothing averages the errors of its maps"
+    )
     expression_sigma: float = Field(default=0.15, gt=0, description="of a feed-forward expression weight")
     box: tuple[float, float] = Field(
         default=(-0.2, 1.1), description="expression weights; a face may rest a little below 0"

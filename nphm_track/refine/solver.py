@@ -256,7 +256,8 @@ class Problem:
         w, start = self.weights, self.evidence.start
         person = self.space.identity_weights(state.z_id - start.z_id).double() if self.k else state.R.new_zeros(0)
         focal = (state.K[0, 0] / start.K[0, 0]).log()[None]
-        a, b = objective.prior_term(person, w.identity_sigma), objective.prior_term(focal, w.focal_sigma)
+        sigma = w.identity_sigma if len(state.R) > 1 else w.image_identity_sigma
+        a, b = objective.prior_term(person, sigma), objective.prior_term(focal, w.focal_sigma)
         weights = self.start_weights + self.space.expression_weights(state.z_ex - start.z_ex).double()
         prior = objective.prior_term(weights - self.start_weights, w.expression_sigma)
         gradient, diagonal, energy = prior.gradient, prior.diagonal, prior.energy

@@ -16,8 +16,9 @@ from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip, Head
 from nphm_track.refine.codes import State, rotation
 from nphm_track.refine.landmarks import POINTS
+from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, crop_to_frame, rays_of
-from nphm_track.refine.schedule import Settings, frame_dtype, key_frames, person_dtype, refine_clip
+from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, key_frames, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
 
 QUICK = Settings(window=4, overlap=1, key_frames=2, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
@@ -138,6 +139,15 @@ def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: G
     assert (refined.frames["after"][0, ::2] < refined.frames["before"][0, ::2]).all()
     assert not torch.equal(refined.state.z_id, clip.start.z_id)
     assert torch.equal(refined.state.K, clip.start.K), "the focal length is the clip's"
+
+    def moved(**weights: float) -> float:
+        """How far the identity goes from the feed-forward one."""
+        settings = QUICK.model_copy(update={"weights": Weights(**weights)})
+        state = Refiner(person.model, image, source, settings).solve_person()[0]
+        return float((state.z_id - clip.start.z_id).norm())
+
+    assert moved(image_identity_sigma=0.1) < 0.6 * moved()
+    assert moved(identity_sigma=0.1) == moved(), "that is for clips"
 
 
 def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
