@@ -13,7 +13,7 @@ from torch import Tensor
 from nphm_track.cameras.focal import solve_focal
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.cameras.pnp import solve_pnp
-from nphm_track.conventions import IBUG68_FROM_478
+from nphm_track.conventions import IBUG68_FROM_478, LIDS
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.mononphm import known_landmarks
@@ -163,7 +163,12 @@ def point_weights(points: Sequence[int] = FIT_POINTS) -> Tensor:
 def expression_weights() -> NDArray[np.float64]:
     """Weight [N] of each fit point in a frame's expression: the outline slides on the skin and says little."""
     outline = set(OUTLINE)
-    return np.array([0.05 if p in outline else 1.0 for p in FIT_POINTS])
+    return np.array([0.05 if p in outline else 1.0 for p in FIT_POINTS]) * lid_factor()
+
+
+def lid_factor() -> NDArray[np.float64]:
+    """Factor [N] on the weights of fit points where expressions are sought: a blink is seen by few points."""
+    return np.where(np.isin(FIT_POINTS, LIDS), 3.0, 1.0)
 
 
 def fit_clip(
@@ -242,14 +247,14 @@ def _rest_code(
     eyes = float(np.median(np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)))
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[some].mean(0))
-    code = np.zeros(z_ex.shape[1], np.float32)
+    added: NDArray[np.float64] = np.zeros(basis.shape[1])
     for _ in range(2):
-        points = head_landmarks(carry, z_ex[some] + code)
+        points = head_landmarks(carry, z_ex[some] + (basis @ added).astype(np.float32))
         R, t = _solve_poses(points, pixels, camera, point_weights())
-        weight = point_weights().double().numpy()
+        weight = point_weights().double().numpy() * lid_factor()
         evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
-        code += (basis @ rest_weights(evidence)).astype(np.float32)
-    return code
+        added = rest_weights(evidence, added)
+    return (basis @ added).astype(np.float32)
 
 
 def _frame_codes(

@@ -20,20 +20,22 @@ from nphm_track.heads.landmarks import LandmarkCarrier
 PRIOR_SIGMA = 0.15
 """Standard deviation of a weight of the rest expression, and of what a frame adds to it."""
 LANDMARK_SIGMA = 0.02
-"""Error of a landmark, as a share of the distance between the outer eye corners."""
-INDEPENDENT_FRAMES = 4
-"""A clip's frames share their errors: together they count as this many."""
+"""Error of a landmark from frame to frame, as a share of the distance between the outer eye corners."""
+SHARED_SIGMA = 0.05
+"""The error that all frames of a person share, likewise: of the landmark network, and of a predicted identity. Taken for
+an expression it would bend the head."""
 STEP = 0.15
 """Weight by which an expression is moved to see what it does to the landmarks."""
 LIMIT = 0.5
 
 
-def rest_weights(evidence: Evidence) -> NDArray[np.float64]:
-    """Weights [E] of the expression to add to all frames."""
+def rest_weights(evidence: Evidence, now: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
+    """Weights [E] of the expression to add to all frames, where ``now`` [E] has been added before the evidence."""
     frames, n = evidence.gradient.shape
-    share = min(1.0, INDEPENDENT_FRAMES / frames)
-    hessian = np.eye(n) / PRIOR_SIGMA**2 + share * evidence.hessian.sum(0)
-    return np.clip(np.linalg.solve(hessian, share * evidence.gradient.sum(0)), -LIMIT, LIMIT)
+    share = (LANDMARK_SIGMA / SHARED_SIGMA) ** 2 / frames
+    hessian = share * evidence.hessian.sum(0)
+    wanted = share * evidence.gradient.sum(0) + hessian @ np.broadcast_to(now, n)
+    return np.clip(np.linalg.solve(np.eye(n) / PRIOR_SIGMA**2 + hessian, wanted), -LIMIT, LIMIT)
 
 
 def frame_weights(evidence: Evidence) -> NDArray[np.float64]:
