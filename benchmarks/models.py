@@ -1,27 +1,38 @@
 """Held-out quality of the released models, as their cards state it.
 
     python benchmarks/models.py --ict FOLDER [--heads data/heads_heldout] [--landmarks data/landmarks_heldout]
-        [--faces data/faces_heldout]
+        [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits2.npz]]
 
-The folders are those of ``training/README.md`` with held-out seeds (900000 and above); each adds the models it is for.
+--ruler measures the identities of so many heads as real scans are measured (nphm_track/evaluation/scan.py), beside one
+identity for everybody, .55 of the mean of photo fits. The folders are those of ``training/README.md`` with held-out
+seeds (900000 and above); each adds the models it is for.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nphm_track._runtime import prepare_torch
+from nphm_track.conventions import POINTS7_478
+from nphm_track.evaluation.scan import NAMES7, Scan
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask
 from nphm_track.training.head_task import HeadData, HeadTask
+from nphm_track.training.ict import load_ict
 from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask, encode_shards
 from nphm_track.training.regressor_task import RegressorData, RegressorTask
+
+MOST_TURNED = 28
+"""Degrees that heads measured like scans may be turned: the scans' views are frontal and 25 degrees to the side."""
 
 
 def main() -> None:
@@ -30,7 +41,11 @@ def main() -> None:
     parser.add_argument("--heads", help="nphm-small")
     parser.add_argument("--landmarks", help="landmark-regressor")
     parser.add_argument("--faces", help="geometry and image-regressor; the latter as trained, before identity_trust")
+    parser.add_argument("--ruler", type=int, default=0, metavar="N", help="measure N held-out heads like scans")
+    parser.add_argument("--fits", help="written by training/build_photo_fits.py, for --ruler")
     args = parser.parse_args()
+    if args.ruler and not (args.faces and args.fits):
+        parser.error("--ruler needs --faces and --fits")
     prepare_torch()
     torch.manual_seed(0)
     if args.heads:
@@ -42,16 +57,52 @@ def main() -> None:
     if args.faces:
         net = GeometryNet.from_pretrained()
         _print("geometry", GeometryTask(GeometryData(shards=args.faces, heldout=args.faces)).evaluate(net))
-        _print("image-regressor", _image_regressor(args.ict, args.faces, net))
+        task = _image_regressor(args.ict, args.faces, net)
+        _print("image-regressor", task.evaluate(task.model.eval()))
+        if args.ruler:
+            _print("image-regressor, median mm by the ruler for scans", _ruler(task, args.ruler, args.fits))
 
 
-def _image_regressor(ict: str, faces: str, net: GeometryNet) -> dict[str, float]:
+def _image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTask:
     released = "image-regressor"
     names = {"ict": ict, "head_model": "nphm-small", "geometry": "geometry", "init": str(resolve(released))}
     data = ImageRegressorData(**names, shards=faces, heldout=faces)
     table = encode_shards(FaceShards(Path(faces)), net, (*data.encoders, "d"))
-    task = ImageRegressorTask(data, (table, table))
-    return task.evaluate(task.model.eval())
+    return ImageRegressorTask(data, (table, table))
+
+
+@torch.no_grad()
+def _ruler(task: ImageRegressorTask, count: int, fits: str) -> dict[str, float]:
+    """Similarity-aligned medians of the first ``count`` held-out heads that face the camera."""
+    heads, table = load_ict(task.data.ict), task.heldout_table
+    codes = task._predict(task.model.eval(), table, None)
+    w, e = (x.numpy() for x in task.terms.weights(codes.z_id, codes.z_ex))
+    mean = 0.55 * np.load(fits)["w"].mean(0)
+    landmark = np.load(task.data.landmarks)
+    index = [POINTS7_478[name] for name in NAMES7]
+    corner, bary = heads.faces[landmark["face"][index]], landmark["bary"][index][..., None]
+
+    def mesh(w: NDArray[np.float32], e: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        vertices = heads.neutral + np.tensordot(w, heads.identity, 1) + np.tensordot(e, heads.expression, 1)
+        return vertices, (vertices[corner] * bary).sum(1)
+
+    found: dict[str, list[float]] = {}
+    turned = -table["R"][:, 2, 2] < math.cos(math.radians(MOST_TURNED))
+    for i in np.flatnonzero(~turned.numpy())[:count]:
+        true_w, true_e = table["w"][i].numpy(), table["e"][i].numpy()
+        vertices, points7 = mesh(true_w, true_e)
+        scan = Scan(vertices, heads.faces, points7)
+        cases = {
+            "predicted": (w[i], e[i]),
+            "predicted, trust .7": (0.7 * w[i], e[i]),
+            "one identity for everybody": (mean, e[i]),
+            "mean head": (0 * mean, e[i]),
+            "true identity": (true_w, e[i]),
+        }
+        for name, weights in cases.items():
+            vertices, points7 = mesh(*weights)
+            found.setdefault(name, []).append(scan.error(vertices, heads.faces, points7).similarity.median)
+    return {name: float(np.mean(values)) for name, values in found.items()}
 
 
 def _print(name: str, metrics: dict[str, float]) -> None:

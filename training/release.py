@@ -2,6 +2,7 @@
 
 python training/release.py RUN NAME [--identity-trust .55]        # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
+python training/release.py RUN --mean geometry                    # of these, the mean with the weights released before
 python training/release.py RUN --pack FILE                        # an unfinished run's weights, for data.init
 """
 
@@ -20,6 +21,9 @@ def main() -> None:
     parser.add_argument("run")
     parser.add_argument("name", nargs="?", help="of the model; a faces run names its two itself")
     parser.add_argument("--identity-trust", type=float, help="image regressors: factor on identity codes")
+    parser.add_argument(
+        "--mean", nargs="+", default=[], metavar="NAME", help="average with the weights released before"
+    )
     parser.add_argument("--pack", type=Path, help="write the run's weights here, packed, and release nothing")
     args = parser.parse_args()
     tensors, config = read_weights(args.run)
@@ -36,6 +40,9 @@ def main() -> None:
         if args.identity_trust is not None and "regressor" in own:
             own["regressor"]["identity_trust"] = args.identity_trust
         path = Path("models") / name / "model.safetensors"
+        if name in args.mean:
+            before = read_weights(path)[0]
+            weights = {k: (before[k] + v) / 2 if v.is_floating_point() else v for k, v in weights.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, weights, own, half=True)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

@@ -22,8 +22,8 @@ PRIOR_SIGMA = 0.15
 LANDMARK_SIGMA = 0.02
 """Error of a landmark from frame to frame, as a share of the distance between the outer eye corners."""
 SHARED_SIGMA = 0.05
-"""The error that all frames of a person share, likewise: of the landmark network, and of a predicted identity. Taken for
-an expression it would bend the head."""
+"""The error that all frames of a person share, likewise: of the landmark network, and of a predicted identity. Taken
+for an expression it would bend the head."""
 STEP = 0.15
 """Weight by which an expression is moved to see what it does to the landmarks."""
 LIMIT = 0.5
