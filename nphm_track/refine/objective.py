@@ -34,7 +34,7 @@ class Weights(BaseModel):
         default=0.015, gt=0, description="over the distance of the outer eye corners; 1 px at 64"
     )
     landmark_evidence: float = Field(
-        default=60, ge=0, description="independent landmarks a frame, half of those compared"
+        default=20, ge=0, description="independent landmarks a frame: most of their error is the same in all frames"
     )
     track_evidence: float = Field(
         default=400, ge=0, description="a frame, at most 1 a point followed: patches hardly wider than apart"
@@ -45,7 +45,7 @@ class Weights(BaseModel):
         default=0.7, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
     image_identity_sigma: float = Field(
-        default=0.35, gt=0, description="the same for a single image: nothing averages the errors of its maps"
+        default=0.2, gt=0, description="the same for a single image: nothing averages the errors of its maps"
     )
     expression_sigma: float = Field(default=0.15, gt=0, description="of a feed-forward expression weight")
     box: tuple[float, float] = Field(
