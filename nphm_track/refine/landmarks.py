@@ -16,7 +16,7 @@ from nphm_track.refine.network import PointDecoder
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
 """Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""
-STRONG = 6.0
+STRONG = 4.0
 """Weight of a point of lids and lips: they are small, and what people look at."""
 
 

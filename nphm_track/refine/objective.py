@@ -34,7 +34,7 @@ class Weights(BaseModel):
         default=0.015, gt=0, description="over the distance of the outer eye corners; 1 px at 64"
     )
     landmark_evidence: float = Field(
-        default=20, ge=0, description="independent landmarks a frame: most of their error is the same in all frames"
+        default=45, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
     )
     track_evidence: float = Field(
         default=400, ge=0, description="a frame, at most 1 a point followed: patches hardly wider than apart"
