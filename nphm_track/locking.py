@@ -79,6 +79,12 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
             os.close(file)
 
+    def sweep(self) -> None:
+        """Remove the lock file if its owner was killed before it did; does nothing while it is held."""
+        if self.path.exists():
+            with suppress(OutputError, OSError):
+                self.acquire().release()
+
     def _lock(self, file: int) -> bool:
         """Whether the system locks files here. Raises OutputError when another process has this one locked."""
         if fcntl is None:

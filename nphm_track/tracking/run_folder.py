@@ -83,6 +83,7 @@ class RunFolder:
                 stored = _stored_info(path, overwrite)
                 _check_same(path, stored, fresh, overwrite)
                 if stored and stored.state == "done" and not overwrite:
+                    folder._lock.sweep()
                     return cls(path, stored)
             else:
                 _check_empty(path)

@@ -8,6 +8,7 @@ import pytest
 
 from nphm_track import read_run
 from nphm_track.errors import InputError, NoFaceError, OutputError
+from nphm_track.locking import RunLock
 from nphm_track.tracking import run_folder
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
@@ -63,6 +64,16 @@ class TestOpening:
     def test_knows_a_finished_run(self, run_path: Path) -> None:
         assert RunFolder.open(run_path, INPUT, TrackOptions()).complete
         assert not (run_path / "work").exists()
+
+    def test_sweeps_the_lock_of_a_writer_killed_at_the_very_end(self, run_path: Path) -> None:
+        stale = run_path / "run.lock"
+        stale.write_text("{}")
+        with RunLock(stale, "the run"):
+            RunFolder.open(run_path, INPUT, TrackOptions())
+            assert stale.exists()  # held: somebody is at it
+        stale.write_text("{}")
+        RunFolder.open(run_path, INPUT, TrackOptions())
+        assert not stale.exists()
 
     def test_refuses_another_input_even_with_overwrite(self, run_path: Path) -> None:
         before = {p: p.read_bytes() for p in run_path.rglob("*") if p.is_file()}
