@@ -204,6 +204,19 @@ def mirror_expression(model: NphmDecoder, z_ex: Tensor) -> Tensor:
     return z_ex + (w[..., partner] - w) @ basis.T
 
 
+class CodeMirror:
+    """Codes (z_id, z_ex) of mirrored heads, for models with both linear priors; ModelError for others."""
+
+    def __init__(self, model: NphmDecoder) -> None:
+        _expression_basis(model)
+        self.model, self.identity = model, IdentityMirror(model)
+
+    @torch.no_grad()
+    def __call__(self, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
+        """z_id [..., D_id], z_ex [..., D_ex]."""
+        return self.identity(z_id), mirror_expression(self.model, z_ex)
+
+
 def _other_side(name: str) -> str:
     for left, right in (("_L", "_R"), ("Left", "Right")):
         if name.endswith((left, right)):

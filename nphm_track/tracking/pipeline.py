@@ -22,6 +22,7 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
@@ -50,6 +51,8 @@ GEOMETRY = "geometry"
 """The model that ``TrackOptions.refine`` needs."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
+LOOKED_AT_TWICE = 16
+"""Inputs of at most so many frames are looked at mirrored too: a clip has other frames to average over instead."""
 FIT_SECONDS = 1.0
 """Time that a frame's codes take without a regressor, roughly: MonoNPHM on two CPU cores."""
 
@@ -255,7 +258,11 @@ class _Job:
         follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
         images = self.feed_forward and self.options.codes == "image"
         focal = None if self.camera is None else float(self.camera.K[0, 0])
-        codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal) if images else None
+        codes = None
+        if images:
+            few = (expected_frames(self.source, self.options) or np.inf) <= LOOKED_AT_TWICE
+            mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
+            codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
             observe_clip(self.source, follower, codes, log, self.progress)
