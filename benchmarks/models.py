@@ -4,7 +4,7 @@
         [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits2.npz]]
 
 --ruler measures the identities of so many heads as real scans are measured (nphm_track/evaluation/scan.py), beside one
-identity for everybody, .55 of the mean of photo fits. The folders are those of ``training/README.md`` with held-out
+identity for everybody, the mean of photo fits. The folders are those of ``training/README.md`` with held-out
 seeds (900000 and above); each adds the models it is for.
 """
 
@@ -77,7 +77,7 @@ def _ruler(task: ImageRegressorTask, count: int, fits: str) -> dict[str, float]:
     heads, table = load_ict(task.data.ict), task.heldout_table
     codes = task._predict(task.model.eval(), table, None)
     w, e = (x.numpy() for x in task.terms.weights(codes.z_id, codes.z_ex))
-    mean = 0.55 * np.load(fits)["w"].mean(0)
+    mean = np.load(fits)["w"].mean(0)
     landmark = np.load(task.data.landmarks)
     index = [POINTS7_478[name] for name in NAMES7]
     corner, bary = heads.faces[landmark["face"][index]], landmark["bary"][index][..., None]

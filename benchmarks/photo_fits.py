@@ -26,7 +26,7 @@ from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.geometry_task import FaceShards
 from nphm_track.training.ict import load_ict
 from nphm_track.training.image_regressor_task import Table, encode_shards
-from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis
+from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights
 from nphm_track.training.regressor_task import HeadTerms
 
 
@@ -51,8 +51,8 @@ def main() -> None:
     table_ = encode_shards(FaceShards(Path(args.faces)), GeometryNet.from_pretrained(), ("n", "p", "d"))
     w, e = network_weights(table_, terms)
     basis, observed = landmark_basis(load_ict(args.ict)), (table_["landmarks"][..., :2].numpy(), table_["size"].numpy())
-    alone = fit_photos(basis, *observed, OUTLINE)
-    both = fit_photos(basis, *observed, OUTLINE, (w, e))
+    alone = fit_photos(basis, *observed, landmark_weights(OUTLINE))
+    both = fit_photos(basis, *observed, landmark_weights(OUTLINE), (w, e))
     found = {
         "mean head": (torch.zeros_like(w), torch.zeros_like(e), np.nan),
         "landmarks": (torch.from_numpy(alone.w), torch.from_numpy(alone.e), float(np.median(alone.error))),

@@ -27,7 +27,7 @@ from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.ict import load_ict
-from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis
+from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights
 from nphm_track.training.regressor_task import HeadTerms
 
 MIN_FACE = 72  # px
@@ -61,12 +61,13 @@ def main() -> None:
     landmarks = np.stack([f.landmarks for _, f, _ in found])
     size = np.array([s for _, _, s in found], np.float32)
     basis = landmark_basis(load_ict(args.ict))
+    weights = landmark_weights(OUTLINE)
     blocks = [slice(k, k + 32) for k in range(0, len(found), 32)]
-    parts = [fit_photos(basis, landmarks[k, :, :2], size[k], OUTLINE) for k in track(blocks, description="fits")]
+    parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights) for k in track(blocks, description="fits")]
     good = np.concatenate([p.error for p in parts]) < MAX_ERROR
     if predictor is not None:
         w, e = _weights(codes, predictor.regressor, args.ict)
-        parts = [fit_photos(basis, landmarks[k, :, :2], size[k], OUTLINE, (w[k], e[k])) for k in blocks]
+        parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights, (w[k], e[k])) for k in blocks]
     columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
     columns["landmarks"], columns["size"] = landmarks, size
     columns["blendshapes"] = np.stack([f.blendshapes for _, f, _ in found])

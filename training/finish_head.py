@@ -3,7 +3,7 @@
     python training/finish_head.py RUN/model.safetensors --ict FOLDER [--anny SHARDS] --out FILE
 
 Landmarks of ICT's and Anny's heads are linear in the identity weights, and so are the codes:
-landmarks = mean + L pinv(A) z_id.
+landmarks = mean + L pinv(A) z_id. Without --anny, a model that is finished keeps how Anny's weights move its landmarks.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ def main() -> None:
     modes = (heads.identity[:, corner] * bary).sum(2).reshape(100, -1) / MODEL_UNIT  # [100, 1434]
     if args.anny:
         modes = np.concatenate([modes, anny_modes(Path(args.anny), mean)])
+    elif "landmark_up.weight" in tensors:
+        modes = np.concatenate([modes, finished_modes(tensors)[len(modes) :]])
     tensors["mean_landmarks"] = torch.from_numpy(mean).float()
     # Unit-length rows of the pseudo-inverse keep both factors in float16's range.
     inverse = torch.linalg.pinv(tensors["identity_basis"].double())  # [columns, D_id]
@@ -44,6 +46,13 @@ def main() -> None:
     tensors["landmark_up.weight"] = (torch.from_numpy(modes).double().T * scale.T).float()
     config["head"]["landmark_rank"] = len(modes)
     write_weights(args.out, tensors, config, half=True)
+
+
+def finished_modes(tensors: dict[str, torch.Tensor]) -> NDArray[np.floating]:
+    """Landmark modes [columns, 1434] (model units) of all identity weights of a finished model."""
+    up, basis = tensors["landmark_up.weight"].double(), tensors["identity_basis"].double()
+    inverse: NDArray[np.floating] = (up @ tensors["landmark_down.weight"].double() @ basis).T.numpy()
+    return inverse
 
 
 def anny_modes(folder: Path, mean: NDArray[np.floating]) -> NDArray[np.floating]:

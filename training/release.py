@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from nphm_track.models import read_weights, write_weights
-from nphm_track.training.faces_task import split_faces
+from nphm_track.training.faces_task import CALIBRATED, split_faces
 from nphm_track.training.packing import pack
 
 
@@ -42,7 +42,8 @@ def main() -> None:
         path = Path("models") / name / "model.safetensors"
         if name in args.mean:
             before = read_weights(path)[0]
-            weights = {k: (before[k] + v) / 2 if v.is_floating_point() else v for k, v in weights.items()}
+            trained = {k for k, v in weights.items() if v.is_floating_point() and f"{name}.{k}" not in CALIBRATED}
+            weights = {k: (before[k] + v) / 2 if k in trained else v for k, v in weights.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, weights, own, half=True)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")

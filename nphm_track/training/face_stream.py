@@ -45,9 +45,8 @@ BUMPY = 0.5
 EYE_DEPTH = 0.004
 """Metres that eyeballs are drawn behind their place: those of random heads stand out of closed lids."""
 EXPRESSIONS = 12_000
-POPULATION = 0.8
-"""Of the mean identity that the photos' fits have, about which heads are drawn: people are not ICT's mean head. The
-fits say 1, a constant head of .55 to .8 of it meets real scans best."""
+POPULATION = 1.0
+"""Of the mean identity that the photos' fits have, about which heads are drawn: people are not ICT's mean head."""
 
 
 @dataclass(frozen=True)

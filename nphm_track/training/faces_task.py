@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from nphm_track.geometry.landmark_mesh import MAP_CHANNELS, landmark_maps_batch,
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
 from nphm_track.models import read_weights, resolve
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
+from nphm_track.regressor.landmark_regressor import RegressorConfig
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FaceBatch, FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
@@ -28,6 +30,8 @@ from nphm_track.training.texture_bank import TextureBank
 from nphm_track.training.trainer import Share
 
 HELDOUT_SEED = 900_000_000
+CALIBRATED = frozenset({"geometry.mean_landmarks", "geometry.triangles"})
+"""Tensors that come from the head model, not from training."""
 
 
 class FacesData(Strict):
@@ -127,6 +131,9 @@ class FacesTask:
         geometry.triangles.copy_(torch.from_numpy(triangles))
         self.mean, self.triangles = geometry.mean_landmarks.to(device), geometry.triangles.to(device)
         base = regressor_config(self.terms.head)
+        initial, known = _initial(data.init) if data.init else ({}, {})
+        if known:  # weights of landmarks in these groups
+            base = replace(base, groups=RegressorConfig.from_dict(known["regressor"]).groups)
         sizes = {**vars(base), "width": data.regressor_width, "layers": data.regressor_layers, "heads": data.heads}
         regressor = ImageRegressor(
             ImageRegressorConfig(
@@ -147,8 +154,8 @@ class FacesTask:
             getattr(geometry, f"trunk_mean_{size}").copy_(x.mean((0, 2, 3)))
             getattr(geometry, f"trunk_spread_{size}").copy_(x.std((0, 2, 3)).clamp_min(1e-3))
         self.model = Faces(geometry, regressor)
-        if data.init:
-            self.model.load_state_dict(grown(self.model, _initial(data.init)))
+        if initial:
+            self.model.load_state_dict(grown(self.model, initial))
         if data.frozen:
             self.model.geometry.requires_grad_(False)
         self.device_terms = self.terms if device.type == "cpu" else self.terms.to(device)
@@ -258,23 +265,27 @@ class FacesTask:
         return summarise_errors(errors) | self.terms.metrics(table.pop("z_id"), table.pop("z_ex"), table, sdf=False)
 
 
-def _initial(source: str) -> dict[str, Tensor]:
+def _initial(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights to start from and the configuration of their regressor."""
     if source != "released":
-        return read_initial(source)[0]
+        tensors, config = read_initial(source)
+        return tensors, config["regressor"]
     parts = {"geometry": "geometry", "regressor": "image-regressor"}
-    return {f"{part}.{k}": v for part, name in parts.items() for k, v in read_weights(resolve(name))[0].items()}
+    read = {part: read_weights(resolve(name)) for part, name in parts.items()}
+    return {f"{part}.{k}": v for part in parts for k, v in read[part][0].items()}, read["regressor"][1]["regressor"]
 
 
 def grown(model: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """State of ``model`` that computes what ``tensors`` of a smaller one compute: here one without a stem.
 
-    What the stem feeds starts at zero and is learnt. Weights of the same sizes are passed through.
+    What the stem feeds starts at zero and is learnt. Weights of the same sizes are passed through. Where landmarks lie
+    on the mean head is the head model's to say: it may have been calibrated anew.
     """
     own = model.state_dict()
     out: dict[str, Tensor] = {}
     for name, value in own.items():
         old = tensors.get(name)
-        if old is None and (".stem." in name or ".detail." in name):
+        if name in CALIBRATED or (old is None and (".stem." in name or ".detail." in name)):
             out[name] = value
         elif old is None and ".learnt." in name:
             out[name] = torch.zeros_like(value)

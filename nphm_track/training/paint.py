@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from nphm_track.rendering.rasteriser import Fragments, interpolate, rasterise, vertex_normals
 from nphm_track.training.ict import IctHeads
 
+BROW_DROP = 0.008
+"""Metres below ICT-FaceKit's brow landmarks where people have their brows (``benchmarks/brows.py``)."""
+
 
 @dataclass(frozen=True)
 class View:
@@ -56,9 +59,8 @@ def paint(heads: IctHeads, landmarks68: NDArray[np.int64], rng: np.random.Genera
     colour[inside] = lips
     colour[heads.is_pocket] = [0.15, 0.05, 0.05]
     hair = skin * rng.uniform(0.15, 0.5)
-    for line in (landmarks68[17:22], landmarks68[22:27]):
-        near = distance_to_line(v, v[line]) < rng.uniform(0.0025, 0.004)
-        colour[near & ~heads.is_eye] = hair
+    for distance in brow_distances(v, landmarks68):
+        colour[(distance < rng.uniform(0.0025, 0.004)) & ~heads.is_eye] = hair
     iris = rng.uniform(0.05, 0.5, 3)
     for side in (-1, 1):
         own = heads.is_eye & (np.sign(v[:, 0]) == side)
@@ -85,6 +87,15 @@ def render(
     background = rng.uniform(0, 1, 3) + rng.normal(size=(*view.size[::-1], 3)) * 0.08
     image = np.where(fragments.face_id[..., None] >= 0, image, background)
     return (np.clip(image, 0, 1) * 255).astype(np.uint8), fragments
+
+
+def brow_distances(
+    v: NDArray[np.floating], landmarks68: NDArray[np.int64]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """Distances [V] of a neutral head's vertices to the lines of its right and left brow."""
+    lines = (v[landmarks68[brow]] - [0, BROW_DROP, 0] for brow in (slice(17, 22), slice(22, 27)))
+    right, left = (distance_to_line(v, line) for line in lines)
+    return right, left
 
 
 def in_polygon(points: NDArray[np.floating], polygon: NDArray[np.floating]) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nphm_track.training.dice import Dice
 from nphm_track.training.ict import IctHeads
-from nphm_track.training.paint import distance_to_line, in_polygon
+from nphm_track.training.paint import brow_distances, in_polygon
 
 CLAY = 0.45
 """Share of the heads in one colour."""
@@ -24,7 +24,7 @@ class Painter:
 
         v = heads.neutral
         inside = in_polygon(v[:, :2], v[landmarks68[48:60]][:, :2]) & (v[:, 2] > 0.03) & ~heads.is_pocket
-        brows = [distance_to_line(v, v[line]) for line in (landmarks68[17:22], landmarks68[22:27])]
+        brows = brow_distances(v, landmarks68)
         radius = np.full(len(v), np.inf)
         for side in (-1, 1):
             own = heads.is_eye & (np.sign(v[:, 0]) == side)

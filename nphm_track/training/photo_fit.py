@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +17,16 @@ from nphm_track.training.ict import IctHeads
 LANDMARKS = "training/assets/ict_landmarks478.npz"
 PHOTO_DISTANCE = 1.1
 """Metres between camera and head that a photo of unknown focal length is taken for."""
-NOISE, KNOWN_NOISE = 0.011, 0.2
+NOISE, KNOWN_NOISE = 0.05, 0.2
 """Landmark noise, as a fraction of the face's RMS radius, that the priors are weighed against: without and with the
-networks' weights, beside which landmarks tell little (``training/README.md`` has the figures)."""
+networks' weights, beside which landmarks tell little (``training/README.md`` has the figures). Neighbouring landmarks
+err alike, so it is larger than what a fit leaves."""
 EXPRESSION_SIGMA = 0.3
 KNOWN_SIGMA = 0.7, 0.15
 """Of identity and expression weights about those that the networks see in the photo."""
 RANGE, HOLD = (-0.05, 1.1), 1e7
-OUTLINE_SIGMA = 4.0
-"""The face's outline slides on the skin: its points are this much noisier."""
+OUTLINE_SIGMA, UNSEEN_SIGMA = 4.0, 30.0
+"""How much noisier points of the face's outline are, which slide on the skin, and points that a fit shall not see."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,14 @@ def landmark_basis(heads: IctHeads, path: str | Path = LANDMARKS) -> LandmarkBas
     return LandmarkBasis(torch.from_numpy(mean).double(), *modes)
 
 
+def landmark_weights(outline: tuple[int, ...], unseen: Sequence[int] = ()) -> NDArray[np.float64]:
+    """Weights [478] of the landmarks in a fit."""
+    weight = np.ones(478)
+    weight[list(outline)] = 1 / OUTLINE_SIGMA**2
+    weight[list(unseen)] = 1 / UNSEEN_SIGMA**2
+    return weight
+
+
 @dataclass(frozen=True)
 class PhotoFit:
     """Fits of B photos: ICT weights, camera, and RMS landmark error as a fraction of the face's RMS radius."""
@@ -69,13 +79,15 @@ def fit_photos(
     basis: LandmarkBasis,
     landmarks: NDArray[np.float32],
     size: NDArray[np.float32],
-    outline: tuple[int, ...],
+    weights: NDArray[np.float64],
     seen: tuple[Tensor, Tensor] | None = None,
+    noise: float | None = None,
 ) -> PhotoFit:
     """Gauss-Newton on pose, identity and expression for landmarks [B, 478, 2] px in images of ``size`` [B, 2] px.
 
+    ``weights`` [478]: trust in the landmarks (``landmark_weights``).
     ``seen``: weights w [B, 100] and e [B, E] that the networks see in the images; without them the heads are held to
-    the mean one.
+    the mean one. ``noise``: of the landmarks, beside the prior; ``NOISE`` or ``KNOWN_NOISE`` without.
     """
     from nphm_track.cameras.pnp import solve_pnp
 
@@ -87,14 +99,14 @@ def fit_photos(
     K[:, 0, 0] = K[:, 1, 1] = PHOTO_DISTANCE * radius / reference
     K[:, :2, 2] = torch.from_numpy(size).double() / 2
     K[:, 2, 2] = 1
-    weight = torch.ones(478, dtype=torch.float64)
-    weight[list(outline)] = 1 / OUTLINE_SIGMA**2
+    weight = torch.from_numpy(weights)
     n_w, n_e = len(basis.identity), len(basis.expression)
     w, e = (torch.zeros(b, n, dtype=torch.float64) for n in (n_w, n_e))
-    sigma, noise = (1.0, EXPRESSION_SIGMA), NOISE
+    sigma, usual = (1.0, EXPRESSION_SIGMA), NOISE
     if seen is not None:
         w, e = seen[0].double(), seen[1].double().clamp(*RANGE)
-        sigma, noise = KNOWN_SIGMA, KNOWN_NOISE
+        sigma, usual = KNOWN_SIGMA, KNOWN_NOISE
+    noise = usual if noise is None else noise
     middle = torch.cat([w, e], 1)
     pose = solve_pnp(basis.points(w, e), pixels, K, weight)
     R, t = pose.R, pose.t

@@ -70,3 +70,11 @@ def test_weights_of_the_same_sizes_pass_through() -> None:
     same = grown(net, state)
     assert same.keys() == state.keys()
     assert all(torch.equal(same[k], state[k]) for k in state)
+
+
+def test_landmarks_of_the_mean_head_are_the_head_models() -> None:
+    net, other = (
+        Faces(GeometryNet(GeometryConfig(width=32, layers=1, heads=2), 5), torch.nn.Linear(2, 2)) for _ in "ab"
+    )
+    net.geometry.mean_landmarks += 1.0
+    assert torch.equal(grown(net, other.state_dict())["geometry.mean_landmarks"], net.geometry.mean_landmarks)

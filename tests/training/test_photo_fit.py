@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from nphm_track.training.photo_fit import LandmarkBasis, fit_photos
+from nphm_track.training.photo_fit import LandmarkBasis, fit_photos, landmark_weights
+
+ALL, EXACT = landmark_weights(()), 0.011
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def test_known_head_and_pose_are_found(basis: LandmarkBasis) -> None:
     e = torch.tensor([[0.5, 0.0, 0.2], [0.0, 0.9, 0.3]], dtype=torch.float64)
     camera = basis.points(w, e) * torch.tensor([1.0, -1, -1]) + torch.tensor([0.02, 0.01, 1.1])
     pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
-    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((2, 2), 320, np.float32), ())
+    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((2, 2), 320, np.float32), ALL, noise=EXACT)
     assert fit.error.max() < 0.005
     assert fit.w == pytest.approx(w.numpy(), abs=0.15)
     assert fit.e == pytest.approx(e.numpy(), abs=0.1)
@@ -41,7 +43,7 @@ def test_expression_weights_stay_in_range(basis: LandmarkBasis) -> None:
     camera = basis.points(torch.zeros(1, 4, dtype=torch.float64), e) * torch.tensor([1.0, -1, -1])
     camera = camera + torch.tensor([0, 0, 1.0])
     pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
-    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((1, 2), 320, np.float32), ())
+    fit = fit_photos(basis, pixels.numpy().astype(np.float32), np.full((1, 2), 320, np.float32), ALL, noise=EXACT)
     assert fit.e.min() >= -0.051
     assert fit.e.max() <= 1.101
 
@@ -54,8 +56,21 @@ def test_what_networks_see_outweighs_landmarks(basis: LandmarkBasis) -> None:
     pixels = camera[..., :2] / camera[..., 2:] * 900 + 160
     pixels = (pixels + torch.randn(pixels.shape, generator=torch.Generator().manual_seed(0))).numpy().astype(np.float32)
     size = np.full((1, 2), 320, np.float32)
-    free = fit_photos(basis, pixels, size, ())
-    seen = fit_photos(basis, pixels, size, (), (w, e))
+    free = fit_photos(basis, pixels, size, ALL, noise=EXACT)
+    seen = fit_photos(basis, pixels, size, ALL, (w, e))
     assert np.abs(seen.w - w.numpy()).max() < 0.1
     assert np.abs(seen.w - w.numpy()).max() < np.abs(free.w - w.numpy()).max()
     assert seen.error.max() < 0.06  # the pose is found all the same
+
+
+def test_unseen_landmarks_hardly_move_the_head(basis: LandmarkBasis) -> None:
+    zero = torch.zeros(1, 4, dtype=torch.float64), torch.zeros(1, 3, dtype=torch.float64)
+    camera = basis.points(*zero) * torch.tensor([1.0, -1, -1]) + torch.tensor([0.0, 0.0, 1.1])
+    pixels = (camera[..., :2] / camera[..., 2:] * 900 + 160).numpy().astype(np.float32)
+    wrong = np.arange(40)
+    pixels[:, wrong] += 8
+    size = np.full((1, 2), 320, np.float32)
+    seen, unseen = (
+        fit_photos(basis, pixels, size, landmark_weights((), left), noise=EXACT) for left in ((), wrong.tolist())
+    )
+    assert np.abs(unseen.w).max() < 0.02 < np.abs(seen.w).max()
