@@ -1,7 +1,7 @@
 """Held-out quality of the released models, as their cards state it.
 
     python benchmarks/models.py --ict FOLDER [--heads data/heads_heldout] [--landmarks data/landmarks_heldout]
-        [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits2.npz]]
+        [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits.npz]]
 
 --ruler measures the identities of so many heads as real scans are measured (nphm_track/evaluation/scan.py), beside one
 identity for everybody, the mean of photo fits. The folders are those of ``training/README.md`` with held-out
