@@ -3,29 +3,37 @@
     python benchmarks/models.py --ict FOLDER [--heads data/heads_heldout] [--landmarks data/landmarks_heldout]
         [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits.npz]]
 
---ruler measures the identities of so many heads as real scans are measured (nphm_track/evaluation/scan.py), beside one
-identity for everybody, the mean of photo fits. The folders are those of ``training/README.md`` with held-out
-seeds (900000 and above); each adds the models it is for.
+Image regressors are measured as trained, before identity_trust: on each crop, and on each crop and its mirror image, as
+the tracker looks at stills. --ruler measures the identities of so many heads as real scans are measured
+(nphm_track/evaluation/scan.py), beside one identity for everybody, the mean of photo fits. The folders are those of
+``training/README.md`` with held-out seeds (900000 and above); each adds the models it is for.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import POINTS7_478
 from nphm_track.evaluation.scan import NAMES7, Scan
+from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
+from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
-from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask
+from nphm_track.training.face_stream import crop_to_frame
+from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask, decode_crop
 from nphm_track.training.head_task import HeadData, HeadTask
 from nphm_track.training.ict import load_ict
 from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask, encode_shards
@@ -40,7 +48,7 @@ def main() -> None:
     parser.add_argument("--ict", required=True)
     parser.add_argument("--heads", help="nphm-small")
     parser.add_argument("--landmarks", help="landmark-regressor")
-    parser.add_argument("--faces", help="geometry and image-regressor; the latter as trained, before identity_trust")
+    parser.add_argument("--faces", help="geometry and image-regressor; the latter as trained")
     parser.add_argument("--ruler", type=int, default=0, metavar="N", help="measure N held-out heads like scans")
     parser.add_argument("--fits", help="written by training/build_photo_fits.py, for --ruler")
     args = parser.parse_args()
@@ -59,6 +67,8 @@ def main() -> None:
         _print("geometry", GeometryTask(GeometryData(shards=args.faces, heldout=args.faces)).evaluate(net))
         task = _image_regressor(args.ict, args.faces, net)
         _print("image-regressor", task.evaluate(task.model.eval()))
+        codes = _looked_at_twice(task, Path(args.faces), net)
+        _print("image-regressor, mirrored too", task.terms.metrics(*codes, task.heldout_table))
         if args.ruler:
             _print("image-regressor, median mm by the ruler for scans", _ruler(task, args.ruler, args.fits))
 
@@ -69,6 +79,40 @@ def _image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTa
     data = ImageRegressorData(**names, shards=faces, heldout=faces)
     table = encode_shards(FaceShards(Path(faces)), net, (*data.encoders, "d"))
     return ImageRegressorTask(data, (table, table))
+
+
+class MirroredShards(FaceShards):
+    """The same crops, mirrored and looked at anew."""
+
+    landmarker = FaceLandmarker.from_pretrained()
+
+    def take(self, rows: NDArray[np.integer]) -> dict[str, Any]:
+        table = super().take(rows)
+        crops = torch.stack([decode_crop(j) for j in table["jpeg"]]).flip(3)
+        table["jpeg"] = [_png(crop) for crop in crops]
+        roi = torch.from_numpy(table["roi"])
+        roi[:, 0] = torch.from_numpy(table["size"])[:, 0] - roi[:, 0]
+        roi[:, 4] *= -1
+        with torch.no_grad():
+            seen = self.landmarker.landmark_net(crops.contiguous(memory_format=torch.channels_last), True)
+            landmarks = crop_to_frame(seen["landmarks"], roi)
+            scores = self.landmarker.blendshape_net(landmarks[..., :2] - roi[:, None, :2])
+        return {**table, "roi": roi.numpy(), "landmarks": landmarks.numpy(), "blendshapes": scores.numpy()}
+
+
+def _png(crop: Tensor) -> NDArray[np.uint8]:
+    file = io.BytesIO()
+    Image.fromarray((crop * 255).round().byte().permute(1, 2, 0).numpy()).save(file, "PNG")
+    return np.frombuffer(file.getvalue(), np.uint8)
+
+
+@torch.no_grad()
+def _looked_at_twice(task: ImageRegressorTask, folder: Path, net: GeometryNet) -> tuple[Tensor, Tensor]:
+    """Codes of the held-out crops, the mean of those of the crop and of its mirror image."""
+    mirrored = encode_shards(MirroredShards(folder), net, (*task.data.encoders, "d"))
+    codes, seen = (task._predict(task.model, table, None) for table in (task.heldout_table, mirrored))
+    back = CodeMirror(load_head_model())(seen.z_id, seen.z_ex)
+    return (codes.z_id + back[0]) / 2, (codes.z_ex + back[1]) / 2
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ and how much of that the fits to renders show too, where it is the landmarks' bi
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +35,11 @@ from nphm_track.training.regressor_task import HeadTerms
 def network_weights(table: Table, terms: HeadTerms) -> tuple[Tensor, Tensor]:
     """What the released networks see, as ICT weights; whole identities."""
     regressor = ImageRegressor.from_pretrained()
+    regressor.image_config = replace(regressor.image_config, identity_trust=1.0)
     tokens = {k: table[f"tokens_{k}"].float() for k in "npd"}
     unknown = torch.full((len(table["w"]),), torch.nan)
     codes = regressor.predict(table["landmarks"], table["scores"], table["size"], tokens, unknown)
-    return terms.weights(codes.z_id / regressor.image_config.identity_trust, codes.z_ex)
+    return terms.weights(codes.z_id, codes.z_ex)
 
 
 def main() -> None:

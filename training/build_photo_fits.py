@@ -15,6 +15,7 @@ import argparse
 import csv
 import os
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from PIL import Image
 from rich.progress import track
 
 from nphm_track.faces.landmarker import FaceLandmarker
-from nphm_track.regressor.image_regressor import Codes, ImageRegressor
+from nphm_track.regressor.image_regressor import Codes
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.ict import load_ict
@@ -46,6 +47,9 @@ def main() -> None:
         rows = list(csv.DictReader(file))
     landmarker = FaceLandmarker.from_pretrained()
     predictor = CodePredictor.from_pretrained(landmarker) if args.networks else None
+    if predictor is not None:  # whole identities, not the part that the tracker trusts
+        regressor = predictor.regressor
+        regressor.image_config = replace(regressor.image_config, identity_trust=1.0)
     found, codes = [], []
     for row in track(rows, description="landmarks"):
         image = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
@@ -66,7 +70,7 @@ def main() -> None:
     parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights) for k in track(blocks, description="fits")]
     good = np.concatenate([p.error for p in parts]) < MAX_ERROR
     if predictor is not None:
-        w, e = _weights(codes, predictor.regressor, args.ict)
+        w, e = _weights(codes, args.ict)
         parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights, (w[k], e[k])) for k in blocks]
     columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
     columns["landmarks"], columns["size"] = landmarks, size
@@ -82,11 +86,10 @@ def main() -> None:
     )
 
 
-def _weights(codes: list[Codes], regressor: ImageRegressor, ict: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """ICT weights of codes; the networks' whole identities, not the part that the tracker trusts."""
+def _weights(codes: list[Codes], ict: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """ICT weights of codes."""
     terms = HeadTerms("nphm-small", ict, LANDMARKS)
-    z_id = torch.cat([c.z_id for c in codes]) / regressor.image_config.identity_trust
-    return terms.weights(z_id, torch.cat([c.z_ex for c in codes]))
+    return terms.weights(torch.cat([c.z_id for c in codes]), torch.cat([c.z_ex for c in codes]))
 
 
 if __name__ == "__main__":

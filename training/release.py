@@ -1,18 +1,30 @@
 """Round a finished run to float16 and put it where the package finds it.
 
-python training/release.py RUN NAME [--identity-trust .55]        # writes models/NAME/model.safetensors
+python training/release.py RUN NAME                               # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
-python training/release.py RUN --mean geometry                    # of these, the mean with the weights released before
+python training/release.py RUN --identity-trust .75 --photos FOLDER --fits FILE
 python training/release.py RUN --pack FILE                        # an unfinished run's weights, for data.init
+
+With --identity-trust, identities are drawn towards the mean that the networks see in the photos of the people that
+``training/build_photo_fits.py`` did not hold out: three quarters of what sets a person off from it are kept, say.
 """
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import torch
+from PIL import Image
+from rich.progress import track
+from torch import Tensor
+
+from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.models import read_weights, write_weights
-from nphm_track.training.faces_task import CALIBRATED, split_faces
+from nphm_track.regressor.predictor import CodePredictor
+from nphm_track.training.faces_task import split_faces
 from nphm_track.training.packing import pack
 
 
@@ -20,12 +32,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("name", nargs="?", help="of the model; a faces run names its two itself")
-    parser.add_argument("--identity-trust", type=float, help="image regressors: factor on identity codes")
-    parser.add_argument(
-        "--mean", nargs="+", default=[], metavar="NAME", help="average with the weights released before"
-    )
+    parser.add_argument("--identity-trust", type=float, help="share kept of what sets a person off from people's mean")
+    parser.add_argument("--photos", type=Path, help="folder with the face photos that the mean is taken of")
+    parser.add_argument("--fits", type=Path, help="file written by training/build_photo_fits.py")
     parser.add_argument("--pack", type=Path, help="write the run's weights here, packed, and release nothing")
     args = parser.parse_args()
+    if args.identity_trust is not None and not (args.photos and args.fits):
+        parser.error("--identity-trust needs --photos and --fits")
     tensors, config = read_weights(args.run)
     if args.pack:
         write_weights(args.pack, pack(tensors), config)
@@ -37,16 +50,33 @@ def main() -> None:
     else:
         parser.error("the model's name is missing")
     for name, (weights, own) in models.items():
-        if args.identity_trust is not None and "regressor" in own:
-            own["regressor"]["identity_trust"] = args.identity_trust
         path = Path("models") / name / "model.safetensors"
-        if name in args.mean:
-            before = read_weights(path)[0]
-            trained = {k for k, v in weights.items() if v.is_floating_point() and f"{name}.{k}" not in CALIBRATED}
-            weights = {k: (before[k] + v) / 2 if k in trained else v for k, v in weights.items()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_weights(path, weights, own, half=True)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
+    if args.identity_trust is not None:
+        path = Path("models/image-regressor/model.safetensors")
+        weights, own = read_weights(path)
+        weights["identity_mean"] = mean_identity(args.photos, args.fits)
+        own["regressor"]["identity_trust"] = args.identity_trust
+        write_weights(path, weights, own, half=True)
+
+
+def mean_identity(photos: Path, fits: Path) -> Tensor:
+    """What the released networks see in the photos of training, on average: [D_id]."""
+    landmarker = FaceLandmarker.from_pretrained()
+    predictor = CodePredictor.from_pretrained(landmarker)
+    regressor = predictor.regressor
+    regressor.image_config = replace(regressor.image_config, identity_trust=1.0)
+    table = np.load(fits)
+    codes = []
+    for name in track(table["photo"][~table["heldout"]], description="photos"):
+        image = np.asarray(Image.open(photos / str(name)).convert("RGB"))
+        faces = landmarker.find(image, thorough=False)
+        if faces:
+            face = max(faces, key=lambda f: float(np.ptp(f.box[::2])))
+            codes.append(predictor([image], landmarker.observe(image, face.next_roi[None])).z_id)
+    return torch.cat(codes).mean(0)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class ImageRegressorConfig:
     expression_weights: int = 51
     field_of_view: bool = False  # reads how large the face is seen, where the camera is known
     details: bool = False  # reads the trunk's finest maps along lids, lips and brows
-    identity_trust: float = 1.0  # factor on identity codes; below 1 where training images tell more than real ones
+    identity_trust: float = 1.0  # share kept of what sets a person off from people's mean; below 1 for real photos
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageRegressorConfig:
@@ -69,6 +69,7 @@ class ImageRegressor(LandmarkRegressor):
     """
 
     identity_basis: Tensor
+    identity_mean: Tensor
     expression_basis: Tensor
 
     def __init__(self, config: ImageRegressorConfig) -> None:
@@ -87,6 +88,7 @@ class ImageRegressor(LandmarkRegressor):
         self.to_expression_weights = _zero_last(head(width, c.expression_weights))
         self._orthonormal, self._orthonormal_of = torch.empty(0), (0, -1)
         self.register_buffer("identity_basis", torch.zeros(n_id, c.identity_weights))
+        self.register_buffer("identity_mean", torch.zeros(n_id))  # what is seen in people's photos, on average
         self.register_buffer("expression_basis", torch.zeros(c.regressor.expression_dim, c.expression_weights))
 
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,7 +129,8 @@ class ImageRegressor(LandmarkRegressor):
         tokens.append(known if self.image_config.landmarks else known[:, -1:])
         x = self.read_out(torch.cat(tokens, 1))
         z_id, z_ex = self.codes(x)
-        z_id = self.on_prior(z_id) * self.image_config.identity_trust
+        z_id = self.on_prior(z_id)
+        z_id = torch.lerp(self.identity_mean.to(z_id), z_id, self.image_config.identity_trust)
         return Codes(z_id, z_ex, self.to_variance(x)[..., 0].clamp(*SPREAD_RANGE))
 
     @classmethod

@@ -30,8 +30,8 @@ from nphm_track.training.texture_bank import TextureBank
 from nphm_track.training.trainer import Share
 
 HELDOUT_SEED = 900_000_000
-CALIBRATED = frozenset({"geometry.mean_landmarks", "geometry.triangles"})
-"""Tensors that come from the head model, not from training."""
+CALIBRATED = frozenset({"geometry.mean_landmarks", "geometry.triangles", "regressor.identity_mean"})
+"""Tensors that come from the head model and from ``training/release.py``, not from training."""
 
 
 class FacesData(Strict):

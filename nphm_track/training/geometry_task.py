@@ -177,7 +177,7 @@ def prepare_crops(
 
     ``rng`` adds photometric noise and smooth landmark errors of up to ``landmark_noise`` of the crop's side.
     """
-    crop = torch.stack([_decode(j) for j in rows["jpeg"]])
+    crop = torch.stack([decode_crop(j) for j in rows["jpeg"]])
     landmarks = frame_to_crop(torch.from_numpy(rows["landmarks"]), torch.from_numpy(rows["roi"]))
     if rng is not None:
         b = len(crop)
@@ -223,6 +223,6 @@ class FaceShards:
         return {k: v if k == "jpeg" else np.stack(v) for k, v in out.items()}
 
 
-def _decode(jpeg: NDArray[np.uint8]) -> Tensor:
+def decode_crop(jpeg: NDArray[np.uint8]) -> Tensor:
     picture = np.array(Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB"))
     return torch.from_numpy(picture).permute(2, 0, 1).float() / 255

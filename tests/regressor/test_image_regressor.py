@@ -121,6 +121,15 @@ def test_codes_on_the_prior_stay_and_others_are_projected() -> None:
     assert not copied.on_prior(z)[:, :7].any() and not model.on_prior(z)[:, 7:].any()
 
 
+def test_identities_are_drawn_towards_the_mean_of_people() -> None:
+    whole, drawn = regressor(), regressor(identity_trust=0.75)
+    for model in (whole, drawn):
+        model.identity_basis.copy_(torch.randn(22, 100, generator=torch.Generator().manual_seed(2)))
+        model.identity_mean.copy_(torch.linspace(-1, 1, 22))
+    z, mean = whole.predict(*inputs()).z_id, whole.identity_mean
+    torch.testing.assert_close(drawn.predict(*inputs()).z_id, mean + 0.75 * (z - mean))
+
+
 def test_the_prior_can_be_trained_through_after_inference() -> None:
     model = regressor()
     with torch.inference_mode():

@@ -11,15 +11,21 @@ from nphm_track.models import read_weights, write_weights
 RELEASE = Path(__file__).parents[2] / "training" / "release.py"
 
 
-def test_the_mean_with_the_weights_released_before(tmp_path: Path) -> None:
-    released, run = tmp_path / "models" / "net" / "model.safetensors", tmp_path / "run.safetensors"
-    released.parent.mkdir(parents=True)
-    for path, value in ((released, 1.0), (run, 2.0)):
-        write_weights(
-            path, {"w": torch.full((3,), value), "faces": torch.arange(4, dtype=torch.int32)}, {"kind": "net"}
-        )
-    subprocess.run([sys.executable, RELEASE, run, "net", "--mean", "net"], cwd=tmp_path, check=True)
-    tensors, config = read_weights(released)
-    torch.testing.assert_close(tensors["w"].float(), torch.full((3,), 1.5))
+def release(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    run = folder / "run.safetensors"
+    write_weights(run, {"w": torch.full((3,), 1.1), "faces": torch.arange(4, dtype=torch.int32)}, {"kind": "net"})
+    return subprocess.run([sys.executable, RELEASE, run, "net", *arguments], cwd=folder, capture_output=True, text=True)
+
+
+def test_a_release_is_rounded_to_half_precision(tmp_path: Path) -> None:
+    assert release(tmp_path).returncode == 0
+    tensors, config = read_weights(tmp_path / "models" / "net" / "model.safetensors")
+    torch.testing.assert_close(tensors["w"].float(), torch.full((3,), 1.1).half().float())
     assert tensors["faces"].dtype == torch.int32 and tensors["faces"].tolist() == [0, 1, 2, 3]
     assert config["kind"] == "net"
+
+
+def test_identities_are_not_drawn_towards_an_unknown_mean(tmp_path: Path) -> None:
+    done = release(tmp_path, "--identity-trust", ".75")
+    assert done.returncode == 2 and "--photos and --fits" in done.stderr
+    assert not (tmp_path / "models").exists()
