@@ -260,30 +260,41 @@ def _rest_code(
 def _frame_codes(
     carry: LandmarkCarrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
 ) -> NDArray[np.float32]:
-    """Codes [T, D_ex] to be added to the single frames: what their landmarks show and the predicted codes miss."""
+    """Codes [T, D_ex] to be added to the single frames: what their landmarks show and the predicted codes miss.
+
+    What all frames share is left out: it is the rest expression's to say, which knows how far to trust it.
+    """
     basis = carry.model.expression_basis.detach().cpu().numpy()
-    effect = landmark_effects(carry, z_ex[spread_rows(seen, REST_FRAMES)].mean(0))
+    spread = spread_rows(seen, REST_FRAMES)
+    effect = landmark_effects(carry, z_ex[spread].mean(0))
     pose_weight, weight = point_weights(), expression_weights()
     inverse = np.linalg.pinv(basis).T
 
-    def to_weights(codes: NDArray[np.float32]) -> NDArray[np.float64]:
-        return codes.astype(np.float64) @ inverse
+    def in_range(start: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
+        return wanted.clip(np.minimum(start, WEIGHT_RANGE[0]), np.maximum(start, WEIGHT_RANGE[1]))
 
-    added = np.zeros_like(z_ex)
-    rows = np.flatnonzero(seen)
-    for k in range(0, len(rows), 64):
-        some = rows[k : k + 64]
+    def missed(some: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weights [F, E] as predicted, and those that the landmarks of rows ``some`` ask for."""
+        start = z_ex[some].astype(np.float64) @ inverse
+        wanted = start
         landmarks = log["landmarks"][some][:, :, :2]
         pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
         eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)
         for _ in range(2):
-            points = head_landmarks(carry, z_ex[some] + added[some])
+            points = head_landmarks(carry, z_ex[some] + ((wanted - start) @ basis.T).astype(np.float32))
             R, t = _solve_poses(points, pixels, camera, pose_weight)
             evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
-            wanted = to_weights(z_ex[some] + added[some]) + frame_weights(evidence)
-            start = to_weights(z_ex[some])
-            kept = wanted.clip(np.minimum(start, WEIGHT_RANGE[0]), np.maximum(start, WEIGHT_RANGE[1]))
-            added[some] = ((kept - start) @ basis.T).astype(np.float32)
+            wanted = in_range(start, wanted + frame_weights(evidence))
+        return start, wanted
+
+    start, wanted = missed(spread)
+    shared = (wanted - start).mean(0)
+    added = np.zeros_like(z_ex)
+    rows = np.flatnonzero(seen)
+    for k in range(0, len(rows), 64):
+        some = rows[k : k + 64]
+        start, wanted = missed(some)
+        added[some] = ((in_range(start, wanted - shared) - start) @ basis.T).astype(np.float32)
         release(log)
     return added
 

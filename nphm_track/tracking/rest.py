@@ -1,9 +1,9 @@
 """What the landmarks add to the predicted expressions: a person's rest expression, and what moves from frame to frame.
 
 The regressor knows heads whose brows, lids and lips rest where ICT-FaceKit's do. People differ, and the difference is
-the same in every frame: one vector of ARKit-like weights, added to all frames. What the regressor then still misses of
-a frame, raised brows or pursed lips, is added to that frame. Both are linear least squares under a prior, poses
-eliminated.
+the same in every frame: one vector of ARKit-like weights, added to all frames. What it misses of a frame beyond what it
+misses of all frames, raised brows or pursed lips, is added to that frame. Both are linear least squares under a prior,
+poses eliminated.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from nphm_track.heads.landmarks import LandmarkCarrier
 
 PRIOR_SIGMA = 0.15
 """Standard deviation of a weight of the rest expression, and of what a frame adds to it."""
-LANDMARK_SIGMA = 0.02
-"""Error of a landmark from frame to frame, as a share of the distance between the outer eye corners."""
+LANDMARK_SIGMA = 0.035
+"""Error of a landmark from frame to frame, as a share of the distance between the outer eye corners: also that of
+another view of a head, which the networks tell from another expression better than landmarks do."""
 SHARED_SIGMA = 0.05
 """The error that all frames of a person share, likewise: of the landmark network, and of a predicted identity. Taken
 for an expression it would bend the head."""

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import load_head_model
 from nphm_track.tracking.fit import (
     FIT_POINTS,
@@ -57,7 +59,7 @@ def test_recovers_part_of_where_a_person_rests() -> None:
     solved = solve()
     assert np.abs(solved).max() <= LIMIT
     assert missed(solved) < 0.93 * missed(0 * solved)
-    assert missed(solve((SHARED_SIGMA / LANDMARK_SIGMA) ** 2 * 4)) < 0.5 * missed(0 * solved)
+    assert missed(solve((SHARED_SIGMA / 0.01) ** 2)) < 0.5 * missed(0 * solved)
     np.testing.assert_allclose(solve(copies=2), solved, atol=1e-9)  # more frames are not more evidence
     torch.testing.assert_close(torch.tensor(points), torch.tensor(head_landmarks(carry, z_ex)))  # nothing was changed
 
@@ -89,7 +91,7 @@ def test_each_frame_gets_its_own_expression_in_any_pose() -> None:
     points = head_landmarks(carry, (truth @ basis.T).astype(np.float32)).astype(np.float64)
     pixels = camera.project(points @ R.swapaxes(-1, -2) + t[:, None])
     neutral = head_landmarks(carry, np.zeros((2, model.config.expression_dim), np.float32))
-    weights = np.ones(neutral.shape[1])
+    weights = np.full(neutral.shape[1], (LANDMARK_SIGMA / 0.02) ** 2)  # good to 2 %
     off = t + np.array([0.002, -0.003, 0.01])
     effect = landmark_effects(carry, np.zeros(model.config.expression_dim, np.float32))
     found = frame_weights(landmark_evidence(effect, neutral, pixels, R, off, camera, weights, np.array([130.0, 130.0])))
@@ -103,22 +105,48 @@ def test_each_frame_gets_its_own_expression_in_any_pose() -> None:
 
 
 def test_landmarks_do_not_lead_beyond_what_the_head_has_seen() -> None:
-    """A mouth wider open than the head's: jawOpen stops at the end of its range instead of tearing the lips."""
+    """A mouth once wider open than the head's: jawOpen stops at the end of its range instead of tearing the lips."""
     model = load_head_model()
     carry = landmark_carrier(model, np.zeros(model.config.identity_dim, np.float32))
     basis, names = model.expression_basis.detach().numpy(), model.config.expression_names
     jaw = names.index("jawOpen")
     camera = Intrinsics.from_focal(900.0, (640, 480))
-    R, t = np.diag([1.0, -1.0, -1.0]), np.array([0.0, 0.0, 0.6])
-    z_ex = np.repeat((basis[:, jaw] * 0.9).astype(np.float32)[None], 2, 0)
+    log, z_ex = _frames_of(carry, (basis[:, jaw] * 0.9).astype(np.float32), camera, 6)
     wider = 0.7 * landmark_effects(carry, z_ex[0])[jaw]
-    points = np.zeros((478, 3))
-    points[list(FIT_POINTS)] = head_landmarks(carry, z_ex[:1])[0] + wider
-    points[[33, 263]] = head_landmarks(carry, z_ex[:1])[0][[36, 45]]
-    log = np.zeros(2, np.dtype([("landmarks", "f4", (478, 3))]))
-    log["landmarks"][..., :2] = camera.project(points @ R.T + t)
-    added = _frame_codes(carry, log, np.ones(2, bool), z_ex, camera)
+    log["landmarks"][2, list(FIT_POINTS), :2] = _project(head_landmarks(carry, z_ex[:1])[0] + wider, camera)
+    added = _frame_codes(carry, log, np.ones(6, bool), z_ex, camera)
     weights = (z_ex + added) @ np.linalg.pinv(basis).T
-    assert weights[:, jaw].max() > 1.0
+    assert weights[:, jaw].argmax() == 2 and weights[2, jaw] > 1.0
     assert weights.max() < WEIGHT_RANGE[1] + 1e-3
     assert weights.min() > WEIGHT_RANGE[0] - 1e-3
+
+
+def test_what_all_frames_share_is_not_added_to_each() -> None:
+    """It may be the person or the landmark network: the rest expression says how much of it is an expression."""
+    model = load_head_model()
+    carry = landmark_carrier(model, np.zeros(model.config.identity_dim, np.float32))
+    camera = Intrinsics.from_focal(900.0, (640, 480))
+    log, z_ex = _frames_of(carry, np.zeros(model.config.expression_dim, np.float32), camera, 3)
+    jaw = 0.4 * landmark_effects(carry, z_ex[0])[model.config.expression_names.index("jawOpen")]
+    log["landmarks"][:, list(FIT_POINTS), :2] = _project(head_landmarks(carry, z_ex[:1])[0] + jaw, camera)
+    np.testing.assert_allclose(_frame_codes(carry, log, np.ones(3, bool), z_ex, camera), 0, atol=1e-5)
+
+
+R, T = np.diag([1.0, -1.0, -1.0]), np.array([0.0, 0.0, 0.6])
+
+
+def _project(points: NDArray[np.floating], camera: Intrinsics) -> NDArray[np.float64]:
+    return camera.project(points @ R.T + T)
+
+
+def _frames_of(
+    carry: LandmarkCarrier, code: NDArray[np.float32], camera: Intrinsics, count: int
+) -> tuple[NDArray, NDArray[np.float32]]:
+    """``count`` equal frames whose landmarks are those of ``code``, and their codes."""
+    z_ex = np.repeat(code[None], count, 0)
+    points = np.zeros((478, 3))
+    points[list(FIT_POINTS)] = head_landmarks(carry, z_ex[:1])[0]
+    points[[33, 263]] = points[list(FIT_POINTS)][[36, 45]]
+    log = np.zeros(count, np.dtype([("landmarks", "f4", (478, 3))]))
+    log["landmarks"][..., :2] = _project(points, camera)
+    return log, z_ex
