@@ -86,7 +86,7 @@ class FaceBatch:
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     K: Tensor
     R: Tensor
     t: Tensor
@@ -95,6 +95,9 @@ class _View:
 
 class FaceStream:
     """Draws batches; the same seed gives the same batch on the same device."""
+
+    dice: type[Dice] = Dice
+    painted, follow = PAINTED, FOLLOW
 
     def __init__(self, heads: HeadTensors, bank: TextureBank, painter: Painter, landmarker: FaceLandmarker) -> None:
         self.heads, self.bank, self.painter, self.landmarker = heads, bank, painter, landmarker
@@ -133,12 +136,13 @@ class FaceStream:
     @torch.no_grad()
     def draw(self, seed: int, count: int) -> FaceBatch:
         """A batch of ``count`` samples."""
-        dice, heads, bank = Dice(seed, self.device), self.heads, self.bank
+        dice, heads, bank = self.dice(seed, self.device), self.heads, self.bank
         row = dice.below(len(bank), count)
         w, e = self._codes(dice, row)
         vertices = self._bumps(dice, heads.vertices(w, e))
         kind = dice.uniform(count)
-        painted, follow = kind < PAINTED, (kind >= PAINTED) & (kind < PAINTED + FOLLOW)
+        painted = kind < self.painted
+        follow = ~painted & (kind < self.painted + self.follow)
         view = self._view(dice, row, follow)
         roi = self._roi(dice, w, e, view)
         K, turn = roi_cameras(view.K, roi, CROP_SIZE)
@@ -189,14 +193,14 @@ class FaceStream:
         lift = (near @ height[..., None]) * (~heads.is_eye & ~heads.is_pocket)[:, None]
         return vertices + lift * vertex_normals_batch(vertices, heads.faces)
 
-    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> _View:
+    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> View:
         """Cameras of 20 to 75 degrees around faces that fill a sixth to two thirds of a frame of some shape."""
         b = len(row)
         wide = dice.chance(0.4, b)
         yaw = dice.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, 60.0, 30.0))
         pitch = dice.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, 30.0, 15.0))
         roll = dice.uniform(b, low=-12, high=12)
-        turn = _rotation(2, roll) @ _rotation(0, pitch) @ _rotation(1, yaw)
+        turn = rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
         flip = torch.diag(turn.new_tensor([1.0, -1.0, -1.0]))
         R = flip @ turn
         R = torch.where(follow[:, None, None], R @ flip @ self.bank.R[row], R)
@@ -213,9 +217,9 @@ class FaceStream:
         K[:, 0, 0] = K[:, 1, 1] = focal
         K[:, :2, 2] = size / 2
         K[:, 2, 2] = 1
-        return _View(K, R, t, size)
+        return View(K, R, t, size)
 
-    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: _View) -> Tensor:
+    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: View) -> Tensor:
         """The region [B, 5] that the follower would look at, a little off as it is in clips."""
         points = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
         right, _, _, left = EYE_CORNERS_478
@@ -301,7 +305,7 @@ class FaceStream:
         mask = (mean[:, 6] > 0.99) & (spread[:, 0] < 0.01)
         return mean[:, :3], F.normalize(mean[:, 3:6], dim=1), mask.float()
 
-    def _observe(self, crop: Tensor, roi: Tensor, w: Tensor, e: Tensor, view: _View) -> dict[str, Any]:
+    def _observe(self, crop: Tensor, roi: Tensor, w: Tensor, e: Tensor, view: View) -> dict[str, Any]:
         """What the landmark network makes of the crops, and whether it found the faces."""
         from nphm_track.geometry.networks import TRUNK
 
@@ -337,7 +341,7 @@ def _cut_out(dice: Dice, vertices: Tensor) -> Tensor:
     return torch.minimum(side * (1 - box), vertices[..., 2] - back)
 
 
-def _rotation(axis: int, degrees: Tensor) -> Tensor:
+def rotation(axis: int, degrees: Tensor) -> Tensor:
     """Rotations [B, 3, 3] about a coordinate axis."""
     angle = torch.deg2rad(degrees)
     c, s = angle.cos(), angle.sin()

@@ -1,0 +1,169 @@
+"""Photo-like clips whose heads are known: held-out people's skin on heads that speak, smile, blink and turn.
+
+python benchmarks/rendered_clips.py --ict FOLDER --photos FOLDER --fits FITS.npz --out FOLDER [--clips 8] [--refine]
+
+Each clip is one head in one photo's skin, one light and one place, drawn as the training draws its renders
+(nphm_track/training/face_stream.py), and tracked as a video of known focal length. Errors are distances of face
+vertices: of the shape and of the posed face (placed), of the expression, of its part that stays (``constant``) and of
+the part that moves. Correlations are those of weights over the frames. Writes rendered_clips.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from refine import FPS, speech
+from report import machine, machine_line, save, table
+from torch import Tensor
+
+from nphm_track._runtime import prepare_torch
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.faces.roi import CROP_SIZE
+from nphm_track.tracking.pipeline import track
+from nphm_track.training.dice import Dice
+from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, roi_cameras, rotation
+from nphm_track.training.photo_fit import LANDMARKS
+from nphm_track.training.regressor_task import HeadTerms
+from nphm_track.training.texture_bank import TextureBank
+
+FRAMES, PHOTOS, SEED = 60, 60, 900_000
+FILL = 0.62
+"""Of the frame's side that a face fills."""
+WAVES = ("mouthSmile_L", "browInnerUp_L", "eyeSquint_L", "mouthPucker")
+SHOWN = ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browInnerUp_L")
+
+
+class SameForAll(Dice):
+    """One sample's chance for a whole batch."""
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        return super().uniform(1, *shape[1:], low=low, high=high).expand(*shape).contiguous()
+
+    def normal(self, *shape: int) -> Tensor:
+        return super().normal(1, *shape[1:]).expand(*shape).contiguous()
+
+    def below(self, bound: int, *shape: int) -> Tensor:
+        return super().below(bound, 1, *shape[1:]).expand(*shape).contiguous()
+
+
+class ClipStream(FaceStream):
+    """Batches that are the frames of a clip, seen by a camera at rest."""
+
+    dice = SameForAll
+    painted, follow = 0.0, 0.0
+
+    def clip(self, seed: int) -> FaceBatch:
+        rng, times = np.random.default_rng(seed), np.arange(FRAMES) / FPS
+        e = speech(rng, self.heads.names, times)
+        for name in WAVES:
+            height, phase, rate = rng.uniform(0, 0.6), rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1)
+            sides = [i for i, n in enumerate(self.heads.names) if n.startswith(name.removesuffix("L"))]
+            e[:, sides] = (height * (0.5 + 0.5 * np.sin(2 * np.pi * rate * times + phase)))[:, None]
+
+        def turn(usual: float, swing: float, rate: float) -> Tensor:
+            wave = np.sin(2 * np.pi * rate * times + rng.uniform(0, 2 * np.pi))
+            return torch.from_numpy(usual + swing * wave).float()
+
+        yaw, pitch, roll = turn(rng.uniform(-25, 25), 8, 0.5), turn(rng.uniform(-10, 10), 4, 0.7), turn(0, 4, 0.4)
+        flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+        self.R = flip @ rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
+        self.e, self.focal = torch.from_numpy(e), FRAME / 2 / np.tan(np.radians(rng.uniform(25, 60)) / 2)
+        return self.draw(seed, FRAMES)
+
+    def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
+        return dice.normal(len(row), 100).clamp(-3, 3) + self.population, self.e
+
+    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> View:
+        K = torch.tensor([[self.focal, 0, FRAME / 2], [0, self.focal, FRAME / 2], [0, 0, 1]]).float()
+        t = torch.tensor([0, 0, self.focal * 0.19 / (FRAME * FILL) + 0.07]).float()
+        b = len(row)
+        return View(K.expand(b, 3, 3), self.R, t.expand(b, 3), torch.full((b, 2), FRAME))
+
+    def _bumps(self, dice: Dice, vertices: Tensor) -> Tensor:
+        return vertices  # the truth is a head of the model's
+
+    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: View) -> Tensor:
+        return torch.tensor([FRAME / 2, FRAME / 2, FRAME, FRAME, 0.0]).expand(len(w), 5).contiguous()
+
+
+def write_clip(path: Path, frames: Tensor) -> None:
+    """Crops [T, 3, H, W] in 0..1 as a video of little loss."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=int(FPS))
+        stream.width = stream.height = CROP_SIZE
+        stream.pix_fmt, stream.options = "yuv444p", {"crf": "12"}
+        for image in (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy():
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
+        container.mux(stream.encode())
+
+
+@torch.no_grad()
+def measure(terms: HeadTerms, z_id: NDArray[np.float32], z_ex: NDArray[np.float32], truth: FaceBatch) -> dict[str, Any]:
+    """Errors in mm and correlations of one tracked clip."""
+    w, e = terms.weights(torch.from_numpy(z_id).float().view(1, -1), torch.from_numpy(z_ex).float())
+
+    def points(basis: Tensor, weights: Tensor) -> Tensor:
+        return (weights @ basis).unflatten(-1, (-1, 3)) * MODEL_UNIT * 1000
+
+    def size(shift: Tensor) -> float:
+        return float(shift.norm(dim=-1).mean())
+
+    shape, missed = points(terms.identity, w - truth.w), points(terms.expression, e - truth.e)
+    moving = points(terms.expression, truth.e - truth.e.mean(0))
+    facts = {
+        "shape": size(terms.placed(shape)),
+        "posed": size(terms.placed(shape + missed)),
+        "expression": size(missed),
+        "constant": size(missed.mean(0)),
+        "moving": size(missed - missed.mean(0)),
+        "true motion": size(moving),
+    }
+    for name in SHOWN:
+        i = terms.head.config.expression_names.index(name)
+        facts[name] = float(torch.corrcoef(torch.stack([e[:, i], truth.e[:, i]]))[0, 1])
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("ict", "photos", "fits", "out"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--refine", action="store_true")
+    args = parser.parse_args()
+    prepare_torch()
+    terms = HeadTerms("nphm-small", str(args.ict), LANDMARKS)
+    stream = ClipStream.open(args.ict, args.photos, args.fits, limit=PHOTOS)
+    heldout = TextureBank.read(args.fits, args.photos, stream.heads, heldout=True, limit=PHOTOS)
+    people = stream.population
+    stream = stream.with_photos(heldout)
+    stream.population = people
+    args.out.mkdir(parents=True, exist_ok=True)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for k in range(args.clips):
+        truth = stream.clip(SEED + k)
+        focal = float(roi_cameras(truth.K, truth.roi, CROP_SIZE)[0][0, 0, 0])
+        clip = args.out / f"clip{k:02d}.mp4"
+        write_clip(clip, truth.crop)
+        for name, refine in (("feed-forward", False), ("refined", True)):
+            if refine and not args.refine:
+                continue
+            folder = args.out / f"clip{k:02d}_{name}"
+            result = track(clip, folder, focal=focal, refine=refine, meshes=False, overlay=False, overwrite=True).track
+            rows.setdefault(name, []).append(measure(terms, result.z_id, result.z_ex, truth))
+    means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rows.items()}
+    facts = machine()
+    header = ["mm; correlation over frames", *means]
+    body = [[key, *(m[key] for m in means.values())] for key in next(iter(means.values()))]
+    save(args.out, "rendered_clips", {"machine": facts, "mean": means, "clips": rows},
+         f"{machine_line(facts)}\n\n{args.clips} clips of {FRAMES} frames\n\n{table(header, body)}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
