@@ -42,7 +42,7 @@ class Weights(BaseModel):
     slide: float = Field(default=0.004, gt=0, description="metres that a followed point may lie beside its name")
     outlier: float = Field(default=3.0, gt=0, description="standard deviations beyond which an error counts linearly")
     identity_sigma: float = Field(
-        default=0.4, gt=0, description="of the feed-forward identity, in spreads of the prior"
+        default=0.25, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
     image_identity_sigma: float = Field(
         default=0.2, gt=0, description="the same for a single image: nothing averages the errors of its maps"
