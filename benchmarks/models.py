@@ -31,6 +31,7 @@ from nphm_track.geometry.networks import GeometryNet
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve
+from nphm_track.regressor.image_regressor import ImageRegressor
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.training.face_stream import crop_to_frame
 from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask, decode_crop
@@ -84,7 +85,9 @@ def _image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTa
 class MirroredShards(FaceShards):
     """The same crops, mirrored and looked at anew."""
 
-    landmarker = FaceLandmarker.from_pretrained()
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.landmarker = FaceLandmarker.from_pretrained()
 
     def take(self, rows: NDArray[np.integer]) -> dict[str, Any]:
         table = super().take(rows)
@@ -120,7 +123,10 @@ def _ruler(task: ImageRegressorTask, count: int, fits: str) -> dict[str, float]:
     """Similarity-aligned medians of the first ``count`` held-out heads that face the camera."""
     heads, table = load_ict(task.data.ict), task.heldout_table
     codes = task._predict(task.model.eval(), table, None)
+    regressor = ImageRegressor.from_pretrained()
+    drawn = torch.lerp(regressor.identity_mean, codes.z_id, regressor.image_config.identity_trust)
     w, e = (x.numpy() for x in task.terms.weights(codes.z_id, codes.z_ex))
+    trusted = task.terms.weights(drawn, codes.z_ex)[0].numpy()
     mean = np.load(fits)["w"].mean(0)
     landmark = np.load(task.data.landmarks)
     index = [POINTS7_478[name] for name in NAMES7]
@@ -138,7 +144,7 @@ def _ruler(task: ImageRegressorTask, count: int, fits: str) -> dict[str, float]:
         scan = Scan(vertices, heads.faces, points7)
         cases = {
             "predicted": (w[i], e[i]),
-            "predicted, trust .7": (0.7 * w[i], e[i]),
+            "predicted, drawn towards people's mean": (trusted[i], e[i]),
             "one identity for everybody": (mean, e[i]),
             "mean head": (0 * mean, e[i]),
             "true identity": (true_w, e[i]),

@@ -14,7 +14,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, 
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.regressor_task import HeadTerms
 from nphm_track.training.texture_bank import TextureBank
+from nphm_track.video.writer import VideoWriter
 
 FRAMES, PHOTOS, SEED = 60, 60, 900_000
 FILL = 0.62
@@ -93,14 +93,10 @@ class ClipStream(FaceStream):
 
 
 def write_clip(path: Path, frames: Tensor) -> None:
-    """Crops [T, 3, H, W] in 0..1 as a video of little loss."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=int(FPS))
-        stream.width = stream.height = CROP_SIZE
-        stream.pix_fmt, stream.options = "yuv444p", {"crf": "12"}
-        for image in (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).contiguous().numpy():
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")))
-        container.mux(stream.encode())
+    """Crops [T, 3, H, W] in 0..1 as a video."""
+    with VideoWriter(path, (CROP_SIZE, CROP_SIZE), frame_rate_hint=FPS) as writer:
+        for k, image in enumerate((frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+            writer.write(image, k / FPS)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from nphm_track.regressor.image_regressor import Codes
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.ict import load_ict
-from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights
+from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights, largest_face
 from nphm_track.training.regressor_task import HeadTerms
 
 MIN_FACE = 72  # px
@@ -53,15 +53,11 @@ def main() -> None:
     found, codes = [], []
     for row in track(rows, description="landmarks"):
         image = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
-        faces = landmarker.find(image, thorough=False)
-        if not faces:
-            continue
-        face = max(faces, key=lambda f: float(np.ptp(f.box[::2])))
-        again = landmarker.observe(image, face.next_roi[None])[0]
-        if again.presence > 0.9 and np.ptp(again.box[::2]) >= MIN_FACE:
-            found.append((row, again, image.shape[1::-1]))
+        face = largest_face(landmarker, image)
+        if face is not None and face.presence > 0.9 and np.ptp(face.box[::2]) >= MIN_FACE:
+            found.append((row, face, image.shape[1::-1]))
             if predictor is not None:
-                codes.append(predictor([image], [again]))
+                codes.append(predictor([image], [face]))
     landmarks = np.stack([f.landmarks for _, f, _ in found])
     size = np.array([s for _, _, s in found], np.float32)
     basis = landmark_basis(load_ict(args.ict))

@@ -3,7 +3,6 @@
 python training/release.py RUN NAME                               # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
 python training/release.py RUN --identity-trust .75 --photos FOLDER --fits FILE
-python training/release.py RUN --pack FILE                        # an unfinished run's weights, for data.init
 
 With --identity-trust, identities are drawn towards the mean that the networks see in the photos of the people that
 ``training/build_photo_fits.py`` did not hold out: three quarters of what sets a person off from it are kept, say.
@@ -25,7 +24,7 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.models import read_weights, write_weights
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.training.faces_task import split_faces
-from nphm_track.training.packing import pack
+from nphm_track.training.photo_fit import largest_face
 
 
 def main() -> None:
@@ -35,14 +34,10 @@ def main() -> None:
     parser.add_argument("--identity-trust", type=float, help="share kept of what sets a person off from people's mean")
     parser.add_argument("--photos", type=Path, help="folder with the face photos that the mean is taken of")
     parser.add_argument("--fits", type=Path, help="file written by training/build_photo_fits.py")
-    parser.add_argument("--pack", type=Path, help="write the run's weights here, packed, and release nothing")
     args = parser.parse_args()
     if args.identity_trust is not None and not (args.photos and args.fits):
         parser.error("--identity-trust needs --photos and --fits")
     tensors, config = read_weights(args.run)
-    if args.pack:
-        write_weights(args.pack, pack(tensors), config)
-        return
     if config.get("kind") == "faces":
         models = split_faces(tensors, config)
     elif args.name:
@@ -72,10 +67,9 @@ def mean_identity(photos: Path, fits: Path) -> Tensor:
     codes = []
     for name in track(table["photo"][~table["heldout"]], description="photos"):
         image = np.asarray(Image.open(photos / str(name)).convert("RGB"))
-        faces = landmarker.find(image, thorough=False)
-        if faces:
-            face = max(faces, key=lambda f: float(np.ptp(f.box[::2])))
-            codes.append(predictor([image], landmarker.observe(image, face.next_roi[None])).z_id)
+        face = largest_face(landmarker, image)
+        if face is not None:
+            codes.append(predictor([image], [face]).z_id)
     return torch.cat(codes).mean(0)
 
 

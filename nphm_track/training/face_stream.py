@@ -87,6 +87,8 @@ class FaceBatch:
 
 @dataclass(frozen=True)
 class View:
+    """Cameras of B samples: K [B, 3, 3], head pose R [B, 3, 3] and t [B, 3] (metres), size [B, 2] of the frame (px)."""
+
     K: Tensor
     R: Tensor
     t: Tensor
@@ -94,7 +96,11 @@ class View:
 
 
 class FaceStream:
-    """Draws batches; the same seed gives the same batch on the same device."""
+    """Draws batches; the same seed gives the same batch on the same device.
+
+    Attributes, for streams of another kind: ``dice``, where chance comes from; ``painted`` and ``follow``, the shares
+    of painted heads and of photos whose surroundings follow the head.
+    """
 
     dice: type[Dice] = Dice
     painted, follow = PAINTED, FOLLOW

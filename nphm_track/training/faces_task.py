@@ -22,7 +22,6 @@ from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FaceBatch, FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
 from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
-from nphm_track.training.packing import read_initial
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
@@ -43,9 +42,7 @@ class FacesData(Strict):
     head_model: str = Field("nphm-small", description="name or path of the frozen head model")
     landmarks: str = LANDMARKS
     device: str = Field("cpu", description="where renders are drawn; the trainer's device")
-    init: str | None = Field(
-        None, description="model.safetensors to start from, packed or not; released: the released two"
-    )
+    init: str | None = Field(None, description="model.safetensors to start from; released: the released two")
     photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
     batch: int = Field(128, gt=0)
     reuse: int = Field(
@@ -268,7 +265,7 @@ class FacesTask:
 def _initial(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Weights to start from and the configuration of their regressor."""
     if source != "released":
-        tensors, config = read_initial(source)
+        tensors, config = read_weights(source)
         return tensors, config["regressor"]
     parts = {"geometry": "geometry", "regressor": "image-regressor"}
     read = {part: read_weights(resolve(name)) for part, name in parts.items()}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.errors import InputError
+from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
 from nphm_track.training.ict import IctHeads
 
 LANDMARKS = "training/assets/ict_landmarks478.npz"
@@ -27,6 +28,15 @@ KNOWN_SIGMA = 0.7, 0.15
 RANGE, HOLD = (-0.05, 1.1), 1e7
 OUTLINE_SIGMA, UNSEEN_SIGMA = 4.0, 30.0
 """How much noisier points of the face's outline are, which slide on the skin, and points that a fit shall not see."""
+
+
+def largest_face(landmarker: FaceLandmarker, image: NDArray[np.uint8]) -> FaceObservation | None:
+    """The widest face of a photo [H, W, 3] RGB, looked at twice as in a clip's second frame; None without a face."""
+    faces = landmarker.find(image, thorough=False)
+    if not faces:
+        return None
+    face = max(faces, key=lambda f: float(np.ptp(f.box[::2])))
+    return landmarker.observe(image, face.next_roi[None])[0]
 
 
 @dataclass(frozen=True)
