@@ -24,30 +24,30 @@ class Weights(BaseModel):
 
     normal_sigma: float = Field(default=0.14, gt=0, description="radians; predicted face normals are good to 8 degrees")
     normal_evidence: float = Field(
-        default=150, ge=0, description="independent normals a frame: patches of 1 cm on a face"
+        default=75, ge=0, description="independent normals a frame: patches of 1 cm on a face, which share errors"
     )
     point_sigma: float = Field(default=0.003, gt=0, description="metres; what point maps are good to")
     point_evidence: float = Field(
-        default=40, ge=0, description="a frame; points of a face share errors of place and size"
+        default=20, ge=0, description="a frame; points of a face share errors of place and size"
     )
     landmark_sigma: float = Field(
         default=0.015, gt=0, description="over the distance of the outer eye corners; 1 px at 64"
     )
     landmark_evidence: float = Field(
-        default=45, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
+        default=30, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
     )
     track_evidence: float = Field(
-        default=400, ge=0, description="a frame, at most 1 a point followed: patches hardly wider than apart"
+        default=200, ge=0, description="a frame, at most 1 a point followed: neighbours share light and skin's motion"
     )
     slide: float = Field(default=0.004, gt=0, description="metres that a followed point may lie beside its name")
     outlier: float = Field(default=3.0, gt=0, description="standard deviations beyond which an error counts linearly")
     identity_sigma: float = Field(
-        default=0.25, gt=0, description="of the feed-forward identity, in spreads of the prior"
+        default=0.5, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
     image_identity_sigma: float = Field(
         default=0.2, gt=0, description="the same for a single image: nothing averages the errors of its maps"
     )
-    expression_sigma: float = Field(default=0.15, gt=0, description="of a feed-forward expression weight")
+    expression_sigma: float = Field(default=0.06, gt=0, description="of a feed-forward expression weight")
     box: tuple[float, float] = Field(
         default=(-0.2, 1.1), description="expression weights; a face may rest a little below 0"
     )
@@ -62,6 +62,12 @@ class Weights(BaseModel):
     frame_time: float = Field(
         default=1 / 30, gt=0, description="seconds of one bend: the penalty is one of time, not frames"
     )
+
+    def of_person(self, frames: int) -> Weights:
+        """Those for the identity of so many frames: much of what maps get wrong of a person they get wrong in every
+        frame, so what they say grows as the root of the frames, not as the frames."""
+        shared = {k: getattr(self, k) / frames**0.5 for k in ("normal_evidence", "point_evidence")}
+        return self.model_copy(update=shared)
 
 
 @dataclass(frozen=True)

@@ -68,7 +68,7 @@ class Settings(BaseModel):
     pose_steps: int = Field(default=1, ge=0, description="Steps of the poses alone.")
     coarse_steps: int = Field(default=3, ge=0)
     fine_steps: int = Field(default=3, ge=0)
-    identity_steps: int = Field(default=3, ge=0, description="Steps of identity and key frames together, twice.")
+    identity_steps: int = Field(default=3, ge=0, description="Steps of identity and key frames together: twice as many, then these.")
     tolerance: float = Field(default=2e-3, gt=0, description="A stage ends when a step gains less than this share.")
 
 
@@ -178,15 +178,17 @@ class Refiner:
         poses = Free(identity=False, focal=False, expression=False, settled=nobody)
         everything = Free(identity=identity, focal=focal, expression=True, settled=nobody)
         follower = self.follower if identity and len(rows) > 1 else None
+        weights = s.weights.of_person(len(rows))
         last = s.identity_pixels, ((everything, s.identity_steps),)
-        rounds = [(s.fine, ((poses, s.pose_steps), (everything, s.identity_steps))), *[last] * (2 if follower else 1)]
+        rounds = [(s.fine, ((poses, s.pose_steps), (everything, 2 * s.identity_steps))), *[last] * (2 if follower else 1)]
         for pixels, phases in rounds:
             if at is not None and follower is not None:
                 marks = self.marks.carry(state.z_id, state.z_ex)
                 seen = maps.crops, maps.rois, self.clip.camera
                 evidence = replace(evidence, tracks=follower(*seen, state, marks, evidence.confidence))
             head = Head(self.model, state.z_id)
-            at = self._stage(state, evidence, maps, pixels, (head, head.posed(state.z_ex)), *phases)
+            drawn = head, head.posed(state.z_ex)
+            at = self._stage(state, evidence, maps, pixels, drawn, *phases, weights=weights)
             state = at.state
         assert at is not None
         return state, self._records(at, evidence) if len(self.clip) == 1 else None
@@ -231,10 +233,11 @@ class Refiner:
         pixels: int,
         head: tuple[Head, list[NDArray[np.float32]]],
         *phases: tuple[Free, int],
+        weights: Weights | None = None,
     ) -> Working:
         """Draw the posed head, then go through ``phases``, each at most so many steps, on ``pixels`` pixels a frame.
 
-        The vertices may be some millimetres old: rays go on to the surface from there.
+        The vertices may be some millimetres old: rays go on to the surface from there. ``weights`` are the settings'.
         """
         part = replace(evidence, targets=evidence.targets.first(pixels))
         depth, hit = head[0].depths(head[1], state, part.targets, maps.rois, maps.normals.shape[1])
@@ -244,7 +247,7 @@ class Refiner:
         depth, identity = seen.depth.view_as(depth), False
         for free, steps in phases:
             landmarks = self.landmarks if part.tracks is None else self.marks
-            problem = Problem(self.renderer, landmarks, self.space, part, self.settings.weights, free)
+            problem = Problem(self.renderer, landmarks, self.space, part, weights or self.settings.weights, free)
             if at is None or free.identity != identity:  # the rows of the phase before lack columns
                 at = problem.linearise(state, depth, landmarks.carry(state.z_id, state.z_ex))
             at = optimise(problem, at, steps, self.settings.tolerance)[0]

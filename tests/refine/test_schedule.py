@@ -150,6 +150,22 @@ def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: G
     assert moved(identity_sigma=0.1) == moved(), "that is for clips"
 
 
+def test_what_all_maps_get_wrong_of_a_person_counts_once(person: Any, clip: Clip, maps: GeometryMaps) -> None:
+    """Every frame's points say that the head is larger; six frames move it no farther than two."""
+    lie = replace(maps, points=1.03 * maps.points)
+
+    def source(rows: NDArray[np.int64]) -> GeometryMaps:
+        return GeometryMaps(*(v[rows] for v in vars(lie).values()))
+
+    def moved(key_frames: int) -> float:
+        update = {"key_frames": key_frames, "identity_steps": 4}
+        unknown = replace(clip, identity_known=False)
+        state = Refiner(person.model, unknown, source, QUICK.model_copy(update=update)).solve_person()[0]
+        return float((state.z_id - clip.start.z_id).norm())
+
+    assert 0.7 * moved(2) < moved(6) < 1.3 * moved(2)
+
+
 def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
     """The feed-forward state is the truth, and the points of the maps pull it away."""
     lie = replace(maps, points=maps.points + torch.tensor([0.0, 0.02, 0.0]))
