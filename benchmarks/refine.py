@@ -62,7 +62,9 @@ LANDMARKS = Path(__file__).resolve().parents[1] / "training" / "assets" / "ict_l
 
 
 EXACT = Settings(
-    weights=Weights(normal_sigma=0.05, point_sigma=0.0008, identity_sigma=1.5, image_identity_sigma=1.5),
+    weights=Weights(
+        normal_sigma=0.05, point_sigma=0.0008, identity_sigma=1.5, image_identity_sigma=1.5, expression_sigma=0.15
+    ),
     local_spread=0.3,
     identity_steps=5,
 )

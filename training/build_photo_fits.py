@@ -29,7 +29,7 @@ from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights, largest_face
-from nphm_track.training.regressor_task import HeadTerms
+from nphm_track.training.regressor_task import HeadTerms, of_usual_size
 
 MIN_FACE = 72  # px
 MAX_ERROR = 0.035  # of the face's RMS radius
@@ -83,9 +83,10 @@ def main() -> None:
 
 
 def _weights(codes: list[Codes], ict: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """ICT weights of codes."""
+    """ICT weights of codes, of people who are as large as ICT's mean head on average."""
     terms = HeadTerms("nphm-small", ict, LANDMARKS)
-    return terms.weights(torch.cat([c.z_id for c in codes]), torch.cat([c.z_ex for c in codes]))
+    w, e = terms.weights(torch.cat([c.z_id for c in codes]), torch.cat([c.z_ex for c in codes]))
+    return of_usual_size(w, terms.identity, terms.placement), e
 
 
 if __name__ == "__main__":

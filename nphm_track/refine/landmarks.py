@@ -16,14 +16,15 @@ from nphm_track.refine.network import PointDecoder
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
 """Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""
-STRONG = 4.0
-"""Weight of a point of lids and lips: they are small, and what people look at."""
+LIDS_WEIGHT, LIPS_WEIGHT = 10.0, 4.0
+"""Weights of a point of the lids and of the lips: they are small, and what people look at. Of a blink that the networks
+miss, only the landmarks of the lids tell."""
 
 
 def point_weights() -> Tensor:
     """Weight [L] of each of ``POINTS``, mean 1."""
-    strong = set(LIDS) | set(LIPS)
-    weight = torch.tensor([STRONG if point in strong else 1.0 for point in POINTS])
+    strong = dict.fromkeys(LIPS, LIPS_WEIGHT) | dict.fromkeys(LIDS, LIDS_WEIGHT)
+    weight = torch.tensor([strong.get(point, 1.0) for point in POINTS])
     return weight / weight.mean()
 
 

@@ -34,7 +34,7 @@ class Weights(BaseModel):
         default=0.015, gt=0, description="over the distance of the outer eye corners; 1 px at 64"
     )
     landmark_evidence: float = Field(
-        default=30, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
+        default=45, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
     )
     track_evidence: float = Field(
         default=200, ge=0, description="a frame, at most 1 a point followed: neighbours share light and skin's motion"
@@ -48,6 +48,9 @@ class Weights(BaseModel):
         default=0.2, gt=0, description="the same for a single image: nothing averages the errors of its maps"
     )
     expression_sigma: float = Field(default=0.06, gt=0, description="of a feed-forward expression weight")
+    expression_outlier: float = Field(
+        default=1.0, gt=0, description="of these, beyond which a distance counts linearly: a blink may be missed whole"
+    )
     box: tuple[float, float] = Field(
         default=(-0.2, 1.1), description="expression weights; a face may rest a little below 0"
     )
@@ -198,9 +201,13 @@ class Pull:
     energy: Tensor
 
 
-def prior_term(offset: Tensor, sigma: float) -> Pull:
-    """Distance [..., C] to the feed-forward value in units of ``sigma``."""
-    return Pull(offset / sigma**2, torch.full_like(offset, 1 / sigma**2), 0.5 * (offset / sigma).square().sum(-1))
+def prior_term(offset: Tensor, sigma: float, outlier: float = torch.inf) -> Pull:
+    """Distance [..., C] to the feed-forward value in units of ``sigma``; linear beyond ``outlier`` of them."""
+    if outlier == torch.inf:
+        squared = (offset / sigma).square()
+        return Pull(offset / sigma**2, torch.full_like(offset, 1 / sigma**2), 0.5 * squared.sum(-1))
+    value, slope = charbonnier((offset / sigma).square(), outlier)
+    return Pull(slope * offset / sigma**2, slope / sigma**2, 0.5 * value.sum(-1))
 
 
 def box_term(weights: Tensor, w: Weights) -> Pull:

@@ -68,7 +68,9 @@ class Settings(BaseModel):
     pose_steps: int = Field(default=1, ge=0, description="Steps of the poses alone.")
     coarse_steps: int = Field(default=3, ge=0)
     fine_steps: int = Field(default=3, ge=0)
-    identity_steps: int = Field(default=3, ge=0, description="Steps of identity and key frames together: twice as many, then these.")
+    identity_steps: int = Field(
+        default=3, ge=0, description="Steps of identity and key frames together a round; the first has twice as many."
+    )
     tolerance: float = Field(default=2e-3, gt=0, description="A stage ends when a step gains less than this share.")
 
 
@@ -180,7 +182,8 @@ class Refiner:
         follower = self.follower if identity and len(rows) > 1 else None
         weights = s.weights.of_person(len(rows))
         last = s.identity_pixels, ((everything, s.identity_steps),)
-        rounds = [(s.fine, ((poses, s.pose_steps), (everything, 2 * s.identity_steps))), *[last] * (2 if follower else 1)]
+        first = s.fine, ((poses, s.pose_steps), (everything, 2 * s.identity_steps))
+        rounds = [first, *[last] * (2 if follower else 1)]
         for pixels, phases in rounds:
             if at is not None and follower is not None:
                 marks = self.marks.carry(state.z_id, state.z_ex)

@@ -259,7 +259,7 @@ class Problem:
         sigma = w.identity_sigma if len(state.R) > 1 else w.image_identity_sigma
         a, b = objective.prior_term(person, sigma), objective.prior_term(focal, w.focal_sigma)
         weights = self.start_weights + self.space.expression_weights(state.z_ex - start.z_ex).double()
-        prior = objective.prior_term(weights - self.start_weights, w.expression_sigma)
+        prior = objective.prior_term(weights - self.start_weights, w.expression_sigma, w.expression_outlier)
         gradient, diagonal, energy = prior.gradient, prior.diagonal, prior.energy
         if self.space.boxed:
             box = objective.box_term(weights, w)

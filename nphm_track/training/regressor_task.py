@@ -209,6 +209,16 @@ class HeadTerms:
         return out
 
 
+def of_usual_size(w: Tensor, identity: Tensor, placement: Tensor) -> Tensor:
+    """Identity weights [N, K] of people, all moved alike, so that on average they are as large as the mean head.
+
+    How large people are a photo does not tell; what networks make of it would grow from one round of self-training to
+    the next. ``identity`` [K, 3 V] is the basis, ``placement`` [3 V, 7] what moves the mean head, its growth last.
+    """
+    growth = identity @ placement[:, -1]
+    return w - (w.mean(0) @ growth) / growth.square().sum() * growth
+
+
 def _placements(vertices: Tensor) -> Tensor:
     """Orthonormal motions [3 V, 7] of points [V, 3]: three shifts, three small turns, growth."""
     x = vertices - vertices.mean(0)

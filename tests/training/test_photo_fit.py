@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from nphm_track.training.photo_fit import LandmarkBasis, fit_photos, landmark_weights
+from nphm_track.training.regressor_task import of_usual_size
 
 ALL, EXACT = landmark_weights(()), 0.011
 
@@ -74,3 +75,17 @@ def test_unseen_landmarks_hardly_move_the_head(basis: LandmarkBasis) -> None:
         fit_photos(basis, pixels, size, landmark_weights((), left), noise=EXACT) for left in ((), wrong.tolist())
     )
     assert np.abs(unseen.w).max() < 0.02 < np.abs(seen.w).max()
+
+
+def test_people_are_of_usual_size_on_average() -> None:
+    """Who is larger than whom stays, and so does what is no growth."""
+    generator = torch.Generator().manual_seed(0)
+    vertices = torch.randn(50, 3, generator=generator)
+    centred = vertices - vertices.mean(0)
+    growth = centred / centred.norm()
+    basis = torch.linalg.qr(torch.stack([growth.flatten(), *torch.randn(3, 150, generator=generator)], 1))[0].T
+    w = torch.randn(20, 4, generator=generator) + torch.tensor([2.0, 1.0, 0.0, 0.0])
+    moved = of_usual_size(w, basis, growth.flatten()[:, None])
+    assert torch.allclose((moved @ basis @ growth.flatten()).mean(), torch.zeros(()), atol=1e-5)
+    assert torch.allclose(moved - moved.mean(0), w - w.mean(0), atol=1e-5)
+    assert torch.allclose(moved[:, 1:], w[:, 1:], atol=1e-5)
