@@ -101,7 +101,7 @@ class Rows:
 def charbonnier(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """A robust square: value, quadratic up to ``scale`` and linear beyond, and its derivative by ``squared``."""
     root = (1 + squared / scale**2).sqrt()
-    return 2 * scale**2 * (root - 1), 1 / root
+    return 2 * squared / (root + 1), 1 / root
 
 
 def geman_mcclure(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -203,9 +203,6 @@ class Pull:
 
 def prior_term(offset: Tensor, sigma: float, outlier: float = torch.inf) -> Pull:
     """Distance [..., C] to the feed-forward value in units of ``sigma``; linear beyond ``outlier`` of them."""
-    if outlier == torch.inf:
-        squared = (offset / sigma).square()
-        return Pull(offset / sigma**2, torch.full_like(offset, 1 / sigma**2), 0.5 * squared.sum(-1))
     value, slope = charbonnier((offset / sigma).square(), outlier)
     return Pull(slope * offset / sigma**2, slope / sigma**2, 0.5 * value.sum(-1))
 

@@ -60,7 +60,12 @@ def test_normals() -> None:
 
 def test_prior_and_box() -> None:
     value = torch.tensor([-0.5, -0.1, 0.4, 1.3], dtype=torch.float64)
-    for term in (lambda v: objective.prior_term(v, 0.3), lambda v: objective.box_term(v, W)):
+    terms = (
+        lambda v: objective.prior_term(v, 0.3),
+        lambda v: objective.prior_term(v, 0.3, outlier=1.0),
+        lambda v: objective.box_term(v, W),
+    )
+    for term in terms:
         for c in range(C):
             step = 1e-6 * F.one_hot(torch.tensor(c), C).double()
             numeric = (term(value + step).energy - term(value - step).energy) / 2e-6
