@@ -22,7 +22,9 @@ from nphm_track.refine.pixels import frame_to_crop
 
 SKIN = tuple(p for p in range(N_MESH) if p not in LIDS and p not in LIPS)
 """Points that can be followed: lids and lips deform within a patch."""
-NEIGHBOURS = 10
+NEIGHBOURS = 14
+WITHIN = 0.01
+"""Metres beyond which a neighbour tells less of a point's skin."""
 SIDE = 13
 """Samples of a patch's side."""
 SPACING = (0.0015, 0.0008)
@@ -78,16 +80,15 @@ class Follower:
         known = at[list(self.marks)]
         own = at[list(self.points)]
         self.near = torch.cdist(own, known).topk(NEIGHBOURS + 1, largest=False).indices[:, 1:]
-        offsets = known[self.near] - own[:, None]  # [N, k, 3]
-        normal = torch.linalg.svd(offsets, full_matrices=False)[2][:, 2]
-        normal = normal * torch.sign((normal * (own - at.mean(0))).sum(1, keepdim=True))
-        right = F.normalize(torch.linalg.cross(normal.new_tensor([[0.0, 1.0, 0.0]]).expand_as(normal), normal), dim=1)
-        up = torch.linalg.cross(normal, right)
-        flat = torch.stack([(offsets @ axis[..., None])[..., 0] for axis in (right, up)], -1)
-        self.solve = torch.linalg.pinv(flat).mT.to(mean.device)  # [N, k, 2]
+        skin = _on_the_skin(known[self.near] - own[:, None], own - at.mean(0))
+        weight = (1 + (skin.norm(dim=-1, keepdim=True) / WITHIN).square()).rsqrt()
+        self.solve = (torch.linalg.pinv(weight * _bent(skin)) * weight.mT).mT.to(mean.device)  # [N, k, 5]
 
     def straighten(self, pixels: Tensor) -> Tensor:
-        """Maps [B, N, 2, 2] from metres on the skin (right, up) to pixels, given all marks' pixels [B, M, 2]."""
+        """Maps [B, N, 2, 5] from ``_bent`` places on the skin to pixels, given all marks' pixels [B, M, 2].
+
+        Quadratic: on plane patches, what a turned cheek or nose bends is taken for a shift.
+        """
         offsets = pixels[:, self.near] - pixels[:, self.index, None]  # [B, N, k, 2]
         return torch.einsum("bnki,nkj->bnij", offsets, self.solve)
 
@@ -111,12 +112,13 @@ class Follower:
         turned = marks.double() @ state.R.mT + state.t[:, None]
         projected = turned @ state.K.mT
         pixels = projected[..., :2] / projected[..., 2:]
-        at, affine = pixels[:, self.index], self.straighten(pixels)
+        at, bent = pixels[:, self.index], self.straighten(pixels)
+        affine = bent[..., :2]
         facing = -torch.linalg.det(affine) * (turned[:, self.index, 2] / state.K[0, 0]).square()
         lens = replace(camera, K=state.K.cpu().numpy()).project(turned[:, self.index].cpu().numpy())
         to_crop = torch.from_numpy(frame_to_crop(rois.cpu().numpy(), crops.shape[-1])).to(at)
         bands = _bands(crops.mean(1, keepdim=True).to(at.device))
-        look = _Look(bands, torch.from_numpy(lens).to(at), affine, to_crop)
+        look = _Look(bands, torch.from_numpy(lens).to(at), bent, to_crop)
         seen = (facing > LEAST_FACING) & (confidence > 0)[:, None] & look.inside()
         delta, covariance, likeness = _register(look, seen, facing, confidence)
         own = marks[:, self.index].double()
@@ -128,8 +130,24 @@ class Follower:
         identity = torch.eye(2).to(at)
         slide = torch.linalg.cholesky(torch.linalg.inv(covariance)).mT * good[..., None, None]
         back = torch.linalg.inv(torch.where(good[..., None, None], affine, identity))
-        found = at + (affine @ delta[..., None])[..., 0]
+        found = at + (bent @ _bent(delta)[..., None])[..., 0]
         return Tracks(self.index, torch.where(good[..., None], found, 0.0), slide @ back, slide)
+
+
+def _on_the_skin(offsets: Tensor, outward: Tensor) -> Tensor:
+    """Places [N, k, 2] (metres right and up) of ``offsets`` [N, k, 3] from a point, in the plane next to them all;
+    ``outward`` [N, 3] tells its sides apart."""
+    normal = torch.linalg.svd(offsets, full_matrices=False)[2][:, 2]
+    normal = normal * torch.sign((normal * outward).sum(1, keepdim=True))
+    right = F.normalize(torch.linalg.cross(normal.new_tensor([[0.0, 1.0, 0.0]]).expand_as(normal), normal), dim=1)
+    up = torch.linalg.cross(normal, right)
+    return offsets @ torch.stack([right, up], -1)
+
+
+def _bent(skin: Tensor) -> Tensor:
+    """[..., 5] places on the skin [..., 2] and their products."""
+    right, up = skin[..., :1], skin[..., 1:]
+    return torch.cat([skin, right * right, right * up, up * up], -1)
 
 
 def _spread(at: Tensor, count: int) -> tuple[int, ...]:
@@ -182,7 +200,7 @@ class _Look:
 
     bands: list[Tensor]  # [B, 1, n, n] each
     at: Tensor  # [B, N, 2] px of the frame, as the lens shows them
-    affine: Tensor  # [B, N, 2, 2]
+    bent: Tensor  # [B, N, 2, 5]
     to_crop: Tensor  # [B, 3, 3]
 
     def inside(self) -> Tensor:
@@ -195,7 +213,7 @@ class _Look:
         """Patches [B, N, SIDE^2], mean 0 and norm per sample 1, shifted by ``delta`` [B, N, 2] (metres on the skin)."""
         line = (torch.arange(SIDE).to(delta) - (SIDE - 1) / 2) * SPACING[level]
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)
-        places = self.at[:, :, None] + (delta[:, :, None] + grid) @ self.affine.mT
+        places = self.at[:, :, None] + _bent(delta[:, :, None] + grid) @ self.bent.mT
         where = self._crop(places) / self.bands[0].shape[-1] * 2 - 1
         found = F.grid_sample(self.bands[level], where.float(), align_corners=False, padding_mode="border")
         return _normalised(found[:, 0].to(delta))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.refine import objective
-from nphm_track.refine.codes import State
+from nphm_track.refine import tracks as module
+from nphm_track.refine.codes import State, rotation
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.solver import Free, Problem
@@ -62,6 +64,21 @@ def test_points_are_spread_and_names_stay_in_order(follower: Follower) -> None:
     assert len(follower.points) == len(set(follower.points)) == 60
     assert follower.marks[: len(POINTS)] == POINTS
     assert [follower.marks[i] for i in follower.index] == list(follower.points)
+
+
+def test_patches_bend_with_the_skin(person: Any) -> None:
+    """Where a ball turned by 30 degrees is seen around a point, up to 8 mm away."""
+    mean = person.model.mean_landmarks * MODEL_UNIT
+    ball = 0.09 * torch.nn.functional.normalize(mean - torch.tensor([0.0, 0.0, -0.05]), dim=1)
+    follower = Follower(ball, 60)
+    marks = ball[list(follower.marks)].double()
+    camera = marks @ rotation(torch.tensor([math.pi, 0, 0]).double()) @ rotation(torch.tensor([0, 0.5, 0]).double()).mT
+    pixels = 600 * camera[:, :2] / (camera[:, 2:] + 0.5)
+    own, offsets = marks[follower.index], marks[follower.near] - marks[follower.index, None]
+    skin = module._on_the_skin(offsets, own)
+    found = torch.einsum("nij,nkj->nki", follower.straighten(pixels[None])[0], module._bent(skin))
+    error = (found - pixels[follower.near] + pixels[follower.index, None]).norm(dim=-1)
+    assert error[skin.norm(dim=-1) < 0.008].max() < 0.05
 
 
 def test_a_moved_picture_moves_its_points(follower: Follower, person: Any, marks: Tensor) -> None:
