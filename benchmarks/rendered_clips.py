@@ -1,11 +1,14 @@
 """Photo-like clips whose heads are known: held-out people's skin on heads that speak, smile, blink and turn.
 
-python benchmarks/rendered_clips.py --ict FOLDER --photos FOLDER --fits FITS.npz --out FOLDER [--clips 8] [--refine]
+python benchmarks/rendered_clips.py --ict FOLDER --photos FOLDER --fits FITS.npz --out FOLDER [--clips 8]
+    [--frames 60] [--refine]
 
 Each clip is one head in one photo's skin, one light and one place, drawn as the training draws its renders
 (nphm_track/training/face_stream.py), and tracked as a video of known focal length. Errors are distances of face
 vertices: of the shape and of the posed face (placed), of the expression, of its part that stays (``constant``) and of
-the part that moves. Correlations are those of weights over the frames. Writes rendered_clips.json and .md.
+the part that moves. Correlations are those of weights over the frames. ``toward`` is the cosine between what refining
+changes of the shape and what was wrong of it, mean of the clips: 0 when a refinement tells nothing of the person. With
+--frames 1 clips are stills. Writes rendered_clips.json and .md (rendered_stills).
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from PIL import Image
 from refine import FPS, speech
 from report import machine, machine_line, save, table
 from torch import Tensor
@@ -25,6 +28,7 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.faces.roi import CROP_SIZE
 from nphm_track.tracking.pipeline import track
+from nphm_track.tracking.records import Track
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, roi_cameras, rotation
 from nphm_track.training.photo_fit import LANDMARKS
@@ -32,7 +36,7 @@ from nphm_track.training.regressor_task import HeadTerms
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.video.writer import VideoWriter
 
-FRAMES, PHOTOS, SEED = 60, 60, 900_000
+PHOTOS, SEED = 60, 900_000
 FILL = 0.62
 """Of the frame's side that a face fills."""
 WAVES = ("mouthSmile_L", "browInnerUp_L", "eyeSquint_L", "mouthPucker")
@@ -58,8 +62,8 @@ class ClipStream(FaceStream):
     dice = SameForAll
     painted, follow = 0.0, 0.0
 
-    def clip(self, seed: int) -> FaceBatch:
-        rng, times = np.random.default_rng(seed), np.arange(FRAMES) / FPS
+    def clip(self, seed: int, frames: int) -> FaceBatch:
+        rng, times = np.random.default_rng(seed), np.arange(frames) / FPS
         e = speech(rng, self.heads.names, times)
         for name in WAVES:
             height, phase, rate = rng.uniform(0, 0.6), rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1)
@@ -74,7 +78,7 @@ class ClipStream(FaceStream):
         flip = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
         self.R = flip @ rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
         self.e, self.focal = torch.from_numpy(e), FRAME / 2 / np.tan(np.radians(rng.uniform(25, 60)) / 2)
-        return self.draw(seed, FRAMES)
+        return self.draw(seed, frames)
 
     def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
         return dice.normal(len(row), 100).clamp(-3, 3) + self.population, self.e
@@ -92,20 +96,27 @@ class ClipStream(FaceStream):
         return torch.tensor([FRAME / 2, FRAME / 2, FRAME, FRAME, 0.0]).expand(len(w), 5).contiguous()
 
 
-def write_clip(path: Path, frames: Tensor) -> None:
-    """Crops [T, 3, H, W] in 0..1 as a video."""
-    with VideoWriter(path, (CROP_SIZE, CROP_SIZE), frame_rate_hint=FPS) as writer:
-        for k, image in enumerate((frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()):
+def write_clip(path: Path, frames: Tensor) -> Path:
+    """Crops [T, 3, H, W] in 0..1 as a video, a single one as a picture; returns ``path`` with its suffix."""
+    images = (frames.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    if len(images) == 1:
+        Image.fromarray(images[0]).save(path := path.with_suffix(".png"))
+        return path
+    with VideoWriter(path := path.with_suffix(".mp4"), (CROP_SIZE, CROP_SIZE), frame_rate_hint=FPS) as writer:
+        for k, image in enumerate(images):
             writer.write(image, k / FPS)
+    return path
+
+
+def points(basis: Tensor, weights: Tensor) -> Tensor:
+    """Shifts of vertices [..., V, 3], mm."""
+    return (weights @ basis).unflatten(-1, (-1, 3)) * MODEL_UNIT * 1000
 
 
 @torch.no_grad()
-def measure(terms: HeadTerms, z_id: NDArray[np.float32], z_ex: NDArray[np.float32], truth: FaceBatch) -> dict[str, Any]:
+def measure(terms: HeadTerms, result: Track, truth: FaceBatch) -> dict[str, Any]:
     """Errors in mm and correlations of one tracked clip."""
-    w, e = terms.weights(torch.from_numpy(z_id).float().view(1, -1), torch.from_numpy(z_ex).float())
-
-    def points(basis: Tensor, weights: Tensor) -> Tensor:
-        return (weights @ basis).unflatten(-1, (-1, 3)) * MODEL_UNIT * 1000
+    w, e = terms.weights(torch.from_numpy(result.z_id).float().view(1, -1), torch.from_numpy(result.z_ex).float())
 
     def size(shift: Tensor) -> float:
         return float(shift.norm(dim=-1).mean())
@@ -120,10 +131,21 @@ def measure(terms: HeadTerms, z_id: NDArray[np.float32], z_ex: NDArray[np.float3
         "moving": size(missed - missed.mean(0)),
         "true motion": size(moving),
     }
-    for name in SHOWN:
+    for name in SHOWN if len(e) > 1 else ():
         i = terms.head.config.expression_names.index(name)
         facts[name] = float(torch.corrcoef(torch.stack([e[:, i], truth.e[:, i]]))[0, 1])
     return facts
+
+
+@torch.no_grad()
+def toward(terms: HeadTerms, before: Track, after: Track, truth: FaceBatch) -> float:
+    """Cosine between the change of the shape (placed) and what was wrong of it."""
+    codes = torch.stack([torch.from_numpy(t.z_id).float() for t in (before, after)])
+    first, second = terms.weights(codes, torch.zeros(2, terms.from_ex.shape[1]))[0]
+    wrong, change = (
+        terms.placed(points(terms.identity, w)).flatten() for w in (truth.w[:1] - first, (second - first)[None])
+    )
+    return float(torch.cosine_similarity(wrong, change, dim=0))
 
 
 def main() -> None:
@@ -131,6 +153,7 @@ def main() -> None:
     for name in ("ict", "photos", "fits", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=8)
+    parser.add_argument("--frames", type=int, default=60)
     parser.add_argument("--refine", action="store_true")
     args = parser.parse_args()
     prepare_torch()
@@ -143,22 +166,24 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows: dict[str, list[dict[str, Any]]] = {}
     for k in range(args.clips):
-        truth = stream.clip(SEED + k)
+        truth = stream.clip(SEED + k, args.frames)
         focal = float(roi_cameras(truth.K, truth.roi, CROP_SIZE)[0][0, 0, 0])
-        clip = args.out / f"clip{k:02d}.mp4"
-        write_clip(clip, truth.crop)
-        for name, refine in (("feed-forward", False), ("refined", True)):
-            if refine and not args.refine:
-                continue
+        clip = write_clip(args.out / f"clip{k:02d}", truth.crop)
+        tracks = []
+        for name, refine in (("feed-forward", False), ("refined", True))[: 1 + args.refine]:
             folder = args.out / f"clip{k:02d}_{name}"
-            result = track(clip, folder, focal=focal, refine=refine, meshes=False, overlay=False, overwrite=True).track
-            rows.setdefault(name, []).append(measure(terms, result.z_id, result.z_ex, truth))
+            run = track(clip, folder, focal=focal, refine=refine, meshes=False, overlay=False, overwrite=True)
+            rows.setdefault(name, []).append(measure(terms, run.track, truth))
+            tracks.append(run.track)
+        if args.refine:
+            rows["refined"][-1]["toward"] = toward(terms, tracks[0], tracks[1], truth)
     means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rows.items()}
+    kind = "rendered_clips" if args.frames > 1 else "rendered_stills"
     facts = machine()
     header = ["mm; correlation over frames", *means]
-    body = [[key, *(m[key] for m in means.values())] for key in next(iter(means.values()))]
-    save(args.out, "rendered_clips", {"machine": facts, "mean": means, "clips": rows},
-         f"{machine_line(facts)}\n\n{args.clips} clips of {FRAMES} frames\n\n{table(header, body)}")  # fmt: skip
+    body = [[key, *(m.get(key) for m in means.values())] for key in list(means.values())[-1]]
+    save(args.out, kind, {"machine": facts, "mean": means, "clips": rows},
+         f"{machine_line(facts)}\n\n{args.clips} clips of {args.frames} frames\n\n{table(header, body)}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -37,7 +37,12 @@ class Weights(BaseModel):
         default=45, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
     )
     track_evidence: float = Field(
-        default=200, ge=0, description="a frame, at most 1 a point followed: neighbours share light and skin's motion"
+        default=200, gt=0, description="a frame, at most 1 a point followed: neighbours share light and skin's motion"
+    )
+    window_track_evidence: float = Field(
+        default=40,
+        gt=0,
+        description="the same for expressions and poses: how skin moves in between is not all the model's to tell",
     )
     slide: float = Field(default=0.004, gt=0, description="metres that a followed point may lie beside its name")
     outlier: float = Field(default=3.0, gt=0, description="standard deviations beyond which an error counts linearly")
@@ -71,6 +76,10 @@ class Weights(BaseModel):
         frame, so what they say grows as the root of the frames, not as the frames."""
         shared = {k: getattr(self, k) / frames**0.5 for k in ("normal_evidence", "point_evidence")}
         return self.model_copy(update=shared)
+
+    def of_window(self) -> Weights:
+        """Those for expressions and poses."""
+        return self.model_copy(update={"track_evidence": self.window_track_evidence})
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Settings(BaseModel):
         default=False,
         description="Solve the focal length too; the landmarks of the whole clip know it better than a few key frames.",
     )
-    track_points: int = Field(default=400, ge=0, description="Points of the skin followed through the key frames.")
+    track_points: int = Field(default=400, ge=0, description="Points of the skin followed from frame to frame.")
     local_spread: float = Field(
         default=0.05,
         ge=0,
@@ -186,9 +186,7 @@ class Refiner:
         rounds = [first, *[last] * (2 if follower else 1)]
         for pixels, phases in rounds:
             if at is not None and follower is not None:
-                marks = self.marks.carry(state.z_id, state.z_ex)
-                seen = maps.crops, maps.rois, self.clip.camera
-                evidence = replace(evidence, tracks=follower(*seen, state, marks, evidence.confidence))
+                evidence = self._followed(follower, state, evidence, maps)
             head = Head(self.model, state.z_id)
             drawn = head, head.posed(state.z_ex)
             at = self._stage(state, evidence, maps, pixels, drawn, *phases, weights=weights)
@@ -225,8 +223,17 @@ class Refiner:
         head = self.head, self.head.posed(state.z_ex)
         phases = ((poses, s.pose_steps), (everything, s.coarse_steps))
         state = self._stage(state, evidence, maps, s.coarse, head, *phases).state
-        at = self._stage(state, evidence, maps, s.fine, head, (everything, s.fine_steps))
+        if self.follower is not None and len(rows) > 1:
+            evidence = self._followed(self.follower, state, evidence, maps)
+        weights = s.weights.of_window()
+        at = self._stage(state, evidence, maps, s.fine, head, (everything, s.fine_steps), weights=weights)
         return self._records(at, evidence)[context : settle - first + context]
+
+    def _followed(self, follower: Follower, state: State, evidence: Evidence, maps: GeometryMaps) -> Evidence:
+        """The evidence with the skin followed through its frames, from where a state's head has it."""
+        marks = self.marks.carry(state.z_id, state.z_ex)
+        tracks = follower(maps.crops, maps.rois, self.clip.camera, state, marks, evidence.confidence)
+        return replace(evidence, tracks=tracks)
 
     def _stage(
         self,

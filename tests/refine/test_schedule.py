@@ -15,11 +15,12 @@ from torch import Tensor
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip, Head
 from nphm_track.refine.codes import State, rotation
-from nphm_track.refine.landmarks import POINTS
+from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, crop_to_frame, rays_of
 from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, key_frames, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
+from nphm_track.refine.tracks import Follower, Tracks
 
 QUICK = Settings(window=4, overlap=1, key_frames=2, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
 T, CELLS = 6, 16
@@ -103,13 +104,15 @@ def perfect_landmarks(person: Any, truth: State) -> NDArray[np.float32]:
     return landmarks
 
 
-def run(person: Any, clip: Clip, maps: GeometryMaps, records: np.ndarray | None = None) -> np.ndarray:
+def run(
+    person: Any, clip: Clip, maps: GeometryMaps, records: np.ndarray | None = None, settings: Settings = QUICK
+) -> np.ndarray:
     def source(rows: NDArray[np.int64]) -> GeometryMaps:
         return GeometryMaps(*(v[rows] for v in vars(maps).values()))
 
     c = person.model.config
     logs = Log(person_dtype(c.identity_dim)), Log(frame_dtype(c.expression_dim), records)
-    return refine_clip(person.model, clip, source, QUICK, *logs).frames
+    return refine_clip(person.model, clip, source, settings, *logs).frames
 
 
 def test_windows_find_the_truth_and_resume(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
@@ -121,6 +124,34 @@ def test_windows_find_the_truth_and_resume(person: Any, clip: Clip, maps: Geomet
     resumed = run(person, clip, maps, frames[: QUICK.window - QUICK.overlap].copy())
     for name in ("z_ex", "R", "t"):
         assert np.allclose(frames[name], resumed[name], atol=1e-6), name
+
+
+def test_followed_skin_tells_poses_in_windows(
+    person: Any, clip: Clip, maps: GeometryMaps, truth: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skin that is seen where the true head has it leaves less of the poses' errors than maps and landmarks alone."""
+    marks = Landmarks(person.model, person.space, Refiner(person.model, clip, lambda _: maps, QUICK).marks.points)
+    camera = marks.carry(truth.z_id, truth.z_ex).double() @ truth.R.mT + truth.t[:, None]
+    pixels = (camera @ truth.K.mT)[..., :2] / camera[..., 2:]
+
+    def follow(self: Follower, crops: Tensor, rois: Tensor, lens: Any, state: State, *_: Any) -> Tracks:
+        frames = torch.cdist(rois[:, :1].double(), which[:, None]).argmin(1)
+        return truly(self, pixels[frames][:, self.index], state)
+
+    def truly(self: Follower, found: Tensor, state: State) -> Tracks:
+        whiten = torch.eye(2).double().expand(*found.shape, 2) / 0.3
+        return Tracks(self.index, found, whiten, whiten * state.K[0, 0] / 0.55)
+
+    which = 160 + 1e-3 * torch.arange(T).double()  # a mark on every frame's maps, to know them by
+    marked = replace(maps, rois=torch.cat([which[:, None].float(), maps.rois[:, 1:]], 1))
+    noisy = replace(clip, landmarks=clip.landmarks + np.random.default_rng(0).normal(0, 1, clip.landmarks.shape))
+    monkeypatch.setattr(Follower, "__call__", follow)
+
+    def off(points: int) -> float:
+        frames = run(person, noisy, marked, settings=QUICK.model_copy(update={"track_points": points}))
+        return float(np.linalg.norm(frames["R"] - truth.R.numpy(), axis=(1, 2)).mean())
+
+    assert off(QUICK.track_points) < 0.8 * off(0)
 
 
 def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: GeometryMaps) -> None:
