@@ -66,7 +66,7 @@ def main() -> None:
     if args.faces:
         net = GeometryNet.from_pretrained()
         _print("geometry", GeometryTask(GeometryData(shards=args.faces, heldout=args.faces)).evaluate(net))
-        task = _image_regressor(args.ict, args.faces, net)
+        task = image_regressor(args.ict, args.faces, net)
         _print("image-regressor", task.evaluate(task.model.eval()))
         codes = _looked_at_twice(task, Path(args.faces), net)
         _print("image-regressor, mirrored too", task.terms.metrics(*codes, task.heldout_table))
@@ -74,7 +74,7 @@ def main() -> None:
             _print("image-regressor, median mm by the ruler for scans", _ruler(task, args.ruler, args.fits))
 
 
-def _image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTask:
+def image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTask:
     released = "image-regressor"
     names = {"ict": ict, "head_model": "nphm-small", "geometry": "geometry", "init": str(resolve(released))}
     data = ImageRegressorData(**names, shards=faces, heldout=faces)

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 from report import table
 
-from models import _image_regressor
+from models import image_regressor
 from nphm_track._runtime import prepare_torch
 from nphm_track.geometry.networks import GeometryNet
+from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import IctHeads, load_ict
 
 YAWS = (0, 15, 25, 40)
@@ -65,7 +66,7 @@ def main() -> None:
 @torch.no_grad()
 def error_covariances(ict: str, faces: str) -> tuple[Array, Array]:
     """Of the regressor's identity weights [K, K] and expression weights [E, E]."""
-    task = _image_regressor(ict, faces, GeometryNet.from_pretrained())
+    task = image_regressor(ict, faces, GeometryNet.from_pretrained())
     codes = task._predict(task.model.eval(), task.heldout_table, None)
     found = task.terms.weights(codes.z_id, codes.z_ex)
     wrong = [(f - task.heldout_table[name]).double().numpy() for f, name in zip(found, "we", strict=True)]
@@ -97,9 +98,7 @@ def outline(heads: IctHeads, v: Array, tip: Array, right: Array, up: Array) -> t
     sides = np.zeros((2, len(v)), bool)
     for side in (0, 1):
         sides[side, heads.faces[front == bool(side)]] = True
-    of_vertex = np.zeros_like(v)
-    np.add.at(of_vertex, heads.faces, normal[:, None])
-    flat, across = (np.stack([x @ right, x @ up], 1) for x in (v, of_vertex))
+    flat, across = (np.stack([x @ right, x @ up], 1) for x in (v, vertex_normals(v, heads.faces).astype(np.float64)))
     across /= np.maximum(np.linalg.norm(across, axis=1, keepdims=True), 1e-9)
     rim = []
     for i in np.flatnonzero(sides.all(0) & (np.linalg.norm(v - tip, axis=1) < 125)):

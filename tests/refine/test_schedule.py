@@ -136,9 +136,7 @@ def test_followed_skin_tells_poses_in_windows(
 
     def follow(self: Follower, crops: Tensor, rois: Tensor, lens: Any, state: State, *_: Any) -> Tracks:
         frames = torch.cdist(rois[:, :1].double(), which[:, None]).argmin(1)
-        return truly(self, pixels[frames][:, self.index], state)
-
-    def truly(self: Follower, found: Tensor, state: State) -> Tracks:
+        found = pixels[frames][:, self.index]
         whiten = torch.eye(2).double().expand(*found.shape, 2) / 0.3
         return Tracks(self.index, found, whiten, whiten * state.K[0, 0] / 0.55)
 
