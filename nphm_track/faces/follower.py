@@ -73,7 +73,9 @@ class Choice:
             point = np.asarray(self.at, np.float32)
             distance, face = min(((_distance_to_box(point, f.box), f) for f in faces), key=lambda pair: pair[0])
             if distance > _place(face)[2] / 2:
-                raise InputError(f"no face at pixel ({point[0]:g}, {point[1]:g}) of the first frame with faces")
+                there = ", ".join(f"{x:.0f},{y:.0f}" for x, y, _ in map(_place, faces))
+                asked = f"{point[0]:g},{point[1]:g}"
+                raise InputError(f"no face at pixel {asked} of the first frame with faces; faces are at {there}")
             return face
         return max(faces, key=lambda f: float(_place(f)[2]))
 

@@ -111,9 +111,13 @@ def test_choice(landmarker, face):
     assert centre(follow(index=0))[0] < 120
     assert centre(follow(index=1))[0] > 160
     assert centre(follow(at=(60, 70)))[0] < 120
-    for choice in ({"index": 2}, {"at": (500, 300)}):
-        with pytest.raises(InputError):
-            follow(**choice)
+    with pytest.raises(InputError):
+        follow(index=2)
+    with pytest.raises(InputError, match="faces are at") as error:
+        follow(at=(500, 300))
+    listed = [tuple(map(float, place.split(","))) for place in str(error.value).rpartition(" at ")[2].split(", ")]
+    assert [follow(at=place).observation is not None for place in listed] == [True, True]
+    assert listed[0][0] < 120 < 160 < listed[1][0]
 
 
 def test_nothing_to_follow(landmarker):
