@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import FACE, extract_canonical, fair, merge_short_edges, model_field, open_mouth_code
+from nphm_track.heads.mesh import CELLS, extract_canonical, fair, merge_short_edges, model_field, open_mouth_code
 
 
 def test_stairs_of_marching_cubes_go_and_the_surface_stays() -> None:
@@ -31,7 +31,7 @@ def test_canonical_mesh_lies_on_the_zero_level() -> None:
     z_id = torch.zeros(model.config.identity_dim)
     opened = extract_canonical(model, z_id).open_vertices
     assert opened is not None
-    low, high = np.array(FACE).T
+    low, high = np.array(CELLS["face"][1]).T
     face = ((opened > low) & (opened < high)).all(1)
     distance = np.abs(model_field(model, z_id, open_mouth_code(model))(opened[face]))
     assert distance.mean() < 1e-5 and np.quantile(distance, 0.99) < 1e-4
