@@ -111,6 +111,12 @@ class Problem:
         marks = self.landmarks.ahead(at.landmarks, code, state.z_id, state.z_ex)
         return self.linearise(state, at.depth + moved.clamp(-MAX_MOVE, MAX_MOVE), marks)
 
+    def again(self, at: Working) -> Working:
+        """The same state, linearised where its rays meet the head: after a long step rows foretell depths badly."""
+        rays = rays_of(at.state, self.evidence.targets.pixels, at.depth)
+        depth = self.renderer.see(rays, at.state.z_id, at.state.z_ex).depth
+        return self.linearise(at.state, depth.view_as(at.depth), at.landmarks.points)
+
     def terms(self, at: Working, usable: Tensor) -> dict[str, Rows]:
         """The terms of pixels and landmarks; ``usable`` [B, N] are the pixels that count."""
         B, N = at.depth.shape
@@ -322,9 +328,12 @@ def optimise(problem: Problem, at: Working, iterations: int, tolerance: float = 
     for iteration in range(iterations):
         usable = at.seen.valid.view(at.depth.shape)
         ahead = problem.ahead(at, problem.step(at, usable, damping))
-        both = usable & ahead.seen.valid.view(at.depth.shape)
+        both, enough = usable & ahead.seen.valid.view(at.depth.shape), LEAST_KEPT * (usable & looked).sum()
+        if (both & looked).sum() < enough:
+            ahead = problem.again(ahead)
+            both = usable & ahead.seen.valid.view(at.depth.shape)
         after, before = problem.energy(ahead, both), problem.energy(at, both)
-        if after < before and (both & looked).sum() >= LEAST_KEPT * (usable & looked).sum():
+        if after < before and (both & looked).sum() >= enough:
             at, damping = ahead, damping / 4
             if before - after < tolerance * before:
                 return at, iteration + 1

@@ -206,15 +206,17 @@ def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: Ge
     assert np.allclose(frames["t"], truth.t.numpy())
 
 
+@pytest.mark.parametrize("pixels", [16, 24])  # of which a step of this length lost many when they were looked at once
 def test_frames_without_evidence_are_carried_by_their_neighbours(
-    person: Any, clip: Clip, maps: GeometryMaps, truth: State
+    person: Any, clip: Clip, maps: GeometryMaps, truth: State, pixels: int
 ) -> None:
     landmarks, sure, seen = clip.landmarks.copy(), maps.normal_confidence.clone(), clip.confidence.copy()
     landmarks[2], sure[2], seen[2] = np.nan, 0, 0
     start = replace(clip.start, t=clip.start.t.clone())
     start.t[2, 2] += 0.02
     hidden = replace(maps, normal_confidence=sure, point_confidence=sure)
-    frames = run(person, replace(clip, landmarks=landmarks, confidence=seen, start=start), hidden)
+    settings = QUICK.model_copy(update={"coarse": pixels})
+    frames = run(person, replace(clip, landmarks=landmarks, confidence=seen, start=start), hidden, settings=settings)
     assert np.isnan(frames["after"][2]).all() and np.isfinite(frames["z_ex"]).all()
     assert np.linalg.norm(frames["t"][2] - truth.t[2].numpy()) < 0.003
 
