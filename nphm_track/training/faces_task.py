@@ -58,6 +58,8 @@ class FacesData(Strict):
     regressor_width: int = Field(256, gt=0)
     regressor_layers: int = Field(4, gt=0)
     regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
+    sdf_points: int = Field(0, ge=0, description="points a sample for L3D; none: distances of vertices stand for it")
+    sdf_weight: float = Field(150.0, ge=0, description="of L3D beside the distances of vertices")
     details: bool = Field(True, description="the regressor reads the trunk's finest maps along lids, lips and brows")
     frozen: bool = Field(False, description="train the regressor alone, on the geometry networks of data.init")
     landmark_noise: float = Field(0.012, ge=0, description="largest noise on landmarks of the mesh, of the crop's side")
@@ -192,6 +194,9 @@ class FacesTask:
         table = {k: getattr(batch, k)[good] for k in ("w", "e", "K", "R", "t", "landmarks")}
         with torch.autocast(self.device.type, enabled=False):
             regressed = self.device_terms.vertex_terms(codes.z_id, codes.z_ex, table)
+            if self.data.sdf_points:
+                near = (table, dice.generator, len(good), self.data.sdf_points)
+                regressed["sdf"] = (self.data.sdf_weight, self.device_terms.sdf_term(codes.z_id, codes.z_ex, *near))
             regressor = self.model.regressor
             sizes = (codes.z_id / regressor.spread_id, codes.z_ex / regressor.spread_ex)
             regressed["code"] = (1e-3, sizes[0].square().mean() + sizes[1].square().mean())
@@ -259,7 +264,7 @@ class FacesTask:
             for name, value in (table | {"z_id": codes.z_id, "z_ex": codes.z_ex}).items():
                 parts.setdefault(name, []).append(value[good].float().cpu())
         table = {k: torch.cat(v) for k, v in parts.items()}
-        return summarise_errors(errors) | self.terms.metrics(table.pop("z_id"), table.pop("z_ex"), table, sdf=False)
+        return summarise_errors(errors) | self.terms.metrics(table.pop("z_id"), table.pop("z_ex"), table)
 
 
 def _initial(source: str) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -165,10 +165,11 @@ class HeadTerms:
         """
         w, e = batch["w"][:n], batch["e"][:n]
         posed = self.vertices + (w @ self.identity + e @ self.expression).unflatten(-1, (-1, 3))
-        chosen = torch.randint(posed.shape[1], (len(w), k), generator=generator)
-        rows = torch.arange(len(w))[:, None], chosen
+        device = generator.device
+        chosen = torch.randint(posed.shape[1], (len(w), k), generator=generator, device=device)
+        rows = torch.arange(len(w), device=device)[:, None], chosen
         x = posed[rows]
-        x = x + torch.randn(x.shape, generator=generator) * (0.003 / MODEL_UNIT)
+        x = x + torch.randn(x.shape, generator=generator, device=device) * (0.003 / MODEL_UNIT)
         with torch.no_grad():
             target = self.head.sdf(x, *self.codes(w, e))
         if placed:
@@ -176,8 +177,8 @@ class HeadTerms:
             x = x + (difference - self.placed(difference))[rows]
         return (self.head.sdf(x, z_id[:n], z_ex[:n]) - target).abs().mean()
 
-    def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor], *, sdf: bool = True) -> dict[str, float]:
-        """Mean vertex errors and (``sdf``) SDF L1 near the surface (mm, head frame; no alignment but for ``shape`` and
+    def metrics(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Mean vertex errors and SDF L1 near the surface (mm, head frame; no alignment but for ``shape`` and
         ``sdf_placed``), landmark error and expression correlations (``_facing``: heads within ``FACING``).
         """
         _, e = self.weights(z_id, z_ex)
@@ -186,15 +187,14 @@ class HeadTerms:
         mean_head = (batch["w"] @ self.identity).unflatten(-1, (-1, 3))
         zero = torch.zeros(())
         out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
-        if sdf:
-            for name, placed in (("sdf", False), ("sdf_placed", True)):
-                generator = torch.Generator().manual_seed(0)
-                found = []
-                for part in torch.arange(len(z_id)).split(25):
-                    some = {k: batch[k][part] for k in "we"}
-                    codes = z_id[part], z_ex[part]
-                    found.append(self.sdf_term(*codes, some, generator, len(part), 96, placed=placed))
-                out[f"{name}_mm"] = float(torch.stack(found).mean()) * mm
+        for name, placed in (("sdf", False), ("sdf_placed", True)):
+            generator = torch.Generator().manual_seed(0)
+            found = []
+            for part in torch.arange(len(z_id)).split(25):
+                some = {k: batch[k][part] for k in "we"}
+                codes = z_id[part], z_ex[part]
+                found.append(self.sdf_term(*codes, some, generator, len(part), 96, placed=placed))
+            out[f"{name}_mm"] = float(torch.stack(found).mean()) * mm
         out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
         names = self.head.config.expression_names
         everyone = torch.ones(len(e), dtype=torch.bool)
