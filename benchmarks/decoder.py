@@ -118,7 +118,7 @@ def grids(model: NphmDecoder, nodes: int, dense: int) -> list[Row]:
     ]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def meshes(model: NphmDecoder, frames: int) -> list[Row]:
     """One person's canonical mesh, then speech-like frames at 30 per second, each from the one before."""
     z_id = torch.zeros(model.config.identity_dim)
