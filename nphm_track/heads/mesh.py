@@ -122,7 +122,7 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
 
     At rest the lips touch and the zero level runs across them like a skin. The surface is therefore extracted with the
     jaw slightly open, where the lips are apart and the mouth is a pocket, and its vertices are taken back to the
-    canonical head. ``detail`` scales the grid's density (1: about 28,000 vertices). Raises ModelError when the code has
+    canonical head. ``detail`` scales the grid's density (1: about 30,000 vertices). Raises ModelError when the code has
     no surface.
     """
     from skimage.measure import marching_cubes
