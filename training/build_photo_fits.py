@@ -1,12 +1,13 @@
 """Find the face in every photo of the pool and fit an ICT head to its landmarks.
 
-    python training/build_photo_fits.py --ict FOLDER --photos FOLDER --out FILE.npz [--networks]
+    python training/build_photo_fits.py --ict FOLDER --photos FOLDER --out FILE.npz [--heads FILE | --networks]
 
 Writes file names, persons, landmarks [N, 478, 3] px, blendshape scores and fits (``nphm_track.training.photo_fit``) of
 the photos in which a face of at least 72 px is found and fitted well. One person in ten is marked held out.
 
 With --networks, a round of self-training: heads are what the current networks see in the photos, and the landmarks
-give little more than poses. The photos chosen are the same.
+give little more than poses. The photos chosen are the same. Networks change with every release: --write-heads keeps the
+heads of such a round, and --heads builds the same fits from them at any time.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import track
 
@@ -33,6 +35,7 @@ from nphm_track.training.regressor_task import HeadTerms, of_usual_size
 
 MIN_FACE = 72  # px
 MAX_ERROR = 0.035  # of the face's RMS radius
+HELD = 10.0  # noise of landmarks that leaves given heads as they are: only poses follow
 
 
 def main() -> None:
@@ -40,9 +43,13 @@ def main() -> None:
     parser.add_argument("--ict", required=True)
     parser.add_argument("--photos", required=True, help="folder with index.csv (file, person)")
     parser.add_argument("--out", required=True)
-    parser.add_argument("--networks", action="store_true", help="with the weights that the networks see")
+    heads = parser.add_mutually_exclusive_group()
+    heads.add_argument("--networks", action="store_true", help="with the weights that the networks see")
+    heads.add_argument("--heads", type=Path, help="with the weights of a file written by --write-heads")
+    parser.add_argument("--write-heads", type=Path, help="where to keep the weights of the photos")
     args = parser.parse_args()
     folder = Path(args.photos)
+    known = read_heads(args.heads) if args.heads else {}
     with open(folder / "index.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     landmarker = FaceLandmarker.from_pretrained()
@@ -51,7 +58,7 @@ def main() -> None:
         regressor = predictor.regressor
         regressor.image_config = replace(regressor.image_config, identity_trust=1.0)
     found, codes = [], []
-    for row in track(rows, description="landmarks"):
+    for row in track([r for r in rows if not known or r["file"] in known], description="landmarks"):
         image = np.asarray(Image.open(folder / row["file"]).convert("RGB"))
         face = largest_face(landmarker, image)
         if face is not None and face.presence > 0.9 and np.ptp(face.box[::2]) >= MIN_FACE:
@@ -63,11 +70,18 @@ def main() -> None:
     basis = landmark_basis(load_ict(args.ict))
     weights = landmark_weights(OUTLINE)
     blocks = [slice(k, k + 32) for k in range(0, len(found), 32)]
-    parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights) for k in track(blocks, description="fits")]
-    good = np.concatenate([p.error for p in parts]) < MAX_ERROR
-    if predictor is not None:
-        w, e = _weights(codes, args.ict)
-        parts = [fit_photos(basis, landmarks[k, :, :2], size[k], weights, (w[k], e[k])) for k in blocks]
+    observed = [(landmarks[k, :, :2], size[k], weights) for k in blocks]
+    noise = HELD if known else None
+    if known:
+        w, e = (torch.stack(x) for x in zip(*(known[r["file"]] for r, _, _ in found), strict=True))
+        good = np.ones(len(found), bool)
+    else:
+        parts = [fit_photos(basis, *o) for o in track(observed, description="fits")]
+        good = np.concatenate([p.error for p in parts]) < MAX_ERROR
+        if predictor is not None:
+            w, e = _weights(codes, args.ict)
+    if known or predictor is not None:
+        parts = [fit_photos(basis, *o, (w[k], e[k]), noise) for k, o in zip(blocks, observed, strict=True)]
     columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
     columns["landmarks"], columns["size"] = landmarks, size
     columns["blendshapes"] = np.stack([f.blendshapes for _, f, _ in found])
@@ -77,6 +91,8 @@ def main() -> None:
     partial = Path(args.out).with_suffix(".partial.npz")
     np.savez(partial, **{k: v[good] for k, v in columns.items()})
     os.replace(partial, args.out)
+    if args.write_heads:
+        write_heads(args.write_heads, *(columns[k][good] for k in ("photo", "w", "e")))
     print(
         f"{len(rows)} photos, {len(found)} faces, {good.sum()} fitted; median error {np.median(columns['error']):.4f}"
     )
@@ -87,6 +103,18 @@ def _weights(codes: list[Codes], ict: str) -> tuple[torch.Tensor, torch.Tensor]:
     terms = HeadTerms("nphm-small", ict, LANDMARKS)
     w, e = terms.weights(torch.cat([c.z_id for c in codes]), torch.cat([c.z_ex for c in codes]))
     return of_usual_size(w, terms.identity, terms.placement), e
+
+
+def write_heads(path: Path, photo: NDArray[np.str_], w: NDArray[np.float32], e: NDArray[np.float32]) -> None:
+    """Keep the ICT weights w [N, 100], e [N, E] of photos, half precision."""
+    np.savez_compressed(path, photo=photo, w=w.astype(np.float16), e=e.astype(np.float16))
+
+
+def read_heads(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """ICT weights (w [100], e [E]) of photos by file name."""
+    with np.load(path, allow_pickle=False) as data:
+        w, e = (torch.from_numpy(data[k].astype(np.float32)) for k in "we")
+        return {str(name): (w[i], e[i]) for i, name in enumerate(data["photo"])}
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ class FacesData(Strict):
     regressor_layers: int = Field(4, gt=0)
     regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
     sdf_points: int = Field(0, ge=0, description="points a sample for L3D; none: distances of vertices stand for it")
+    sdf_every: int = Field(1, gt=0, description="steps from one with L3D to the next: it doubles a GPU's step")
     sdf_weight: float = Field(150.0, ge=0, description="of L3D beside the distances of vertices")
     details: bool = Field(True, description="the regressor reads the trunk's finest maps along lids, lips and brows")
     frozen: bool = Field(False, description="train the regressor alone, on the geometry networks of data.init")
@@ -194,7 +195,7 @@ class FacesTask:
         table = {k: getattr(batch, k)[good] for k in ("w", "e", "K", "R", "t", "landmarks")}
         with torch.autocast(self.device.type, enabled=False):
             regressed = self.device_terms.vertex_terms(codes.z_id, codes.z_ex, table)
-            if self.data.sdf_points:
+            if self.data.sdf_points and step % self.data.sdf_every == 0:
                 near = (table, dice.generator, len(good), self.data.sdf_points)
                 regressed["sdf"] = (self.data.sdf_weight, self.device_terms.sdf_term(codes.z_id, codes.z_ex, *near))
             regressor = self.model.regressor

@@ -48,7 +48,10 @@ class Task(Protocol):
     def model(self) -> nn.Module: ...
 
     def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
-        """Named (weight, value) terms of one step; everything random comes from ``generator``."""
+        """Named (weight, value) terms of one step; everything random comes from ``generator``.
+
+        A step may leave terms out; their logged means are over the steps that had them.
+        """
         ...
 
     def evaluate(self, model: nn.Module) -> dict[str, float]: ...
@@ -131,8 +134,7 @@ class Trainer:
             return self.task.evaluate(self._averaged_model())
         started, saved = time.monotonic(), time.monotonic()
         board = None if self.share.rank else _tensorboard(self.folder)
-        sums: dict[str, float] = {}
-        count = 0
+        logged: dict[str, list[float]] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not _is_terminal() or self.share.rank > 0) as bar, self._saved_on_interrupt():
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
@@ -141,16 +143,15 @@ class Trainer:
                 now = time.monotonic()
                 self.seconds = self._agreed(self.seconds + now - started)
                 started = now
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0.0) + value
-                count += 1
                 bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
                 last = self.finished
                 if self.share.rank:
                     continue
+                for name, value in terms.items():
+                    logged.setdefault(name, []).append(value)
                 if self.step % 100 == 0 or last:
-                    self._log(board, {k: v / count for k, v in sums.items()})
-                    sums, count = {}, 0
+                    self._log(board, {k: sum(v) / len(v) for k, v in logged.items()})
+                    logged = {}
                 if self.step % self.config.evaluate_every == 0 or last:
                     metrics = self.task.evaluate(self._averaged_model())
                     self._log(board, {f"heldout/{k}": v for k, v in metrics.items()})

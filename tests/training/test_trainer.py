@@ -133,12 +133,14 @@ def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path: Path) -> Non
 def test_the_log_holds_mean_terms_and_held_out_metrics(tmp_path: Path) -> None:
     class Constant(Bowl):
         def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
-            return {"flat": (2.0, self.model.weight.sum() * 0 + 3.0)}
+            terms = {"flat": (2.0, self.model.weight.sum() * 0 + 3.0)}
+            return terms if step % 3 else {**terms, "rare": (0.0, torch.tensor(5.0))}
 
     T.Trainer(Constant(), settings(steps=150, evaluate_every=150), tmp_path).run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     terms = [row for row in rows if "total" in row]
     assert [(row["step"], row["flat"], row["total"]) for row in terms] == [(100, 3.0, 6.0), (150, 3.0, 6.0)]
+    assert [row["rare"] for row in terms] == [5.0, 5.0]  # over the steps that had it
     assert rows[-1]["step"] == 150 and rows[-1]["heldout/distance"] > 0
 
 
