@@ -50,7 +50,7 @@ class Weights(BaseModel):
         default=0.5, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
     image_identity_sigma: float = Field(
-        default=0.2, gt=0, description="the same for a single image: nothing averages the errors of its maps"
+        default=0.1, gt=0, description="the same for a single image: its maps tell nothing that its codes do not"
     )
     expression_sigma: float = Field(default=0.06, gt=0, description="of a feed-forward expression weight")
     expression_outlier: float = Field(
