@@ -43,9 +43,9 @@ def main() -> None:
     parser.add_argument("--ict", required=True)
     parser.add_argument("--photos", required=True, help="folder with index.csv (file, person)")
     parser.add_argument("--out", required=True)
-    heads = parser.add_mutually_exclusive_group()
-    heads.add_argument("--networks", action="store_true", help="with the weights that the networks see")
-    heads.add_argument("--heads", type=Path, help="with the weights of a file written by --write-heads")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--networks", action="store_true", help="with the weights that the networks see")
+    source.add_argument("--heads", type=Path, help="with the weights of a file written by --write-heads")
     parser.add_argument("--write-heads", type=Path, help="where to keep the weights of the photos")
     args = parser.parse_args()
     folder = Path(args.photos)
@@ -71,17 +71,19 @@ def main() -> None:
     weights = landmark_weights(OUTLINE)
     blocks = [slice(k, k + 32) for k in range(0, len(found), 32)]
     observed = [(landmarks[k, :, :2], size[k], weights) for k in blocks]
-    noise = HELD if known else None
+    seen, noise = None, None
     if known:
-        w, e = (torch.stack(x) for x in zip(*(known[r["file"]] for r, _, _ in found), strict=True))
+        w, e = zip(*(known[r["file"]] for r, _, _ in found), strict=True)
+        seen, noise = (torch.stack(w), torch.stack(e)), HELD
         good = np.ones(len(found), bool)
     else:
         parts = [fit_photos(basis, *o) for o in track(observed, description="fits")]
         good = np.concatenate([p.error for p in parts]) < MAX_ERROR
         if predictor is not None:
-            w, e = _weights(codes, args.ict)
-    if known or predictor is not None:
-        parts = [fit_photos(basis, *o, (w[k], e[k]), noise) for k, o in zip(blocks, observed, strict=True)]
+            seen = _weights(codes, args.ict)
+    if seen is not None:
+        of = ((seen[0][k], seen[1][k]) for k in blocks)
+        parts = [fit_photos(basis, *o, heads, noise) for o, heads in zip(observed, of, strict=True)]
     columns = {k: np.concatenate([getattr(p, k) for p in parts]) for k in ("w", "e", "K", "R", "t", "error")}
     columns["landmarks"], columns["size"] = landmarks, size
     columns["blendshapes"] = np.stack([f.blendshapes for _, f, _ in found])
