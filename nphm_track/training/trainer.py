@@ -65,6 +65,9 @@ def join_processes() -> Share:
     if world == 1:
         return Share()
     if not distributed.is_initialized():
+        # Imported (by optimisers) after the group began, its default arguments would keep the group and its threads.
+        import torch.distributed.nn.functional
+
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
