@@ -30,6 +30,8 @@ INNER_LIPS = (78, *RIMS[0], 308, *RIMS[1])
 """The inner rim of both lips."""
 OUTLIER = 0.0015
 """Metres by which a point of an inner rim may move otherwise than its neighbours; from 1.5 times that it does not."""
+OPEN_MOUTH = {"jawOpen": 0.4, "mouthSmile_L": 0.6, "mouthSmile_R": 0.6}
+"""ARKit weights of the mouth that points are started from: opened by the jaw, the lower lip goes with the chin."""
 BELOW_LIP = 18
 """A point of the chin just below the lower lip, whose motion is like the lip's."""
 
@@ -58,7 +60,7 @@ class LandmarkCarrier:
         self.outer = torch.tensor([place[RIM_PAIRS[p]] for p in rims], device=z_id.device)
         self.canonical = everything[points]
         self.origin: tuple[Tensor, Tensor] | None = None
-        code = open_mouth_code(model)
+        code = open_mouth_code(model, OPEN_MOUTH)
         if code is None:
             return
         opened = pose_points(model, everything, z_id, code)

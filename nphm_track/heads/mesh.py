@@ -5,7 +5,7 @@ Public results are metres in head space. The grid is rectilinear: its cells are 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,14 @@ CELLS = {
 tear the rims of ears, which are 5 mm wide."""
 COARSE, GROWTH = 0.01, 0.2
 """Metres: largest cells elsewhere; and how much larger than its own cells are outside a part, of the distance to it."""
+LIPS_APART = {"jawOpen": 0.15} | {
+    f"{name}_{side}": weight
+    for name, weight in {"mouthLowerDown": 0.8, "mouthSmile": 0.45, "mouthUpperUp": 0.3}.items()
+    for side in "LR"
+}
+"""ARKit weights of the open mouth that heads are meshed with: the lips are thin and apart there up to the corners. With
+jaw and smile alone webs stand in the corners, without a smile lips are frayed, with the jaw alone a flap of the lower
+lip hangs from the upper one."""
 FAIR_STEP = 0.0015
 """Metres: the longest step back to the surface; a longer one may lead to another sheet."""
 NECK_PLANE = (np.array([0.0, -0.1, 0.0]), np.array([0.0, 0.94, 0.34]))
@@ -193,15 +201,11 @@ def fair(
     return v
 
 
-def open_mouth_code(model: NphmDecoder) -> Tensor | None:
-    """Expression code [D_ex] of a slightly open, smiling mouth, for models that know ARKit weights.
-
-    Both lips are stretched thin and apart there; with the jaw alone a flap of the lower lip hangs from the upper one.
-    """
+def open_mouth_code(model: NphmDecoder, weights: Mapping[str, float] = LIPS_APART) -> Tensor | None:
+    """Expression code [D_ex] of these ARKit weights, for models that know them."""
     names = model.config.expression_names
     if "jawOpen" not in names:
         return None
-    weights = {"jawOpen": 0.4, "mouthSmile_L": 0.6, "mouthSmile_R": 0.6}
     columns = [model.expression_basis[:, names.index(n)] * w for n, w in weights.items() if n in names]
     return torch.stack(columns).sum(0)
 

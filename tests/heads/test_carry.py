@@ -9,6 +9,7 @@ from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
+from nphm_track.regressor.image_regressor import ImageRegressor
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,18 @@ def test_open_mouth_has_no_bridge_between_the_lips(
 ) -> None:
     carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
     assert longest_edge(mesh, carry(expression(model, **weights)).posed.points) < 0.03  # the mouth opens by 50 mm
+
+
+def test_no_web_stands_in_the_corners_of_an_open_mouth(model: NphmDecoder) -> None:
+    z_id = ImageRegressor.from_pretrained().identity_mean  # meshed with jaw and smile alone: 30 mm2
+    mesh = extract_canonical(model, z_id)
+    carry = MeshCarrier(model, mesh, z_id)
+    about_lips = mesh.faces[np.isin(mesh.faces, carry.lips.index.numpy()).any(1)]
+    rest, posed = (carry(expression(model, jawOpen=jaw)).posed.points.numpy() * MODEL_UNIT for jaw in (0.0, 0.5))
+    edges = [np.linalg.norm(v[about_lips] - v[np.roll(about_lips, 1, 1)], axis=-1) for v in (rest, posed)]
+    web = about_lips[(edges[1] > 4 * np.maximum(edges[0], 4e-4)).any(1)]
+    a, b, c = posed[web].swapaxes(0, 1)
+    assert np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2 < 10e-6  # square metres
 
 
 def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmDecoder, mesh: CanonicalMesh) -> None:

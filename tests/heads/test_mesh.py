@@ -51,7 +51,7 @@ class Shape:
 
     def deform(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
         offset = torch.zeros_like(points)
-        offset[..., 2] = 0.1 * z_ex[0]
+        offset[..., 2] = 0.3 * z_ex[0]
         return offset, offset[..., :2] * 0
 
     def sdf(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
