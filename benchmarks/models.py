@@ -3,8 +3,8 @@
     python benchmarks/models.py --ict FOLDER [--heads data/heads_heldout] [--landmarks data/landmarks_heldout]
         [--faces data/faces_heldout [--ruler 40 --fits data/photo_fits.npz]]
 
-Image regressors are measured as trained, before identity_trust: on each crop, and on each crop and its mirror image, as
-the tracker looks at stills. --ruler measures the identities of so many heads as real scans are measured
+Image regressors are measured as trained, before identity_trust: by one look at each crop, and by the four looks that
+the tracker takes at stills (CodePredictor). --ruler measures the identities of so many heads as real scans are measured
 (nphm_track/evaluation/scan.py), beside one identity for everybody, the mean of photo fits. The folders are those of
 ``training/README.md`` with held-out seeds (900000 and above); each adds the models it is for.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -27,12 +28,14 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import POINTS7_478
 from nphm_track.evaluation.scan import NAMES7, Scan
 from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.faces.roi import mirrored, scaled
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve
 from nphm_track.regressor.image_regressor import ImageRegressor
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.regressor.predictor import CLOSER
 from nphm_track.training.face_stream import crop_to_frame
 from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask, decode_crop
 from nphm_track.training.head_task import HeadData, HeadTask
@@ -68,8 +71,8 @@ def main() -> None:
         _print("geometry", GeometryTask(GeometryData(shards=args.faces, heldout=args.faces)).evaluate(net))
         task = image_regressor(args.ict, args.faces, net)
         _print("image-regressor", task.evaluate(task.model.eval()))
-        codes = _looked_at_twice(task, Path(args.faces), net)
-        _print("image-regressor, mirrored too", task.terms.metrics(*codes, task.heldout_table))
+        codes = _looked_at_again(task, Path(args.faces), net)
+        _print("image-regressor, four looks", task.terms.metrics(*codes, task.heldout_table))
         if args.ruler:
             _print("image-regressor, median mm by the ruler for scans", _ruler(task, args.ruler, args.fits))
 
@@ -82,25 +85,32 @@ def image_regressor(ict: str, faces: str, net: GeometryNet) -> ImageRegressorTas
     return ImageRegressorTask(data, (table, table))
 
 
-class MirroredShards(FaceShards):
-    """The same crops, mirrored and looked at anew."""
+class OtherLook(FaceShards):
+    """The same crops, mirrored or from closer, and looked at anew."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, flip: bool, scale: float) -> None:
         super().__init__(folder)
         self.landmarker = FaceLandmarker.from_pretrained()
+        self.flip, self.scale = flip, scale
 
     def take(self, rows: NDArray[np.integer]) -> dict[str, Any]:
         table = super().take(rows)
-        crops = torch.stack([decode_crop(j) for j in table["jpeg"]]).flip(3)
-        table["jpeg"] = [_png(crop) for crop in crops]
-        roi = torch.from_numpy(table["roi"])
-        roi[:, 0] = torch.from_numpy(table["size"])[:, 0] - roi[:, 0]
-        roi[:, 4] *= -1
+        crops = _closer(torch.stack([decode_crop(j) for j in table["jpeg"]]), self.scale)
+        rois = scaled(table["roi"], self.scale)
+        if self.flip:
+            crops, rois = crops.flip(3), mirrored(rois, table["size"][:, 0])
+        table["jpeg"], roi = [_png(crop) for crop in crops], torch.from_numpy(rois)
         with torch.no_grad():
             seen = self.landmarker.landmark_net(crops.contiguous(memory_format=torch.channels_last), True)
             landmarks = crop_to_frame(seen["landmarks"], roi)
             scores = self.landmarker.blendshape_net(landmarks[..., :2] - roi[:, None, :2])
-        return {**table, "roi": roi.numpy(), "landmarks": landmarks.numpy(), "blendshapes": scores.numpy()}
+        return {**table, "roi": rois, "landmarks": landmarks.numpy(), "blendshapes": scores.numpy()}
+
+
+def _closer(crops: Tensor, scale: float) -> Tensor:
+    theta = torch.tensor([[[scale, 0, 0], [0, scale, 0]]]).expand(len(crops), 2, 3)
+    grid = F.affine_grid(theta, list(crops.shape), align_corners=False)
+    return F.grid_sample(crops, grid, align_corners=False)
 
 
 def _png(crop: Tensor) -> NDArray[np.uint8]:
@@ -110,12 +120,17 @@ def _png(crop: Tensor) -> NDArray[np.uint8]:
 
 
 @torch.no_grad()
-def _looked_at_twice(task: ImageRegressorTask, folder: Path, net: GeometryNet) -> tuple[Tensor, Tensor]:
-    """Codes of the held-out crops, the mean of those of the crop and of its mirror image."""
-    mirrored = encode_shards(MirroredShards(folder), net, (*task.data.encoders, "d"))
-    codes, seen = (task._predict(task.model, table, None) for table in (task.heldout_table, mirrored))
-    back = CodeMirror(load_head_model())(seen.z_id, seen.z_ex)
-    return (codes.z_id + back[0]) / 2, (codes.z_ex + back[1]) / 2
+def _looked_at_again(task: ImageRegressorTask, folder: Path, net: GeometryNet) -> tuple[Tensor, Tensor]:
+    """Codes of the held-out crops, the mean of the four looks that the tracker takes at stills."""
+    seen = task._predict(task.model, task.heldout_table, None)
+    z_id, z_ex = seen.z_id, seen.z_ex
+    mirror = CodeMirror(load_head_model())
+    for flip, scale in ((True, 1.0), (False, CLOSER), (True, CLOSER)):
+        table = encode_shards(OtherLook(folder, flip, scale), net, (*task.data.encoders, "d"))
+        seen = task._predict(task.model, table, None)
+        back = mirror(seen.z_id, seen.z_ex) if flip else (seen.z_id, seen.z_ex)
+        z_id, z_ex = z_id + back[0], z_ex + back[1]
+    return z_id / 4, z_ex / 4
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 python training/release.py RUN NAME                               # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
 python training/release.py RUN --identity-trust .75 --photos FOLDER --fits FILE
+python training/release.py RUN RUN --shares .6 .4           # the mean of the weights of runs from the same start
 
 With --identity-trust, identities are drawn towards the mean that the networks see in the photos of the people that
 ``training/build_photo_fits.py`` did not hold out: three quarters of what sets a person off from it are kept, say.
@@ -11,8 +12,10 @@ With --identity-trust, identities are drawn towards the mean that the networks s
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,21 +32,23 @@ from nphm_track.training.photo_fit import largest_face
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    parser.add_argument("name", nargs="?", help="of the model; a faces run names its two itself")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="and the model's NAME; a faces run names its two itself")
+    parser.add_argument("--shares", type=float, nargs="+", help="of each run, when their weights are averaged")
     parser.add_argument("--identity-trust", type=float, help="share kept of what sets a person off from people's mean")
     parser.add_argument("--photos", type=Path, help="folder with the face photos that the mean is taken of")
     parser.add_argument("--fits", type=Path, help="file written by training/build_photo_fits.py")
     args = parser.parse_args()
     if args.identity_trust is not None and not (args.photos and args.fits):
         parser.error("--identity-trust needs --photos and --fits")
-    tensors, config = read_weights(args.run)
-    if config.get("kind") == "faces":
-        models = split_faces(tensors, config)
-    elif args.name:
-        models = {args.name: (tensors, config)}
-    else:
-        parser.error("the model's name is missing")
+    shares = args.shares or [1.0]
+    runs, names = args.runs[: len(shares)], args.runs[len(shares) :]
+    if len(runs) < len(shares) or abs(sum(shares) - 1) > 1e-6:
+        parser.error("--shares takes one number a run, and they sum up to 1")
+    tensors, config = averaged(runs, shares)
+    faces = config.get("kind") == "faces"
+    if len(names) != (0 if faces else 1):
+        parser.error("a faces run takes no name" if faces else "a run takes one name, its model's")
+    models = split_faces(tensors, config) if faces else {names[0]: (tensors, config)}
     for name, (weights, own) in models.items():
         path = Path("models") / name / "model.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,6 +60,25 @@ def main() -> None:
         weights["identity_mean"] = mean_identity(args.photos, args.fits)
         own["regressor"]["identity_trust"] = args.identity_trust
         write_weights(path, weights, own, half=True)
+
+
+def averaged(runs: Sequence[str], shares: Sequence[float]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and config of a run, or of the mean of several (Wortsman et al. 2022, "Model soups").
+
+    What was measured in training, and is not true of the mean, is left out; hours and steps are those of all runs.
+    """
+    read = [read_weights(run) for run in runs]
+    tensors, config = read[0]
+    if len(read) == 1:
+        return tensors, config
+    mean = {
+        name: sum(share * own[name].double() for share, (own, _) in zip(shares, read, strict=True)).to(t.dtype)
+        if t.is_floating_point()
+        else t
+        for name, t in tensors.items()
+    }
+    training = {key: sum(own["training"][key] for _, own in read) for key in ("hours", "steps")}
+    return mean, config | {"training": training}
 
 
 def mean_identity(photos: Path, fits: Path) -> Tensor:

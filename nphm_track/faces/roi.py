@@ -39,6 +39,16 @@ def roi_from_landmarks(landmarks: np.ndarray) -> np.ndarray:
     return _roi(np.concatenate([points.min(0), points.max(0)]), points[right], points[left])
 
 
+def scaled(rois: np.ndarray, scale: float) -> np.ndarray:
+    """Rois [N, 5] about the same centres, sides times ``scale``."""
+    return rois * np.array([1, 1, scale, scale, 1], np.float32)
+
+
+def mirrored(rois: np.ndarray, widths: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Rois [N, 5] where they lie in the mirror images of frames so wide."""
+    return np.concatenate([np.asarray(widths, np.float32)[:, None] - rois[:, :1], rois[:, 1:4], -rois[:, 4:]], 1)
+
+
 def crop_points_to_frame(points: np.ndarray, rois: np.ndarray, size: int = CROP_SIZE) -> np.ndarray:
     """Points [N, P, 3] of crops (px of a ``size`` crop) in the original frame, z scaled like x; ``rois`` [N, 5]."""
     cos, sin = np.cos(rois[:, 4])[:, None], np.sin(rois[:, 4])[:, None]

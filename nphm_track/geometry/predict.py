@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
-from nphm_track.faces.roi import crop_rois
+from nphm_track.faces.roi import crop_rois, scaled
 from nphm_track.geometry.landmark_mesh import frame_to_crop, landmark_maps
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryNet
@@ -27,11 +27,13 @@ class GeometryPredictor:
         self.triangles = net.triangles.cpu().numpy()
 
     @torch.inference_mode()
-    def tokens(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> dict[str, Tensor]:
+    def tokens(
+        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
+    ) -> dict[str, Tensor]:
         """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each pair of image and face, and "d" [B, P, DETAIL]: the
-        trunk's finest maps at ``DETAIL_POINTS``.
+        trunk's finest maps at ``DETAIL_POINTS``. ``scale``: of the crops' sides; below 1 is a look from closer.
         """
-        crop, features, maps, rois = self._inputs(images, faces)
+        crop, features, maps, rois = self._inputs(images, faces, scale)
         tokens = dict(zip("np", self.net.encode(crop, features, maps), strict=True))
         landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(rois.device)
         return tokens | {"d": self.net.details(features, frame_to_crop(landmarks, rois))}
@@ -69,10 +71,10 @@ class GeometryPredictor:
         return landmark_maps(points.numpy(), self.mean, self.triangles, DENSE)
 
     def _inputs(
-        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]
+        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
     ) -> tuple[Tensor, dict[int, Tensor], Tensor, Tensor]:
         device = self.net.mean_landmarks.device
-        rois = np.stack([f.next_roi for f in faces])
+        rois = scaled(np.stack([f.next_roi for f in faces]), scale)
         crop = crop_rois(images, rois, device=device)
         out = self.landmarker.landmark_net(crop, True)
         features = {s: out[f"features_{s}"].contiguous() for s in TRUNK}

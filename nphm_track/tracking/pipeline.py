@@ -51,8 +51,8 @@ GEOMETRY = "geometry"
 """The model that ``TrackOptions.refine`` needs."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
-LOOKED_AT_TWICE = 16
-"""Inputs of at most so many frames are looked at mirrored too: a clip has other frames to average over instead."""
+LOOKED_AT_AGAIN = 16
+"""Inputs of at most so many frames are looked at four times: a clip has other frames to average over instead."""
 FIT_SECONDS = 1.0
 """Time that a frame's codes take without a regressor, roughly: MonoNPHM on two CPU cores."""
 
@@ -260,7 +260,7 @@ class _Job:
         focal = None if self.camera is None else float(self.camera.K[0, 0])
         codes = None
         if images:
-            few = (expected_frames(self.source, self.options) or np.inf) <= LOOKED_AT_TWICE
+            few = (expected_frames(self.source, self.options) or np.inf) <= LOOKED_AT_AGAIN
             mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
             codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
