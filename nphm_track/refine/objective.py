@@ -50,7 +50,7 @@ class Weights(BaseModel):
         default=0.5, gt=0, description="of the feed-forward identity, in spreads of the prior"
     )
     image_identity_sigma: float = Field(
-        default=0.1, gt=0, description="the same for a single image: its maps tell nothing that its codes do not"
+        default=0.05, gt=0, description="the same for a single image: its maps tell nothing that its codes do not"
     )
     expression_sigma: float = Field(default=0.06, gt=0, description="of a feed-forward expression weight")
     expression_outlier: float = Field(
@@ -63,9 +63,9 @@ class Weights(BaseModel):
     focal_sigma: float = Field(default=0.08, gt=0, description="of log focal as landmarks give it")
     expression_acceleration: float = Field(default=60, gt=0, description="1/s^2, usual; speech reaches 200, jitter 100")
     burst: float = Field(default=3.0, gt=0, description="times the usual, beyond which it is meant: blinks, plosives")
-    rotation_acceleration: float = Field(default=5, gt=0, description="rad/s^2, usual of a head; jitter reaches 20")
+    rotation_acceleration: float = Field(default=4, gt=0, description="rad/s^2, usual of a head; jitter reaches 20")
     translation_acceleration: float = Field(
-        default=0.6, gt=0, description="m/s^2, usual of a head; jitter of depth reaches 6"
+        default=0.48, gt=0, description="m/s^2, usual of a head; jitter of depth reaches 6"
     )
     frame_time: float = Field(
         default=1 / 30, gt=0, description="seconds of one bend: the penalty is one of time, not frames"
