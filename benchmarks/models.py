@@ -35,7 +35,7 @@ from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve
 from nphm_track.regressor.image_regressor import ImageRegressor
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
-from nphm_track.regressor.predictor import CLOSER
+from nphm_track.regressor.predictor import LOOKS_AGAIN
 from nphm_track.training.face_stream import crop_to_frame
 from nphm_track.training.geometry_task import FaceShards, GeometryData, GeometryTask, decode_crop
 from nphm_track.training.head_task import HeadData, HeadTask
@@ -125,12 +125,13 @@ def _looked_at_again(task: ImageRegressorTask, folder: Path, net: GeometryNet) -
     seen = task._predict(task.model, task.heldout_table, None)
     z_id, z_ex = seen.z_id, seen.z_ex
     mirror = CodeMirror(load_head_model())
-    for flip, scale in ((True, 1.0), (False, CLOSER), (True, CLOSER)):
+    for flip, scale in LOOKS_AGAIN:
         table = encode_shards(OtherLook(folder, flip, scale), net, (*task.data.encoders, "d"))
         seen = task._predict(task.model, table, None)
         back = mirror(seen.z_id, seen.z_ex) if flip else (seen.z_id, seen.z_ex)
         z_id, z_ex = z_id + back[0], z_ex + back[1]
-    return z_id / 4, z_ex / 4
+    looks = 1 + len(LOOKS_AGAIN)
+    return z_id / looks, z_ex / looks
 
 
 @torch.no_grad()

@@ -17,8 +17,10 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 
 BATCH = 8
-CLOSER = 0.96
-"""Size of the crops of a closer look over the others': it sees as well as they do, and errs otherwise."""
+LOOKS_AGAIN = ((True, 1.0), (False, 0.96), (True, 0.96))
+"""Looks after the first: at the mirrored face or not, and the crop's side over the first one's. A closer look sees as
+well as the first, and errs otherwise.
+"""
 Mirror = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Identity and expression codes of a head -> those of its mirror image."""
 
@@ -68,11 +70,12 @@ class CodePredictor:
         rois = np.stack([face.next_roi for face in faces])
         twins = mirrored(rois, [image.shape[1] for image in images])
         z_id, z_ex, looks = codes.z_id, codes.z_ex, torch.ones_like(codes.z_id[:, :1])
-        for pictures, regions, scale in ((flipped, twins, 1.0), (images, rois, CLOSER), (flipped, twins, CLOSER)):
+        for mirror, scale in LOOKS_AGAIN:
+            pictures, regions = (flipped, twins) if mirror else (images, rois)
             seen = self.geometry.landmarker.observe_batch(pictures, scaled(regions, scale))
             again = self._look(pictures, seen, scale)
             there = looks.new_tensor([[face.presence >= MIN_PRESENCE] for face in seen])
-            back = self.mirror(again.z_id, again.z_ex) if pictures is flipped else (again.z_id, again.z_ex)
+            back = self.mirror(again.z_id, again.z_ex) if mirror else (again.z_id, again.z_ex)
             z_id, z_ex, looks = z_id + there * back[0], z_ex + there * back[1], looks + there
         return replace(codes, z_id=z_id / looks, z_ex=z_ex / looks)
 

@@ -95,7 +95,8 @@ class TrackOptions(BaseModel):
     )
     refine: bool = Field(
         default=False,
-        description="Refine the result against normals and points seen in each frame; about a second a frame.",
+        description="Refine the result against normals and points seen in each frame; half a minute a clip for the "
+        "person and about a second a frame.",
     )
     refine_renderer: Literal["surface", "volume"] = Field(
         default="surface", description="What --refine renders with; volume is far slower, for comparison."
