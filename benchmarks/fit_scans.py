@@ -27,10 +27,10 @@ from scipy.spatial import cKDTree
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT, POINTS7_478
 from nphm_track.evaluation.scan import NAMES7, Scan
-from nphm_track.evaluation.surface import Surface, unit
 from nphm_track.heads.registration import FACE_MARGIN, Pose, robust_similarity
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
 from nphm_track.rendering.shading import shade
+from nphm_track.rendering.surface import Surface, unit
 from nphm_track.scans.fitting import RED, FitOptions, ScanFitter
 from nphm_track.scans.landmarks import ScanLandmarks
 from nphm_track.scans.reading import ScanGeometry, read_scan

@@ -131,9 +131,9 @@ def stub(frames_a_round: int, small: bool) -> None:
     import torch
 
     from nphm_track.conventions import MODEL_UNIT
-    from nphm_track.export.overlay import OverlayRenderer
     from nphm_track.faces.follower import FaceFollower, FollowResult
     from nphm_track.regressor.predictor import CodePredictor
+    from nphm_track.rendering.overlay import OverlayRenderer
     from nphm_track.tracking import fit, mesh_store
     from nphm_track.tracking.render import BLOCK, SurfaceCarrier
 

@@ -19,9 +19,9 @@ from typing import Any
 from report import machine, machine_line, save, table
 
 from nphm_track._runtime import prepare_torch
-from nphm_track.export import overlay
 from nphm_track.faces import follower, landmarker, networks
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.rendering import overlay
 from nphm_track.tracking import fit, observations, pipeline, records, render
 from nphm_track.tracking.pipeline import track
 from nphm_track.video.reader import FrameSource

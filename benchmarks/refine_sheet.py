@@ -19,10 +19,10 @@ from sheets import STRIP, TILE, Picture, images
 
 from nphm_track._runtime import prepare_torch
 from nphm_track.errors import NphmTrackError
-from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.roi import crop_rois
 from nphm_track.heads.landmarks import RIMS
 from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.shading import backdrop
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.render import _surface_of

@@ -23,12 +23,12 @@ from rich.progress import track as progress
 
 from nphm_track._runtime import prepare_torch
 from nphm_track.errors import InputError, NphmTrackError
-from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import crop_rois, roi_from_landmarks
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.shading import backdrop
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.render import _surface_of

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from nphm_track import Run, read_run
-from nphm_track.export.overlay import OverlayRenderer
+from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.video.reader import open_video
 
 IMAGES = Path(__file__).parent / "images"

@@ -21,8 +21,6 @@ from PIL import Image
 
 from nphm_track import read_run
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.export.meshes import write_ply
-from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import (
@@ -35,6 +33,8 @@ from nphm_track.heads.editing import (
 )
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
+from nphm_track.rendering.overlay import OverlayRenderer
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.render import SurfaceCarrier
 

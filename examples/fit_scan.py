@@ -17,12 +17,12 @@ import torch
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import NphmTrackError
-from nphm_track.export.meshes import write_ply
 from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.heads.registration import Pose
+from nphm_track.rendering.ply import write_ply
 from nphm_track.scans.fitting import FitOptions, fit_scan
 
 EXPRESSIONS: dict[str, dict[str, float]] = {

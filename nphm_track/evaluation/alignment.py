@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from nphm_track.evaluation.surface import FloatArray, Surface, unit
+from nphm_track.rendering.surface import FloatArray, Surface, unit
 
 ITERATIONS = 40
 TRIM = 0.97

@@ -33,7 +33,7 @@ from nphm_track.evaluation.points7 import UNITS, read_points7, unit_of
 from nphm_track.evaluation.predict import ImagePredictor, Item, PredictionFolder, read_head
 from nphm_track.evaluation.region import FaceRegion
 from nphm_track.evaluation.results import provenance, provenance_text, table, write_results
-from nphm_track.evaluation.surface import Surface
+from nphm_track.rendering.surface import Surface
 from nphm_track.scans.reading import read_scan
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import UNREADABLE, replacing

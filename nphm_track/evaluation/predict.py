@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from nphm_track import __version__
 from nphm_track.conventions import MODEL_UNIT, POINTS7_478
 from nphm_track.errors import InputError, NoFaceError, OutputError
-from nphm_track.export.meshes import read_ply, write_ply
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.models import resolve, sha256
+from nphm_track.rendering.ply import read_ply, write_ply
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.pipeline import models_of, track
 from nphm_track.tracking.progress import Progress

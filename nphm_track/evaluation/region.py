@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from nphm_track.errors import InputError
 from nphm_track.evaluation.alignment import fit_distances, fit_points
 from nphm_track.evaluation.points7 import checked7
-from nphm_track.evaluation.surface import Surface
+from nphm_track.rendering.surface import Surface
 
 MASK = 1.4
 """Radius of the ball over the mean of the eyes' outer distance and the nose's length."""

@@ -19,7 +19,7 @@ from nphm_track.errors import InputError
 from nphm_track.evaluation.alignment import Similarity, fit_points, fit_surface
 from nphm_track.evaluation.points7 import NAMES7 as NAMES7
 from nphm_track.evaluation.points7 import checked7
-from nphm_track.evaluation.surface import FloatArray, Surface, face_normals, seen_from_front, unit, vertex_areas
+from nphm_track.rendering.surface import FloatArray, Surface, face_normals, seen_from_front, unit, vertex_areas
 
 RADIUS, DEPTH, MIN_FACING, OVAL_MARGIN = 0.095, 0.075, 0.2, 0.004
 """Region: metres from the nose tip, metres behind it, least cosine to the front, metres added around the oval."""

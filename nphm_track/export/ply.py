@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nphm_track.export.meshes import write_ply
 from nphm_track.export.options import ExportOptions
 from nphm_track.export.sequence import write_sequence
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
 

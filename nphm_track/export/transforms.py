@@ -14,8 +14,8 @@ import numpy as np
 
 from nphm_track.export.frames import IMAGES, MASKS, PICTURE, present_rows, vertices, write_images
 from nphm_track.export.manifest import write_manifest
-from nphm_track.export.meshes import write_ply
 from nphm_track.export.options import ExportOptions
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import MESH_NAME, MESHES, TRANSFORMS_JSON, Run
 from nphm_track.tracking.transforms import transforms

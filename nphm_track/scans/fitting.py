@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 from nphm_track._runtime import usable_device
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, NphmTrackError, OutputError
-from nphm_track.evaluation.surface import Surface
-from nphm_track.export.meshes import write_ply
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
@@ -26,6 +24,8 @@ from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.heads.registration import FACE_MARGIN, Registration, in_head, register
 from nphm_track.models import resolve, sha256
+from nphm_track.rendering.ply import write_ply
+from nphm_track.rendering.surface import Surface
 from nphm_track.scans.landmarks import ScanLandmarks, detect_landmarks, read_landmarks
 from nphm_track.scans.reading import SUFFIXES, ScanGeometry, read_scan
 from nphm_track.tracking.progress import NullProgress, Progress

@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.export.meshes import read_ply, write_ply
 from nphm_track.heads.mesh import CanonicalMesh
+from nphm_track.rendering.ply import read_ply, write_ply
 from nphm_track.tracking import render
 from nphm_track.tracking.mesh_stream import StreamWriter
 from nphm_track.tracking.records import Status, Track

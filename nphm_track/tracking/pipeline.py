@@ -15,8 +15,6 @@ import torch
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError, ModelError, NoFaceError, OutputError
-from nphm_track.export.meshes import write_ply
-from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
@@ -30,6 +28,8 @@ from nphm_track.refine.schedule import Settings
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.rendering.overlay import OverlayRenderer
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.identity import IdentityVotes, load_identity

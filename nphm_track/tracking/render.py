@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
-from nphm_track.export.overlay import OverlayRenderer
 from nphm_track.heads.carry import Carried, MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, RunFolder, read_run

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError, NoFaceError, OutputError
-from nphm_track.export.meshes import read_ply
 from nphm_track.locking import RunLock
+from nphm_track.rendering.ply import read_ply
 from nphm_track.tracking.mesh_stream import StreamReader
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import IDENTITY_OPTIONS, TrackOptions

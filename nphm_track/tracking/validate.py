@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
-from nphm_track.export.meshes import read_ply
+from nphm_track.rendering.ply import read_ply
 from nphm_track.tracking.mesh_store import mesh_rows
 from nphm_track.tracking.records import RunInfo, Status, Track
 from nphm_track.tracking.run_folder import (

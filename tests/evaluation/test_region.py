@@ -15,7 +15,7 @@ from nphm_track.evaluation import region
 from nphm_track.evaluation.alignment import Similarity
 from nphm_track.evaluation.points7 import NAMES7, read_points7, unit_of
 from nphm_track.evaluation.region import FaceRegion
-from nphm_track.evaluation.surface import Surface
+from nphm_track.rendering.surface import Surface
 
 from .conftest import face_like
 

@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from nphm_track.errors import InputError
 from nphm_track.evaluation.alignment import Similarity, fit_points
 from nphm_track.evaluation.scan import NAMES7, Scan, scan_error
-from nphm_track.evaluation.surface import Surface, seen_from_front
+from nphm_track.rendering.surface import Surface, seen_from_front
 
 # The ruler on ICT's mean head without eyes and teeth: scan-to-mesh median and mean after similarity, mean rigid, mm.
 RULER = {

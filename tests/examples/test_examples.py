@@ -21,11 +21,11 @@ from skimage import data
 from nphm_track import Run, TrackOptions, read_run, track
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.export.meshes import read_ply
 from nphm_track.heads import registration
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.heads.registration import Pose
+from nphm_track.rendering.ply import read_ply
 from nphm_track.scans import fitting
 from nphm_track.tracking.records import Status
 

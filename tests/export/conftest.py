@@ -13,8 +13,8 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from nphm_track import Run, TrackOptions, read_run
-from nphm_track.export.meshes import write_ply
 from nphm_track.models import sha256
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import InputInfo, Status, Track
 from nphm_track.tracking.run_folder import RunFolder
 from nphm_track.tracking.transforms import write_transforms

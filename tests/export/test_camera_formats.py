@@ -13,8 +13,8 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.cameras.calibration_file import read_calibration
 from nphm_track.export.formats import export
-from nphm_track.export.meshes import read_ply
 from nphm_track.export.options import ExportOptions
+from nphm_track.rendering.ply import read_ply
 
 PX = 0.05
 OPTIONS = [ExportOptions(), ExportOptions("mm", "z"), ExportOptions("cm", "y")]

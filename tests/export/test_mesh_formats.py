@@ -11,9 +11,9 @@ import trimesh
 from scipy.spatial.transform import Rotation, Slerp
 
 from nphm_track.export.formats import export
-from nphm_track.export.meshes import write_ply
 from nphm_track.export.morphs import Morphs, fit_morphs
 from nphm_track.export.options import ExportOptions
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.progress import NullProgress
 
 PX = 0.05

@@ -10,7 +10,7 @@ import pytest
 import trimesh
 from scipy.spatial.transform import Rotation
 
-from nphm_track.export.meshes import write_ply
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import InputInfo, Status, Track
 from nphm_track.tracking.run_folder import RunFolder

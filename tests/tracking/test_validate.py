@@ -9,7 +9,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from nphm_track.export.meshes import write_ply
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import RunInfo, Track
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import validate_run

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from nphm_track import Run, TrackOptions
-from nphm_track.export.meshes import write_ply
+from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import InputInfo, Status, Track
 from nphm_track.tracking.run_folder import RunFolder
 

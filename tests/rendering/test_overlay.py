@@ -7,7 +7,7 @@ import pytest
 import trimesh
 
 from nphm_track.errors import InputError
-from nphm_track.export.overlay import OverlayRenderer, compose, thin_faces
+from nphm_track.rendering.overlay import OverlayRenderer, compose, thin_faces
 from nphm_track.rendering.shading import STYLES
 
 K = np.array([[150.0, 0, 60], [0, 150, 40], [0, 0, 1]])

@@ -5,7 +5,7 @@ import pytest
 import trimesh
 
 from nphm_track.errors import InputError, OutputError
-from nphm_track.export.meshes import read_ply, write_ply
+from nphm_track.rendering.ply import read_ply, write_ply
 
 
 @pytest.fixture
