@@ -24,7 +24,7 @@ from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.rendering import overlay
 from nphm_track.tracking import fit, observations, pipeline, records, render
 from nphm_track.tracking.pipeline import track
-from nphm_track.video.reader import FrameSource
+from nphm_track.video.source import FrameSource
 from nphm_track.video.writer import VideoWriter
 
 STEPS: list[tuple[str, Any, str]] = [

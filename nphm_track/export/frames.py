@@ -16,7 +16,8 @@ from nphm_track.rendering.rasteriser import rasterise
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
-from nphm_track.video.reader import FOLDER_RATE, FrameSource, open_video
+from nphm_track.video.reader import FOLDER_RATE, open_video
+from nphm_track.video.source import FrameSource
 
 IMAGES = "images"
 MASKS = "masks"

@@ -18,7 +18,7 @@ from nphm_track.conventions import BROWS, LIDS, LIPS
 from nphm_track.faces.roi import CROP_SIZE
 from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
 from nphm_track.models import load_network
-from nphm_track.regressor.landmark_regressor import Block
+from nphm_track.transformer import Block
 
 GRID = 16
 """Tokens along each side of the crop."""

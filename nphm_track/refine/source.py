@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.geometry.maps import GeometryMaps
-from nphm_track.video.reader import Frame, FrameSource
+from nphm_track.video.source import Frame, FrameSource
 
 Predict = Callable[[Sequence[NDArray[np.uint8]], NDArray[np.int64]], GeometryMaps]
 """Maps of images [H, W, 3] uint8 RGB; the second argument are the rows of the clip they belong to."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from nphm_track.conventions import N_LANDMARKS
 from nphm_track.models import load_network
+from nphm_track.transformer import Block
 
 
 @dataclass(frozen=True)
@@ -57,24 +58,6 @@ def normalise_landmarks(landmarks: Tensor, image_size: Tensor) -> tuple[Tensor, 
     radius = radius[:, None]
     camera = torch.cat([place, radius / longest, along, torch.ones_like(radius)], -1)
     return points / radius[..., None], camera
-
-
-class Block(nn.Module):
-    """Pre-norm transformer layer with a GELU MLP."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:  # [B, L, D]
-        b, n, d = x.shape
-        q, k, v = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
-        x = x + self.out(h)
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
 class LandmarkRegressor(nn.Module):

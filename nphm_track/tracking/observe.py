@@ -12,7 +12,7 @@ from nphm_track.faces.landmarker import FaceObservation
 from nphm_track.regressor.predictor import BATCH, CodePredictor
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.progress import Progress
-from nphm_track.video.reader import FrameSource
+from nphm_track.video.source import FrameSource
 
 
 def observation_dtype(state_size: int, codes: CodePredictor | None = None) -> np.dtype[Any]:

@@ -43,7 +43,8 @@ from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
-from nphm_track.video.reader import FrameSource, open_video
+from nphm_track.video.reader import open_video
+from nphm_track.video.source import FrameSource
 
 REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-regressor",)}
 """Models that each choice of ``TrackOptions.codes`` needs beside landmarker and head."""

@@ -22,7 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from nphm_track import __version__
 from nphm_track.errors import InputError
 from nphm_track.tracking.observations import pieces
-from nphm_track.video.reader import IMAGE_SUFFIXES, VideoInfo
+from nphm_track.video.reader import IMAGE_SUFFIXES
+from nphm_track.video.source import VideoInfo
 
 PARTIAL = ".partial"
 """Ending of a file that is being written."""

@@ -24,7 +24,7 @@ from nphm_track.tracking.fit import ClipFit, head_landmarks, ibug_rows, landmark
 from nphm_track.tracking.observations import ObservationLog, column
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import RunFolder
-from nphm_track.video.reader import FrameSource
+from nphm_track.video.source import FrameSource
 
 PERSON_BIN, FRAMES_BIN = "person.bin", "frames.bin"
 """Finished stages: a resumed run goes on from them."""

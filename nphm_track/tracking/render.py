@@ -21,7 +21,8 @@ from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, RunFolder, read_run
-from nphm_track.video.reader import FrameSource, open_video
+from nphm_track.video.reader import open_video
+from nphm_track.video.source import FrameSource
 from nphm_track.video.writer import ImageWriter, VideoWriter
 
 BLOCK = 64

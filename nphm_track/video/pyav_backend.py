@@ -13,7 +13,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
-from nphm_track.video.reader import FrameSource, VideoInfo
+from nphm_track.video.source import FrameSource, VideoInfo
 
 _TEXT = frozenset({"tty", "txt", "srt", "ass", "webvtt"})  # formats FFmpeg "recognises" in plain text
 _POINTERS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "rtp"})  # files that name other files or hosts to read

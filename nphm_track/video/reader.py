@@ -10,18 +10,17 @@ import re
 import struct
 import warnings
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from nphm_track.errors import InputError
+from nphm_track.video.pyav_backend import AvSource
+from nphm_track.video.source import FrameSource, VideoInfo
 
 FOLDER_RATE = 30.0
 _BROKEN = (
@@ -30,105 +29,6 @@ _BROKEN = (
 )  # fmt: skip
 """What Pillow raises for damaged files; UnidentifiedImageError is an OSError."""
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
-
-
-@dataclass(frozen=True)
-class Frame:
-    """One picture: ``index`` in the source, ``time`` in seconds of the container's clock, ``image`` [H, W, 3] RGB."""
-
-    index: int
-    time: float
-    image: NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class VideoInfo:
-    """What is known of an input before it is decoded; None where the container does not say."""
-
-    path: Path
-    kind: Literal["video", "image", "folder"]
-    width: int  # pixels, rotation applied
-    height: int
-    rotation: int = 0  # degrees counter-clockwise that were applied: 0, 90, 180 or 270
-    frame_rate: float | None = None  # average, frames per second
-    frame_count: int | None = None  # an estimate
-    duration: float | None = None  # seconds
-    codec: str | None = None
-    has_audio: bool = False
-
-
-class FrameSource(ABC):
-    """The selected frames of one input: start <= time - origin < end, and of those every ``every``-th.
-
-    Iterate it, or call ``frames``, as often as you like; each call reads from the beginning. ``warning`` is set when a
-    pass met damage in the middle of the input.
-    """
-
-    info: VideoInfo
-    origin: float = 0.0  # time at which the container's clock starts, seconds
-    warning: str | None = None
-
-    def __init__(self, start: float | None, end: float | None, every: int) -> None:
-        if every < 1:
-            raise InputError(f"every must be at least 1, not {every}")
-        if start is not None and end is not None and end <= start:
-            raise InputError(f"end ({end:g} s) must come after start ({start:g} s)")
-        self.start, self.end, self.every = start, end, every
-
-    @property
-    def clip_origin(self) -> float:
-        """Source time at which a video of the selected frames starts its clock.
-
-        0, which keeps the source's timestamps, unless the beginning is cut off or the clock starts far from 0.
-        """
-        if self.start is None and self.origin < 10.0:
-            return 0.0
-        return self.origin + (self.start or 0.0)
-
-    @abstractmethod
-    def pictures(self) -> Iterator[tuple[float, Any]]:
-        """Time and undeveloped picture of every frame of the input, in order."""
-
-    @abstractmethod
-    def develop(self, picture: Any) -> NDArray[np.uint8]:
-        """RGB image [H, W, 3] of what ``pictures`` gave."""
-
-    def frames(self, first: int = 0) -> Iterator[Frame]:
-        """The selected frames from the ``first``-th on; those before it are decoded but not converted.
-
-        Frames are counted from the beginning of the input: a container's index cannot be trusted after seeking.
-        Raises InputError when nothing is selected or nothing can be decoded.
-        """
-        self.warning = None
-        in_range = selected = seen = 0
-        pictures = self.pictures()
-        try:
-            for index, (time, picture) in enumerate(pictures):
-                seen += 1
-                if self.start is not None and time - self.origin < self.start:
-                    continue
-                if self.end is not None and time - self.origin >= self.end:
-                    break
-                if in_range % self.every == 0:
-                    if selected >= first:
-                        yield Frame(index, time, self.develop(picture))
-                    selected += 1
-                in_range += 1
-        finally:
-            pictures.close()  # type: ignore[attr-defined]  # a generator
-        if not seen:
-            raise InputError(f"{self.info.path}: no frame can be decoded")
-        if not selected:
-            raise InputError(f"{self.info.path}: no frame between the given start and end")
-
-    def __iter__(self) -> Iterator[Frame]:
-        return self.frames()
-
-    def __enter__(self) -> FrameSource:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None  # nothing is held between passes; one under way lets go of the file when it ends or is dropped
 
 
 def open_video(
@@ -167,8 +67,6 @@ def open_video(
         if moving == "WEBP":  # FFmpeg reads the other animated formats
             return AnimationSource(path, start, end, every)
     if backend == "av":
-        from nphm_track.video.pyav_backend import AvSource
-
         return AvSource(path, start, end, every)
     if backend == "decord":
         from nphm_track.video.decord_backend import DecordSource

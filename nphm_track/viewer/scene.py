@@ -19,7 +19,8 @@ from nphm_track.errors import InputError
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
-from nphm_track.video.reader import Frame, open_video
+from nphm_track.video.reader import open_video
+from nphm_track.video.source import Frame
 
 SHADINGS = ("plain", "normals", "error")
 PLAIN = ((214, 205, 196), (150, 178, 204))

@@ -21,7 +21,8 @@ from nphm_track.tracking.pipeline import plan_line, to_track
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status
 from nphm_track.tracking.validate import validate_run
-from nphm_track.video.reader import VideoInfo, open_video
+from nphm_track.video.reader import open_video
+from nphm_track.video.source import VideoInfo
 from nphm_track.video.writer import VideoWriter
 
 

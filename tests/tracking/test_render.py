@@ -121,7 +121,7 @@ class Source:
         self.n, self.decoded = n, 0
 
     def __iter__(self) -> Any:
-        from nphm_track.video.reader import Frame
+        from nphm_track.video.source import Frame
 
         for i in range(self.n):
             self.decoded += 1

@@ -14,7 +14,7 @@ from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import InputInfo, RunInfo, Track
 from nphm_track.tracking.run_folder import RUN_JSON, RunFolder, default_output
-from nphm_track.video.reader import VideoInfo
+from nphm_track.video.source import VideoInfo
 
 RECORD = np.dtype([("time", "f8"), ("points", "f4", (3, 2))])
 INPUT = InputInfo(path="clip.mp4", sha256="ab", size=10, width=96, height=64)
