@@ -25,10 +25,10 @@ from nphm_track.geometry.networks import GeometryNet
 from nphm_track.regressor.image_regressor import ImageRegressor
 from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.geometry_task import FaceShards
+from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.ict import load_ict
 from nphm_track.training.image_regressor_task import Table, encode_shards
 from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights
-from nphm_track.training.regressor_task import HeadTerms
 
 
 @torch.no_grad()

@@ -31,8 +31,8 @@ from nphm_track.tracking.pipeline import track
 from nphm_track.tracking.records import Track
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, roi_cameras, rotation
+from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.photo_fit import LANDMARKS
-from nphm_track.training.regressor_task import HeadTerms
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.video.writer import VideoWriter
 

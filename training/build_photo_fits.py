@@ -29,9 +29,9 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.regressor.image_regressor import Codes
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.fit import OUTLINE
+from nphm_track.training.head_terms import HeadTerms, of_usual_size
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights, largest_face
-from nphm_track.training.regressor_task import HeadTerms, of_usual_size
 
 MIN_FACE = 72  # px
 MAX_ERROR = 0.035  # of the face's RMS radius

@@ -21,10 +21,11 @@ from nphm_track.regressor.landmark_regressor import RegressorConfig
 from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FaceBatch, FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
+from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
-from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+from nphm_track.training.regressor_task import regressor_config, standardise
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.training.trainer import Share
 

@@ -21,8 +21,9 @@ from nphm_track.geometry.networks import GeometryNet
 from nphm_track.models import read_weights
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.training.geometry_task import FaceShards, prepare_crops
+from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.recipe import Strict
-from nphm_track.training.regressor_task import HeadTerms, regressor_config, standardise
+from nphm_track.training.regressor_task import regressor_config, standardise
 from nphm_track.training.render_loss import Kind, render_loss
 from nphm_track.training.trainer import Share
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from nphm_track.training.head_terms import of_usual_size
 from nphm_track.training.photo_fit import LandmarkBasis, fit_photos, landmark_weights
-from nphm_track.training.regressor_task import of_usual_size
 
 ALL, EXACT = landmark_weights(()), 0.011
 
