@@ -11,22 +11,23 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nphm_track.version import __version__
+
 # Spinning OpenMP threads cost several times the work itself on a shared machine; only effective before torch loads.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
+    from nphm_track.tracker import track
     from nphm_track.tracking.options import TrackOptions
-    from nphm_track.tracking.pipeline import track
     from nphm_track.tracking.run_folder import Run, read_run
 
-__version__ = "0.1.0"
 __all__ = ["Run", "TrackOptions", "__version__", "read_run", "track"]
 
 _HOME = {
     "Run": "nphm_track.tracking.run_folder",
     "TrackOptions": "nphm_track.tracking.options",
     "read_run": "nphm_track.tracking.run_folder",
-    "track": "nphm_track.tracking.pipeline",
+    "track": "nphm_track.tracker",
 }
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from nphm_track import __version__
 from nphm_track.errors import ModelError
+from nphm_track.version import __version__
 
 CORE = (
     "torch", "numpy", "scipy", "scikit-image", "numba", "trimesh", "safetensors", "av", "kornia", "pydantic", "typer",

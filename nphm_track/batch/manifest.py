@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from nphm_track import __version__
 from nphm_track.errors import InputError, OutputError
+from nphm_track.version import __version__
 
 SESSION_JSON = "session.json"
 SESSION_LOCK = "session.lock"

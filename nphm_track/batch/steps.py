@@ -85,11 +85,11 @@ def refine_identity(work: PersonWork, progress: Progress) -> dict[str, Any]:
 
 def track(work: Work, progress: Progress) -> dict[str, Any]:
     """The second step: the run folder, and pictures for the summary."""
-    from nphm_track.tracking import pipeline
+    from nphm_track import tracker
 
     options = _options(work)
     overwrite = has_another_identity(work.output, options)
-    run = pipeline.track(work.input, work.output, options=options, overwrite=overwrite, progress=progress)
+    run = tracker.track(work.input, work.output, options=options, overwrite=overwrite, progress=progress)
     worst = worst_frames(run.track)
     try:
         draw_pictures(run, work.pictures, worst)

@@ -10,9 +10,9 @@ from typing import Any
 
 import typer
 
-from nphm_track import __version__
 from nphm_track.cli.commands import LazyGroup
 from nphm_track.errors import InputError, NphmTrackError, OutputError
+from nphm_track.version import __version__
 
 DEFAULT_COMMAND = "track"
 GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")

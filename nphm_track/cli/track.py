@@ -35,10 +35,10 @@ def track(
 
     settings = TrackOptions.build(**options)
     try:
-        from nphm_track.tracking import pipeline
+        from nphm_track import tracker
 
         with show_progress(quiet) as progress:
-            run = pipeline.track(input, output, options=settings, overwrite=overwrite, progress=progress)
+            run = tracker.track(input, output, options=settings, overwrite=overwrite, progress=progress)
     except KeyboardInterrupt:
         print("nphm-track: interrupted; the same command goes on where it stopped", file=sys.stderr)
         raise typer.Exit(130) from None

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nphm_track import __version__
 from nphm_track.conventions import MODEL_UNIT, POINTS7_478
 from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.heads.decoder import NphmDecoder
@@ -27,6 +26,7 @@ from nphm_track.tracking.pipeline import models_of, track
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, replacing
 from nphm_track.tracking.run_folder import Run
+from nphm_track.version import __version__
 
 Kind = Literal["neutral", "posed"]
 FloatArray = NDArray[np.float32]

@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from nphm_track import __version__
 from nphm_track.errors import OutputError
 from nphm_track.tracking.records import replacing
+from nphm_track.version import __version__
 
 RESULTS_JSON, RESULTS_MD = "results.json", "results.md"
 

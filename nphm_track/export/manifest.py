@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nphm_track import __version__
+from nphm_track.version import __version__
 
 if TYPE_CHECKING:
     from nphm_track.export.options import ExportOptions

@@ -67,21 +67,7 @@ def track(
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Run:
-    """Track the face of a video, an image or a folder of images and write a run folder.
-
-    Args:
-        input: the clip.
-        output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued, or returned
-            as it is when it is done.
-        options: see :class:`TrackOptions`; ``overrides`` are single options by name.
-        overwrite: start over when the folder holds a run of this clip with other options.
-        progress: told where the run is.
-
-    Raises:
-        InputError: the clip or an option cannot be used. NoFaceError: no face in the whole clip.
-        ModelError: a model file is missing or damaged.
-        OutputError: the folder cannot be written or belongs to another clip.
-    """
+    """What :func:`nphm_track.track` does, all but the report: that reads finished runs and stands above this room."""
     options = TrackOptions.build(options, **overrides)
     progress = progress or NullProgress()
     with _job(input, output, options, overwrite, progress) as job:
@@ -209,12 +195,7 @@ class _Job:
         quality = track.quality()
         if self.source.warning:
             self.progress.note(self.source.warning)
-        run = self.folder.finish(quality=quality, timings=self.timings)
-        if self.options.report:
-            from nphm_track.export.report import write_report  # reads finished runs: it stands above this module
-
-            write_report(run)
-        return run
+        return self.folder.finish(quality=quality, timings=self.timings)
 
     def _fit(
         self, model: NphmDecoder, log: np.ndarray, camera: Intrinsics | None, identity: np.ndarray | None

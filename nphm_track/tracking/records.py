@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nphm_track import __version__
 from nphm_track.errors import InputError
 from nphm_track.tracking.observations import pieces
+from nphm_track.version import __version__
 from nphm_track.video.reader import IMAGE_SUFFIXES
 from nphm_track.video.source import VideoInfo
 

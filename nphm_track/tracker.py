@@ -1,0 +1,43 @@
+"""``nphm_track.track``: a clip tracked to the end, report included."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from nphm_track.export.report import write_report
+from nphm_track.tracking import pipeline
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.progress import Progress
+from nphm_track.tracking.run_folder import REPORT_HTML, Run
+
+
+def track(
+    input: str | Path,
+    output: str | Path | None = None,
+    *,
+    options: TrackOptions | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> Run:
+    """Track the face of a video, an image or a folder of images and write a run folder.
+
+    Args:
+        input: the clip.
+        output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued, or returned
+            as it is when it is done; a report that it lacks is written.
+        options: see :class:`TrackOptions`; ``overrides`` are single options by name.
+        overwrite: start over when the folder holds a run of this clip with other options.
+        progress: told where the run is.
+
+    Raises:
+        InputError: the clip or an option cannot be used. NoFaceError: no face in the whole clip.
+        ModelError: a model file is missing or damaged.
+        OutputError: the folder cannot be written or belongs to another clip.
+    """
+    options = TrackOptions.build(options, **overrides)
+    run = pipeline.track(input, output, options=options, overwrite=overwrite, progress=progress)
+    if options.report and not (run.path / REPORT_HTML).exists():
+        write_report(run)
+    return run
