@@ -52,7 +52,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Calls:
         seen.append({"recipe": recipe, "out": out, "overrides": overrides, "resume": resume})
         return {"error": 0.5}
 
-    stand_ins = {"tracking.pipeline": track, "tracking.render": render_overlay, "training.cli": train}
+    stand_ins = {"tracker": track, "tracking.render": render_overlay, "training.cli": train}
     for name, function in stand_ins.items():
         module = types.ModuleType(f"nphm_track.{name}")
         setattr(module, function.__name__, function)
