@@ -1,0 +1,77 @@
+"""The benchmarks' entry and what they share; each benchmark answers, the quick ones run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package is not installed
+from benchmarks.__main__ import application, main, names
+from benchmarks.harness import Report, table
+from benchmarks.reading import Reader, write_video
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_list_names_every_benchmark_with_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    main([])
+    lines = capsys.readouterr().out.splitlines()[1:]
+    assert len(lines) == len(names()) and "decoder" in names()
+    assert all(line.endswith(".") for line in lines)
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_benchmark_tells_its_options(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        application(name)(["--help"])
+    assert end.value.code == 0
+    assert "--out" in capsys.readouterr().out
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(SystemExit, match=r"no benchmark 'spede'; choose from .*decoder"):
+        main(["spede"])
+
+
+def test_importing_the_harness_does_not_load_torch() -> None:
+    code = "import sys, benchmarks.__main__; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_numbers_of_a_table_are_short_and_unknown_ones_dashes() -> None:
+    text = table(["a", "b", "c", "d"], [[0.12345, 1234.5, float("nan"), None]])
+    assert text.splitlines()[-1] == "| 0.123 | 1234 | - | - |"
+
+
+def test_a_report_is_written_for_people_and_for_programs(tmp_path: Path) -> None:
+    Report({"answer": 42}, ["All is well."], passed=False).save(tmp_path, "check")
+    facts = json.loads((tmp_path / "check.json").read_text())
+    assert facts["answer"] == 42 and facts["passed"] is False and facts["machine"]["cores"]
+    assert (tmp_path / "check.md").read_text().endswith("All is well.\n")
+
+
+def test_a_file_is_read_or_refused_with_one_line(tmp_path: Path) -> None:
+    reader = Reader(tmp_path / "out", limit=60)
+    assert reader.read(write_video(tmp_path / "clip.mp4", frames=3)) == ("read", "64x48, 3 frames")
+    (tmp_path / "text.mp4").write_text("no clip")
+    assert reader.read(tmp_path / "text.mp4").kind == "refused"
+
+
+def test_damaged_files_end_well(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        application("fuzz")(["--files", "6", "--out", str(tmp_path)])
+    assert end.value.code == 0
+    assert sum(json.loads((tmp_path / "fuzz.json").read_text())["counts"].values()) == 6
+
+
+def test_a_file_that_ends_the_other_way_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import corpus
+
+    monkeypatch.setattr(corpus, "NOT_VIDEOS", {"well": ("a.mp4", write_video(tmp_path / "clip.mp4").read_bytes())})
+    report = corpus.run(tmp_path, only=["well"])
+    assert not report.passed
+    assert report.facts["findings"] == ["well: it ended well: 64x48, 8 frames"]
