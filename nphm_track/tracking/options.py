@@ -32,6 +32,9 @@ class TrackOptions(BaseModel):
         default=None, gt=0, description="Track frames before this moment, seconds after the clip's beginning."
     )
     every: int = Field(default=1, ge=1, description="Track every Nth frame.")
+    stream: int | None = Field(
+        default=None, ge=0, description="Which video stream of the file, from 0. (default: the one that players show)"
+    )
     face: int | None = Field(
         default=None,
         ge=0,

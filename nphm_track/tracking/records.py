@@ -153,24 +153,27 @@ class InputInfo(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     path: str = Field(description="Absolute.")
+    relative: str | None = Field(default=None, description="The same, from the run folder.")
     sha256: str
     size: int = Field(description="Bytes.")
-    width: int = Field(description="Pixels, after the rotation tag was applied.")
-    height: int = Field(description="Pixels, after the rotation tag was applied.")
+    width: int = Field(description="Pixels of the picture as it is shown: turned, and resampled to square pixels.")
+    height: int = Field(description="Pixels, likewise.")
     fps: float | None = Field(default=None, description="Average frames per second; None for images.")
     duration: float | None = Field(
         default=None, description="Seconds; None for images or when the container does not say."
     )
     rotation: int = Field(default=0, description="Degrees, as the container's tag gives them.")
+    shown: list[str] = Field(default=[], description="What else was done to show the pictures as the file asks.")
     kind: Literal["video", "image", "folder"] = "video"
 
     @classmethod
-    def of(cls, path: str | Path, video: VideoInfo) -> InputInfo:
-        """Describe an opened input; reads all of it, for the digest."""
+    def of(cls, path: str | Path, video: VideoInfo, run: str | Path | None = None) -> InputInfo:
+        """Describe an opened input, of the run folder ``run``; reads all of it, for the digest."""
         path = Path(path)
         sha256, size = input_digest(path)
         return cls(
             path=str(path.absolute()),
+            relative=None if run is None else relative_path(path, Path(run)),
             sha256=sha256,
             size=size,
             width=video.width,
@@ -178,13 +181,22 @@ class InputInfo(BaseModel):
             fps=video.frame_rate,
             duration=video.duration,
             rotation=video.rotation,
+            shown=list(video.notes),
             kind=video.kind,
         )
 
     def __str__(self) -> str:
         rate = f" at {self.fps:.4g} frames/s" if self.fps else ""
         length = f", {self.duration:.1f} s" if self.duration else ""
-        return f"{self.path}: {self.width}x{self.height}{rate}{length}"
+        return "; ".join([f"{self.path}: {self.width}x{self.height}{rate}{length}", *self.shown])
+
+
+def relative_path(path: Path, folder: Path) -> str | None:
+    """A place seen from ``folder``, with forward slashes; None on another drive."""
+    try:
+        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+    except ValueError:
+        return None
 
 
 def input_files(path: Path) -> list[Path]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
+from nphm_track.video.presentation import Developer, Presentation, deinterlaced
 from nphm_track.video.source import FrameSource, VideoInfo
 
 _TEXT = frozenset({"tty", "txt", "srt", "ass", "webvtt"})  # formats FFmpeg "recognises" in plain text
@@ -22,29 +24,34 @@ _POINTERS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "rtp"})  # files 
 class AvSource(FrameSource):
     """A video file; each pass opens it anew and holds a few frames at a time."""
 
-    def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
+    def __init__(
+        self, path: Path, start: float | None, end: float | None, every: int, stream_number: int | None = None
+    ) -> None:
         super().__init__(start, end, every)
-        self.path = path
+        self.path, self._stream_number = path, stream_number
         with _open(path) as container:
-            stream = _video_stream(container, path)
+            stream = _video_stream(container, path, stream_number)
             errors: list[str] = []
             frame = next(_decode(container, stream, errors), None)
             if frame is None:
                 reason = f" ({errors[0]})" if errors else ""
                 raise InputError(f"{path}: no frame can be decoded{reason}")
-            self.info = _describe(path, container, stream, frame)
+            self.presentation = Presentation.of(stream, frame)
+            self.info = _describe(path, container, stream, self.presentation)
+            self._counted = stream.frames > 0  # the container knows, rather than guesses, how many there are
+            self.streams, self.format = len(_pictured(container)), container.format.name
+            self.trimmed = stream.frames > (self.info.frame_count or 0)
             self.origin = (container.start_time or 0) / av.time_base
             self.first_time = self.origin if frame.time is None else frame.time
-        self._size = frame.width, frame.height
+        self._develop = Developer(self.presentation, self.origin)
 
     def pictures(self) -> Iterator[tuple[float, VideoFrame]]:
         errors: list[str] = []
         count, last, shift = 0, -np.inf, 0.0
         step = 1.0 / (self.info.frame_rate or 25.0)
         with _open(self.path) as container:
-            stream = _video_stream(container, self.path)
-            expected = stream.frames
-            for count, frame in enumerate(_decode(container, stream, errors), start=1):
+            stream = _video_stream(container, self.path, self._stream_number)
+            for count, frame in enumerate(deinterlaced(_decode(container, stream, errors)), start=1):
                 time = frame.time
                 if time is None:
                     time = last + step if count > 1 else self.first_time
@@ -54,14 +61,11 @@ class AvSource(FrameSource):
                 yield last, frame
         if count and errors:
             self.warning = f"{self.path}: damaged, {count} frames could be decoded ({errors[0]})"
-        elif count < 0.9 * expected:
-            self.warning = f"{self.path}: ends early, {count} of {expected} frames could be decoded"
+        elif self._counted and count < 0.9 * (self.info.frame_count or 0):
+            self.warning = f"{self.path}: ends early, {count} of {self.info.frame_count} frames could be decoded"
 
     def develop(self, picture: VideoFrame) -> NDArray[np.uint8]:
-        width, height = self._size  # a stream may change its size midway; the run does not
-        image = picture.to_ndarray(format="rgb24", width=width, height=height)
-        turns = self.info.rotation // 90
-        return np.ascontiguousarray(np.rot90(image, turns), np.uint8)
+        return self._develop(picture)
 
 
 def _open(path: Path) -> InputContainer:
@@ -75,22 +79,37 @@ def _open(path: Path) -> InputContainer:
     return container
 
 
-def _video_stream(container: InputContainer, path: Path) -> VideoStream:
-    covers = av.stream.Disposition.attached_pic
-    streams = [s for s in container.streams.video if not s.disposition & covers]
+def _video_stream(container: InputContainer, path: Path, number: int | None) -> VideoStream:
+    """The ``number``-th video stream; without a number the one players show: the default one, else the largest."""
+    streams = _pictured(container)
     if not streams:
         what = "sound but no picture" if container.streams.audio else "no video stream"
         raise InputError(f"{path}: the file holds {what}")
-    stream = streams[0]
+    if number is not None and number >= len(streams):
+        raise InputError(f"{path}: no video stream {number}: the file has {len(streams)}, counted from 0")
+    stream = max(streams, key=_prominence) if number is None else streams[number]
     if stream.codec_context is None:
         raise InputError(f"{path}: its video codec is not supported")
     stream.thread_type = "AUTO"
     return stream
 
 
+def _pictured(container: InputContainer) -> list[VideoStream]:
+    covers = av.stream.Disposition.attached_pic
+    return [stream for stream in container.streams.video if not stream.disposition & covers]
+
+
+def _prominence(stream: VideoStream) -> tuple[bool, int]:
+    """Sorts video streams; of equals, the first is the greatest for ``max``."""
+    context = stream.codec_context
+    size = context.width * context.height if context else 0
+    return bool(stream.disposition & av.stream.Disposition.default), size
+
+
 def _decode(container: InputContainer, stream: VideoStream, errors: list[str]) -> Iterator[VideoFrame]:
     """Every frame that decodes; what goes wrong after the first one is noted in ``errors``."""
     packets = container.demux(stream)
+    decoder = _decoder(stream)
     started = False
     while True:
         try:
@@ -101,7 +120,7 @@ def _decode(container: InputContainer, stream: VideoStream, errors: list[str]) -
         if packet is None:
             return
         try:
-            frames = packet.decode()
+            frames = decoder.decode(packet)
         except (av.FFmpegError, OSError, ValueError) as error:
             if started or packet.is_keyframe:  # a stream cut out of another begins with undecodable packets
                 errors.append(_reason(error))
@@ -111,22 +130,29 @@ def _decode(container: InputContainer, stream: VideoStream, errors: list[str]) -
             yield frame  # type: ignore[misc]  # a video stream decodes to video frames
 
 
+def _decoder(stream: VideoStream) -> VideoCodecContext:
+    """The stream's own decoder; libvpx for VP8 and VP9 with transparency, which FFmpeg's own leaves out."""
+    name = {"vp8": "libvpx", "vp9": "libvpx-vp9"}.get(stream.codec_context.name)
+    transparent = any(k.lower() == "alpha_mode" and v == "1" for k, v in stream.metadata.items())
+    if name and transparent and name in av.codecs_available:
+        return av.CodecContext.create(name, "r")  # type: ignore[return-value]
+    return stream.codec_context
+
+
 def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
-def _describe(path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame) -> VideoInfo:
-    turn = frame.rotation if abs(frame.rotation) <= 360 else 0  # a matrix that is none gives any number
-    rotation = round(turn / 90) * 90 % 360
-    width, height = (frame.height, frame.width) if rotation % 180 else (frame.width, frame.height)
+def _describe(path: Path, container: InputContainer, stream: VideoStream, shown: Presentation) -> VideoInfo:
     duration = None
     if stream.duration and stream.time_base:
         duration = float(stream.duration * stream.time_base)
     elif container.duration:
         duration = container.duration / av.time_base
     rate = float(stream.average_rate) if stream.average_rate else None
-    count = stream.frames or (round(duration * rate) if duration and rate else None)
+    lasting = round(duration * rate) if duration and rate else None
+    count = min(stream.frames or lasting or 0, lasting or stream.frames) or None  # an edit list shows fewer than stored
     return VideoInfo(
-        path, "video", width, height, rotation, rate, count, duration,
-        codec=stream.codec_context.name, has_audio=bool(container.streams.audio),
+        path, "video", *shown.size, shown.rotation, rate, count, duration,
+        codec=stream.codec_context.name, has_audio=bool(container.streams.audio), notes=tuple(shown.notes()),
     )  # fmt: skip

@@ -37,6 +37,7 @@ def open_video(
     start: float | None = None,
     end: float | None = None,
     every: int = 1,
+    stream: int | None = None,
     backend: str = "av",
 ) -> FrameSource:
     """Open a video, an image, or a folder of images in natural order.
@@ -44,6 +45,7 @@ def open_video(
     Args:
         start, end: seconds from the beginning, as a player shows them; frames with start <= time < end are kept.
         every: keep each ``every``-th frame of those.
+        stream: which of a file's video streams, from 0; by default the one that players show.
         backend: "av", or "decord" for videos (needs the extra of that name).
 
     Raises InputError, with one line for the user, for whatever cannot be read.
@@ -67,11 +69,11 @@ def open_video(
         if moving == "WEBP":  # FFmpeg reads the other animated formats
             return AnimationSource(path, start, end, every)
     if backend == "av":
-        return AvSource(path, start, end, every)
+        return AvSource(path, start, end, every, stream)
     if backend == "decord":
         from nphm_track.video.decord_backend import DecordSource
 
-        return DecordSource(path, start, end, every)
+        return DecordSource(path, start, end, every, stream)
     raise InputError(f"unknown video backend '{backend}'; choose from av, decord")
 
 

@@ -7,14 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import av
+from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
 _COPIED = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus"})
 _AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
 
 
+def _prominence(stream: AudioStream) -> tuple[bool, int]:
+    """Sorts sound streams as players do; of equals, the first is the greatest for ``max``."""
+    context = stream.codec_context
+    return bool(stream.disposition & av.stream.Disposition.default), context.channels if context else 0
+
+
 class SoundTrack:
-    """The first sound stream of ``source``, added to ``output`` before its header is written.
+    """The default sound stream of ``source``, else that with most channels, added to ``output`` before its header is
+    written.
 
     Args:
         origin: source time that becomes 0 in the output, seconds; what sounds before it is left out.
@@ -29,7 +37,7 @@ class SoundTrack:
         if not self._input.streams.audio:
             self._input.close()
             raise LookupError(f"{source} has no sound")
-        self._heard = self._input.streams.audio[0]
+        self._heard = max(self._input.streams.audio, key=_prominence)
         if origin > 1.0:
             self._input.seek(int(origin * av.time_base))
         self._resampler: av.AudioResampler | None = None

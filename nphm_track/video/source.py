@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 
+TICK = 1e-6
+"""Seconds; far from zero, differences of times are no more exact than this."""
+
 
 @dataclass(frozen=True)
 class Frame:
@@ -29,7 +32,7 @@ class VideoInfo:
 
     path: Path
     kind: Literal["video", "image", "folder"]
-    width: int  # pixels, rotation applied
+    width: int  # pixels, as the picture is shown: turned, and resampled to square pixels
     height: int
     rotation: int = 0  # degrees counter-clockwise that were applied: 0, 90, 180 or 270
     frame_rate: float | None = None  # average, frames per second
@@ -37,6 +40,7 @@ class VideoInfo:
     duration: float | None = None  # seconds
     codec: str | None = None
     has_audio: bool = False
+    notes: tuple[str, ...] = ()  # what else was done to show the pictures as the file asks, in words
 
 
 class FrameSource(ABC):
@@ -61,9 +65,10 @@ class FrameSource(ABC):
     def clip_origin(self) -> float:
         """Source time at which a video of the selected frames starts its clock.
 
-        0, which keeps the source's timestamps, unless the beginning is cut off or the clock starts far from 0.
+        0, which keeps the source's timestamps, unless the beginning is cut off, or the clock starts before 0 or far
+        behind it.
         """
-        if self.start is None and self.origin < 10.0:
+        if self.start is None and 0 <= self.origin < 10.0:
             return 0.0
         return self.origin + (self.start or 0.0)
 
@@ -87,9 +92,9 @@ class FrameSource(ABC):
         try:
             for index, (time, picture) in enumerate(pictures):
                 seen += 1
-                if self.start is not None and time - self.origin < self.start:
+                if self.start is not None and time - self.origin < self.start - TICK:
                     continue
-                if self.end is not None and time - self.origin >= self.end:
+                if self.end is not None and time - self.origin >= self.end - TICK:
                     break
                 if in_range % self.every == 0:
                     if selected >= first:

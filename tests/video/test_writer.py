@@ -99,6 +99,24 @@ def test_sound_is_kept_in_time(tmp_path, codec, suffix):
     assert end == pytest.approx(1.0, abs=0.05) and onset == pytest.approx(0.2, abs=0.03)
 
 
+def test_of_several_sounds_the_default_one_is_kept(tmp_path):
+    """A commentary comes first; the default sound is a tone, the other is silence."""
+    source = tmp_path / "two.mka"
+    with av.open(str(source), "w") as container:
+        streams = [container.add_stream("aac", rate=48000, layout="mono") for _ in range(2)]
+        streams[0].disposition, streams[1].disposition = 0, av.stream.Disposition.default
+        for loudness, stream in zip((0, 20000), streams, strict=True):
+            wave = (np.sin(np.arange(48000) / 10) * loudness).astype(np.int16)
+            frame = av.AudioFrame.from_ndarray(wave[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+            resampler = av.AudioResampler("fltp", "mono", 48000, frame_size=1024)
+            for piece in (*resampler.resample(frame), *resampler.resample(None), None):
+                container.mux(stream.encode(piece))
+    kept = write_all(tmp_path / "kept.mp4", [i / 10 for i in range(10)], source=source)
+    with av.open(str(kept)) as container:
+        assert np.abs(np.concatenate([f.to_ndarray().ravel() for f in container.decode(audio=0)])).max() > 0.3
+
+
 def test_source_without_sound(tmp_path):
     silent = write_all(tmp_path / "silent.mp4", VARIABLE)
     copy = write_all(tmp_path / "copy.mp4", VARIABLE, source=silent)
