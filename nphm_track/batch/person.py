@@ -33,6 +33,7 @@ from nphm_track.refine.solver import Evidence
 from nphm_track.refine.source import ClipMaps
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
+from nphm_track.tracking.clip import open_input
 from nphm_track.tracking.fit import fit_clip, predicted_codes
 from nphm_track.tracking.identity import Identity
 from nphm_track.tracking.observations import column
@@ -41,7 +42,6 @@ from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.pipeline import GEOMETRY
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import UNREADABLE
-from nphm_track.video.reader import open_video
 
 VIEWS = 60
 """Frames of a take among which key frames are looked for; they know its focal length, too."""
@@ -169,7 +169,6 @@ class _Part:
 
     def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
         """The geometry maps of some views, their regions in pixels of the common camera."""
-        o = self.take.options
 
         def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
             faces = [
@@ -178,7 +177,7 @@ class _Part:
             ]
             return predictor.maps(images, faces)
 
-        with open_video(self.take.input, start=o.start, end=o.end, every=o.every, backend=o.reader) as source:
+        with open_input(self.take.input, self.take.options) as source:
             maps = ClipMaps(source, self.views["row"], np.ones(len(self.views), bool), predict)(rows)
         return replace(maps, rois=_moved(maps.rois, self.scale, -self.centre * self.scale))
 

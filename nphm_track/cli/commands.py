@@ -12,6 +12,7 @@ COMMANDS = {
     "track": ("track:track", "Track the face of VIDEO (the default command)."),
     "render-overlay": ("overlay:render_overlay", "Draw the overlay of a run again, with another look."),
     "export": ("export:export", "Write a run's heads, cameras or parameters in the format of another program."),
+    "relink": ("relink:relink", "Tell a run where its clip is now, after either was moved."),
     "report": ("report_page:report", "Write report.html: the run on one page that needs no network, for any browser."),
     "view": ("view:view", "View a run in the browser, or two side by side."),
     "fit-scan": ("fit_scan:fit_scan", "Fit a head to a 3-D scan: codes, pose, mesh and error map."),

@@ -32,6 +32,9 @@ def export(
     images: Annotated[
         bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
     ] = False,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's heads, cameras or parameters in the format of another program."""
@@ -41,7 +44,7 @@ def export(
     from nphm_track.tracking.run_folder import read_run
 
     with show_progress(quiet) as progress:
-        options = ExportOptions(unit=unit, up=up, images=images)
+        options = ExportOptions(unit=unit, up=up, images=images, clip=clip)
         written = formats.export(read_run(run), format, output, options, progress)
     if not quiet:
         typer.echo(written)

@@ -23,6 +23,9 @@ def render_overlay(
     size: Annotated[float, typer.Option(min=0.05, max=8, help="Size relative to the original frame.")] = 1.0,
     side_by_side: Annotated[bool, typer.Option("--side-by-side", help=_FIELDS["side_by_side"].description)] = False,
     renderer: Annotated[str, typer.Option(help=_FIELDS["renderer"].description)] = "numba",
+    clip: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
+    ] = None,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Draw the overlay of a run again, with another look."""
@@ -38,6 +41,7 @@ def render_overlay(
             scale=size,
             side_by_side=side_by_side,
             renderer=renderer,
+            clip=clip,
             progress=progress,
         )
     if not quiet:

@@ -11,13 +11,12 @@ from PIL import Image
 
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError
-from nphm_track.models import sha256
 from nphm_track.rendering.rasteriser import rasterise
+from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
-from nphm_track.video.reader import FOLDER_RATE, open_video
-from nphm_track.video.source import FrameSource
+from nphm_track.video.reader import FOLDER_RATE
 
 IMAGES = "images"
 MASKS = "masks"
@@ -72,19 +71,9 @@ def frame_rate(run: Run) -> float:
     return run.info.input.fps or FOLDER_RATE
 
 
-def open_clip(run: Run) -> FrameSource:
-    """The frames the run was made of. Raises InputError when the clip is gone or has changed."""
-    info, options = run.info.input, run.info.options
-    clip = Path(info.path)
-    if not clip.exists():
-        raise InputError(f"the clip of this run, {clip}, is not there any more; leave out --images")
-    if clip.is_file() and sha256(clip) != info.sha256:
-        raise InputError(f"{clip} is not the clip this run was made of: it has changed")
-    part = {name: options[name] for name in ("start", "end", "every")}
-    return open_video(clip, **part, backend=options["reader"])
-
-
-def write_images(run: Run, folder: Path, progress: Progress, *, masks: bool, lost: bool = False) -> None:
+def write_images(
+    run: Run, folder: Path, progress: Progress, *, masks: bool, lost: bool = False, clip: Path | None = None
+) -> None:
     """Write ``images/<frame>.png`` [H, W, 3] of each frame with a head (with ``lost``: of all frames), as they are in
     the clip, lens distortion included, and ``masks/<frame>.png`` [H, W]: 255 where the head is, 0 elsewhere.
     """
@@ -93,7 +82,7 @@ def write_images(run: Run, folder: Path, progress: Progress, *, masks: bool, los
     if masks:
         (folder / MASKS).mkdir()
     progress.stage(IMAGES, len(track))
-    with open_clip(run) as source:
+    with open_clip(run, clip) as source:
         for row, frame in enumerate(source):
             if row >= len(track):
                 break

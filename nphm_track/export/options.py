@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class ExportOptions:
     """"y" or "z"."""
     images: bool = False
     """Write the frames of the clip (and masks of the head where the format knows them) beside the export."""
+
+    clip: Path | None = None
+    """Where the run's clip is, for ``images``; by default it is looked for (``tracking.clip.find_clip``)."""
 
     def __post_init__(self) -> None:
         for name, known in (("unit", METRES_PER_UNIT), ("up", AXES)):

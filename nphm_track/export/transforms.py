@@ -35,7 +35,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
         if meshes:
             frame["mask_path"] = f"{MASKS}/{PICTURE.format(frame['frame'])}"
     if options.images:
-        write_images(run, target, progress, masks=meshes)
+        write_images(run, target, progress, masks=meshes, clip=options.clip)
     if meshes:
         faces = run.canonical()[1]
         (target / MESHES).mkdir()

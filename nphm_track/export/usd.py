@@ -5,7 +5,7 @@ The world is the camera-fixed one; the stage states its unit and up axis. ``/Wor
 point is an aperture offset, the distortion an attribute ``lens:distortion``). Time codes count frames of the clip's
 nominal rate from its first frame, fractions included, so that variable rates survive. While the head is lost it is
 invisible, and pose and points have no samples. USD has no schema for a background plate: ``plate:file`` of the camera
-names the clip or, with ``images``, each frame's picture.
+names the clip, from the stage's folder, or, with ``images``, each frame's picture.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nphm_track.export.frames import IMAGES, PICTURE, canonical, frame_rate, pre
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import METRES_PER_UNIT, ExportOptions
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.records import Status
+from nphm_track.tracking.records import Status, relative_path
 from nphm_track.tracking.run_folder import Run
 
 if TYPE_CHECKING:
@@ -53,11 +53,11 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     stage.SetStartTimeCode(float(codes[0]))
     stage.SetEndTimeCode(float(codes[-1]))
     stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/World").GetPrim())
-    _camera(stage, run, options, codes)
+    _camera(stage, run, target, options, codes)
     _head(stage, run, options, codes, progress)
     stage.Save()
     if options.images:
-        write_images(run, target, progress, masks=False, lost=True)
+        write_images(run, target, progress, masks=False, lost=True, clip=options.clip)
     write_manifest(target, run, "usd", options, world="camera-fixed")
 
 
@@ -99,7 +99,7 @@ def _points(values: NDArray[np.float64]) -> object:
     return Vt.Vec3fArray.FromNumpy(np.ascontiguousarray(values, np.float32))
 
 
-def _camera(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[np.float64]) -> None:
+def _camera(stage: Usd.Stage, run: Run, folder: Path, options: ExportOptions, codes: NDArray[np.float64]) -> None:
     from pxr import Gf, Sdf, UsdGeom
 
     track = run.track
@@ -122,7 +122,7 @@ def _camera(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[n
     prim.CreateAttribute("lens:distortion", Sdf.ValueTypeNames.DoubleArray).Set(track.distortion.tolist())
     plate = prim.CreateAttribute("plate:file", Sdf.ValueTypeNames.Asset)
     if not options.images:
-        plate.Set(Sdf.AssetPath(run.info.input.path))
+        plate.Set(Sdf.AssetPath(relative_path(Path(run.info.input.path), folder) or run.info.input.path))
         return
     for row, code in enumerate(codes.tolist()):
         plate.Set(Sdf.AssetPath(f"./{IMAGES}/{PICTURE.format(int(track.frame[row]))}"), code)

@@ -30,6 +30,7 @@ from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.ply import write_ply
+from nphm_track.tracking.clip import open_input
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.identity import IdentityVotes, load_identity
@@ -43,7 +44,6 @@ from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
 from nphm_track.tracking.transforms import write_transforms
-from nphm_track.video.reader import open_video
 from nphm_track.video.source import FrameSource
 
 REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-regressor",)}
@@ -107,11 +107,10 @@ def _job(
     """An input and the run folder that is its own, opened."""
     prepare_torch()
     device = usable_device(options.device)
-    source = open_video(input, start=options.start, end=options.end, every=options.every, backend=options.reader)
-    with source:
+    with open_input(input, options) as source:
         models = {name: sha256(resolve(name)) for name in models_of(options)}
-        info = InputInfo.of(input, source.info)
         path = output or default_output(input)
+        info = InputInfo.of(input, source.info, path)
         with RunFolder.open(path, info, options, models=models, overwrite=overwrite) as folder:
             yield _Job(source, folder, options, device, progress)
 

@@ -18,10 +18,10 @@ from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
+from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, RunFolder, read_run
-from nphm_track.video.reader import open_video
 from nphm_track.video.source import FrameSource
 from nphm_track.video.writer import ImageWriter, VideoWriter
 
@@ -142,29 +142,26 @@ def render_overlay(
     scale: float = 1.0,
     side_by_side: bool = False,
     renderer: str = "numba",
+    clip: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Draw a finished run's overlay again; returns the file written (default: the run's own overlay).
+
+    ``clip`` says where the run's clip is, when it is not found.
 
     Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the file cannot
     be written.
     """
     progress = progress or NullProgress()
     done = read_run(run)
-    track, info = done.track, done.info
-    clip = Path(info.input.path)
-    if not clip.exists():
-        raise InputError(f"the clip of this run, {clip}, is not there any more")
-    if clip.is_file() and sha256(clip) != info.input.sha256:
-        raise InputError(f"{clip} is not the clip this run was made of: it has changed")
-    options = info.options
+    track = done.track
+    source = open_clip(done, clip)
     target = Path(output) if output else done.overlay
     mesh, vertices_of = _surface_of(done)
     size = (int(track.image_size[0]), int(track.image_size[1]))
     occlusion = ambient_occlusion(mesh.vertices, mesh.faces)
     painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer, occlusion)
-    part = {name: options[name] for name in ("start", "end", "every")}
-    with open_video(clip, **part, backend=options["reader"]) as source:
+    with source:
         write_overlay(target, source, track, painter, vertices_of, progress, stage="overlay")
     return target
 

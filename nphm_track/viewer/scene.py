@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +15,10 @@ from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
 from nphm_track.rendering.rasteriser import vertex_normals
+from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
-from nphm_track.video.reader import open_video
-from nphm_track.video.source import Frame
+from nphm_track.video.source import Frame, FrameSource
 
 SHADINGS = ("plain", "normals", "error")
 PLAIN = ((214, 205, 196), (150, 178, 204))
@@ -104,9 +102,10 @@ class Pictures:
     """The clip's frames, small, in any order; those asked for last are kept. None when the clip is not there."""
 
     def __init__(self, run: Run) -> None:
-        info, options = run.info.input, run.info.options
-        self._part: dict[str, Any] = {"every": 1} | {k: options[k] for k in ("start", "end", "every") if k in options}
-        self._path = Path(info.path) if Path(info.path).exists() else None
+        try:
+            self._source: FrameSource | None = open_clip(run)
+        except InputError:
+            self._source = None
         self._kept: OrderedDict[int, NDArray[np.uint8]] = OrderedDict()
         self._frames: Iterator[Frame] | None = None
         self._next = 0
@@ -116,18 +115,18 @@ class Pictures:
         if row in self._kept:
             self._kept.move_to_end(row)
             return self._kept[row]
-        if self._path is None:
+        if self._source is None:
             return None
         try:
             self._read(row)
         except InputError:
-            self._path = None
+            self._source = None
         return self._kept.get(row)
 
     def _read(self, row: int) -> None:
-        assert self._path is not None
+        assert self._source is not None
         if self._frames is None or not self._next <= row < self._next + KEPT:
-            self._frames, self._next = open_video(self._path, **self._part).frames(row), row
+            self._frames, self._next = self._source.frames(row), row
         for frame in self._frames:
             small = Image.fromarray(frame.image)
             small.thumbnail((PICTURE_SIZE, PICTURE_SIZE))

@@ -137,8 +137,8 @@ def test_run_without_a_head(made) -> None:
 
 
 def test_clip_must_be_there_and_unchanged_for_images(made, tmp_path: Path) -> None:
-    made.run.info.input.path = str(tmp_path / "gone.mp4")
-    with pytest.raises(InputError, match="leave out --images"):
+    made.run.info.input.sha256 = "0" * 64
+    with pytest.raises(InputError, match="it has changed; nphm-track relink"):
         export(made.run, "colmap", options=ExportOptions(images=True))
 
 

@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track import Run, TrackOptions
 from nphm_track.rendering.ply import write_ply
-from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.records import InputInfo, Status, Track, input_digest
 from nphm_track.tracking.run_folder import RunFolder
 
 N, SIZE = 4, (64, 48)
@@ -44,7 +44,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     for values in (track.R, track.t, track.landmarks_fit):
         values[status == Status.LOST] = np.nan
-    info = InputInfo(path=str(root / "clip"), sha256="ab", size=1, width=SIZE[0], height=SIZE[1], fps=25, kind="folder")
+    sha256, bytes_ = input_digest(root / "clip")
+    info = InputInfo(
+        path=str(root / "clip"), sha256=sha256, size=bytes_, width=SIZE[0], height=SIZE[1], fps=25, kind="folder"
+    )
     folder = RunFolder.open(root / "run", info, TrackOptions(overlay=False))
     track.save(folder.track)
     head = trimesh.creation.icosphere(subdivisions=2, radius=0.1)
