@@ -19,6 +19,7 @@ from scipy.spatial.transform import Rotation
 from nphm_track.errors import InputError, OutputError
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
+from nphm_track.viewer.access import own_page_only
 from nphm_track.viewer.scene import PLAIN, SHADINGS, RunScene
 
 BESIDE = 0.35
@@ -45,7 +46,8 @@ class Viewer:
         viser = _viser()
         self.scenes = [RunScene(run, colour) for run, colour in zip(runs, PLAIN, strict=False)]
         try:
-            self.server: Any = viser.ViserServer(host=host, port=port, verbose=False)
+            with own_page_only(host):
+                self.server: Any = viser.ViserServer(host=host, port=port, verbose=False)
         except OSError as error:
             raise OutputError(f"the viewer cannot use {host}:{port} ({error.strerror or error})") from None
         self.host = host
@@ -188,7 +190,14 @@ class Viewer:
         error = track.landmark_error_px[row]
         measured = f", landmarks {error:.1f} px off" if np.isfinite(error) else ""
         status = _STATUS[int(track.status[row])]
-        return f"**{scene.run.path.name}**: frame {track.frame[row]}, {track.time[row]:.2f} s, {status}{measured}"
+        return (
+            f"**{_plain(scene.run.path.name)}**: frame {track.frame[row]}, {track.time[row]:.2f} s, {status}{measured}"
+        )
+
+
+def _plain(text: str) -> str:
+    """Any text as markdown that shows it and does nothing else: every sign that could mean something is spelt out."""
+    return "".join(c if c.isalnum() or c == " " else f"&#{ord(c)};" for c in text)
 
 
 def _wxyz(R: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import html
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -10,6 +12,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,6 +71,54 @@ def test_viewer_serves_and_follows_its_controls(run: Run, port: int) -> None:
         assert viewer._facts.content.count("frame 1, 0.04 s, tracked, landmarks 1.0 px off") == 2
     finally:
         viewer.stop()
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "answered"),
+    [
+        ("localhost:{port}", None, True),
+        ("127.0.0.1:{port}", "http://127.0.0.1:{port}", True),
+        ("localhost:9000", "http://localhost:9000", True),  # a forwarded port
+        ("[::1]:{port}", "http://[::1]:{port}", True),
+        ("localhost:{port}", "http://evil.example", False),
+        ("localhost:{port}", "http://localhost:3000", False),  # another server of this machine
+        ("localhost:{port}", "null", False),  # a file, a sandboxed frame
+        ("rebound.example:{port}", "http://rebound.example:{port}", False),
+        ("rebound.example:{port}", None, False),
+        ("localhost.evil.example", None, False),
+        ("", None, False),
+    ],
+)
+def test_it_answers_its_own_page_only(served: Any, host: str, origin: str | None, answered: bool) -> None:
+    port = served.server.get_port()
+    headers = [f"Host: {host.format(port=port)}"] + ([f"Origin: {origin.format(port=port)}"] if origin else [])
+    upgrade = ["Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    for asked in (headers, [*headers, *upgrade, key]):
+        with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
+            connection.sendall("\r\n".join(["GET / HTTP/1.1", *asked, "", ""]).encode())
+            status = int(connection.recv(4096).split()[1])
+        assert (status in (101, 200)) == answered, (asked, status)
+        assert answered or status == 403
+
+
+@pytest.fixture(scope="module")
+def served(run: Run) -> Iterator[Any]:
+    pytest.importorskip("viser")
+    from nphm_track.viewer.app import Viewer
+
+    viewer = Viewer([run], port=0)
+    yield viewer
+    viewer.stop()
+
+
+def test_the_name_of_a_run_is_text(run: Run) -> None:
+    pytest.importorskip("viser")
+    from nphm_track.viewer.app import _plain
+
+    name = """<iframe srcdoc="<script>x</script>"> {alert(1)} [a](javascript:b) `c` **d** 顔\udce9"""
+    assert html.unescape(_plain(name[:-1])) == name[:-1]
+    assert re.fullmatch(r"([^\W_]| |&#\d+;)*", _plain(name))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
