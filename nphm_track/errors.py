@@ -1,8 +1,19 @@
 """Errors the toolkit raises on purpose, each with the exit code the command line ends with.
 
 Exit codes: 0 done, 1 a bug, 2 unusable input or arguments, 3 no face found, 4 a model file is missing or damaged,
-5 the output could not be written, 130 interrupted by the user.
+5 the output could not be written; 130 interrupted by the user, 143 by SIGTERM and 129 by SIGHUP.
 """
+
+import errno
+import signal
+
+UNWRITABLE = frozenset({
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE,
+})  # fmt: skip
+"""What the system says when a file cannot be written, whichever it is."""
+END_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""What asks a process to end."""
+NO_SPACE = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class NphmTrackError(Exception):
@@ -15,6 +26,10 @@ class InputError(NphmTrackError):
     """The input file, folder or option cannot be used."""
 
     exit_code = 2
+
+
+class InputChangedError(InputError):
+    """The input is not what it was when it was first read."""
 
 
 class NoFaceError(NphmTrackError):

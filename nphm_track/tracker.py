@@ -9,7 +9,7 @@ from nphm_track.export.report import write_report
 from nphm_track.tracking import pipeline
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.run_folder import REPORT_HTML, Run
+from nphm_track.tracking.run_folder import Run
 
 
 def track(
@@ -18,6 +18,7 @@ def track(
     *,
     options: TrackOptions | None = None,
     overwrite: bool = False,
+    break_lock: bool = False,
     progress: Progress | None = None,
     **overrides: Any,
 ) -> Run:
@@ -26,9 +27,10 @@ def track(
     Args:
         input: the clip.
         output: the run folder; default ``./<name>_nphm``. A run of the same clip and options is continued, or returned
-            as it is when it is done; a report that it lacks is written.
+            as it is when it is done. A run that lacks one of its files, or has it damaged, is completed.
         options: see :class:`TrackOptions`; ``overrides`` are single options by name.
         overwrite: start over when the folder holds a run of this clip with other options.
+        break_lock: take the folder from a process that holds its lock.
         progress: told where the run is.
 
     Raises:
@@ -37,7 +39,12 @@ def track(
         OutputError: the folder cannot be written or belongs to another clip.
     """
     options = TrackOptions.build(options, **overrides)
-    run = pipeline.track(input, output, options=options, overwrite=overwrite, progress=progress)
-    if options.report and not (run.path / REPORT_HTML).exists():
-        write_report(run)
-    return run
+    return pipeline.track(
+        input,
+        output,
+        options=options,
+        overwrite=overwrite,
+        break_lock=break_lock,
+        progress=progress,
+        write_report=write_report,
+    )

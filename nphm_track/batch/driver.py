@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from nphm_track.batch import steps
+from nphm_track.batch import memory, steps
 from nphm_track.batch.manifest import SESSION_JSON, SESSION_LOCK, Manifest, State
 from nphm_track.batch.plan import FILE_OPTIONS, find_takes, plan
 from nphm_track.batch.session import Session, retry
@@ -42,7 +42,7 @@ def planned(
     if (session / SESSION_JSON).exists():
         before = Manifest.load(session)
     elif session.is_dir() and any(
-        entry.name not in (SESSION_LOCK, f"{SESSION_JSON}.partial") for entry in session.iterdir()
+        not entry.name.startswith((SESSION_LOCK, f"{SESSION_JSON}.partial")) for entry in session.iterdir()
     ):
         raise OutputError(f"{session} is not empty and not a capture session; choose another with -o")
     elif session.exists() and not session.is_dir():
@@ -78,6 +78,7 @@ def work(
     workers: int | None = None,
     ray: str | None = None,
     update_identity: bool = False,
+    break_lock: bool = False,
     progress: Progress | None = None,
     interrupted: Callable[[], int] = lambda: 0,
 ) -> Manifest:
@@ -86,19 +87,21 @@ def work(
     Args:
         manifest: gives the manifest once the lock is held.
         pool: where steps are done; default ``workers`` local processes, or tasks on the Ray cluster at ``ray``.
+        break_lock: take the session from a process that holds its lock.
         update_identity, progress, interrupted: those of :class:`Session`.
 
     Raises OutputError when another process works on the session or it cannot be written; what ``Session.run`` raises.
     """
     try:
         session.mkdir(parents=True, exist_ok=True)
-        lock = RunLock(session / SESSION_LOCK, f"the session {session}").acquire()
+        note = progress.note if progress else lambda line: None
+        lock = RunLock(session / SESSION_LOCK, f"the session {session}").acquire(break_lock=break_lock, note=note)
     except OSError as error:
         raise OutputError(f"{session} cannot be written ({error.strerror})") from None
     with lock:
         jobs = manifest()
         pool = pool or (ray_pool(jobs, workers, ray) if ray else local_pool(jobs, workers))
-        Session(session, jobs, pool, update_identity=update_identity, progress=progress).run(interrupted)
+        Session(session, jobs, pool, lock, update_identity=update_identity, progress=progress).run(interrupted)
         return jobs
 
 
@@ -109,7 +112,7 @@ def local_pool(manifest: Manifest, workers: int | None) -> LocalPool:
         import torch
 
         gpus = torch.cuda.device_count()
-    count = workers or gpus or max(1, min(_cores() // manifest.threads, int(_memory() // WORKER_MEMORY)))
+    count = workers or gpus or max(1, min(_cores() // manifest.threads, int(memory.available() // WORKER_MEMORY)))
     open_jobs = sum(job.state in (State.QUEUED, State.RUNNING) for job in manifest.jobs)
     return LocalPool(max(1, min(count, open_jobs)), steps.run, threads=manifest.threads, gpus=gpus)
 
@@ -133,12 +136,3 @@ def plan_line(manifest: Manifest) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> float:
-    """Bytes that are free for use; plenty where the system does not say."""
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        return float(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return 1e12

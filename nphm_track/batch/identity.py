@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.batch.manifest import durable
 from nphm_track.errors import InputError
 from nphm_track.tracking.identity import Identity, load_identity, merge_identity
-from nphm_track.tracking.records import UNREADABLE
+from nphm_track.tracking.records import UNREADABLE, durable
 
 SATURATION = 30.0
 """Weight at which a take's say reaches half its limit, about a second of frontal, certain frames: the frames of one

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path, PurePosixPath
@@ -18,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nphm_track.errors import InputError, OutputError
+from nphm_track.tracking.records import durable
 from nphm_track.version import __version__
 
 SESSION_JSON = "session.json"
@@ -184,24 +183,3 @@ def output_path(session: Path, job: Job) -> Path:
     if not path.resolve().is_relative_to(session.resolve()):
         raise OutputError(f"{path} leads out of {session}")
     return path
-
-
-@contextmanager
-def durable(path: Path) -> Iterator[Path]:
-    """Like ``tracking.records.replacing``; once the block ends, the file survives a power cut."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise
-    with suppress(OSError):  # not every system opens folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

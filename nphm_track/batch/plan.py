@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from nphm_track.batch.manifest import LONGEST_NAME, SESSION_JSON, Job, Manifest, State, folded, name_problem
 from nphm_track.errors import InputError, OutputError
 from nphm_track.tracking.options import TrackOptions
-from nphm_track.video.reader import IMAGE_SUFFIXES
+from nphm_track.video.source import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
@@ -26,6 +26,7 @@ LIST_SUFFIXES = frozenset({".csv", ".json"})
 COLUMNS = ("input", "person", "name")
 FILE_OPTIONS = ("intrinsics", "identity")
 """Options that are files; ``head_model`` may be one."""
+NOT_TEXT = "its name is not UTF-8 text; rename it"
 LARGEST_LIST = 64 << 20
 
 
@@ -87,12 +88,14 @@ def plan(
             f"{session} was begun with other options ({', '.join(changed)}); give the same, or another folder with -o"
         )
     manifest.options, manifest.root = options, _relative(root, session)
+    if manifest.root != _text(manifest.root):
+        raise InputError(f"{_text(str(root))}: {NOT_TEXT}")
     known = {job.input: job for job in manifest.jobs}
     names = Names(manifest.jobs)
     found = set()
     for take in takes:
         take.options = relative_options(take.options, session)
-        input = _relative(take.path, root)
+        input = _text(_relative(take.path, root))
         found.add(input)
         if input in known:
             _update(known[input], take)
@@ -155,6 +158,11 @@ def tidy_name(name: str) -> str:
     return f"{name}_" if name_problem(name) else name
 
 
+def _text(path: str) -> str:
+    """A path as text: bytes in it that are no UTF-8 are spelt out, as in ``caf\\xe9.mp4``."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def _new_job(take: Take, input: str, names: Names, options: dict[str, Any]) -> Job:
     is_folder = take.path.is_dir()
     stem = take.path.name if is_folder else take.path.stem
@@ -166,7 +174,9 @@ def _new_job(take: Take, input: str, names: Names, options: dict[str, Any]) -> J
     TrackOptions.build(**(options | take.options))
     job = Job(input=input, person=person, name=name, options=take.options)
     if take.skipped:
-        job.state, job.error = State.SKIPPED, take.skipped
+        job.state, job.error = State.SKIPPED, _text(take.skipped)
+    elif _text(str(take.path)) != str(take.path):
+        job.state, job.error = State.FAILED, NOT_TEXT
     return job
 
 

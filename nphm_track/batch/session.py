@@ -7,8 +7,6 @@ it stays when takes are added later.
 
 from __future__ import annotations
 
-import errno
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,9 +21,10 @@ from nphm_track.batch.plan import absolute_options
 from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.batch.summary import write_summary
 from nphm_track.batch.workers import Event, Pool
-from nphm_track.errors import InputError, ModelError, NoFaceError, NphmTrackError, OutputError
+from nphm_track.errors import NO_SPACE, InputError, ModelError, NoFaceError, NphmTrackError, OutputError
+from nphm_track.locking import RunLock
 from nphm_track.tracking.progress import NullProgress, Progress
-from nphm_track.tracking.records import input_digest, input_files
+from nphm_track.tracking.records import input_digest, input_state
 from nphm_track.tracking.run_folder import RUN_JSON
 
 ATTEMPTS = 2
@@ -43,6 +42,7 @@ class Session:
         path: the folder.
         manifest: its manifest, as planned.
         pool: where steps are done.
+        lock: on the folder, held.
         update_identity: let takes that were added since a person's identity was merged have their say in it; takes
             that are done are tracked again when it changes.
     """
@@ -52,11 +52,12 @@ class Session:
         path: Path,
         manifest: Manifest,
         pool: Pool,
+        lock: RunLock,
         *,
         update_identity: bool = False,
         progress: Progress | None = None,
     ) -> None:
-        self.path, self.manifest, self.pool = path, manifest, pool
+        self.path, self.manifest, self.pool, self._lock = path, manifest, pool, lock
         self.progress = progress or NullProgress()
         self._jobs = {job.output: job for job in manifest.jobs}
         self.people = People(path, manifest)
@@ -95,7 +96,8 @@ class Session:
             self.pool.close()
             for job in (self._jobs[key] for key in self._in_flight if key in self._jobs):
                 self._put_back(job)
-            with suppress(OSError):
+            with suppress(OSError, OutputError):
+                self._lock.check()
                 self.manifest.save(self.path)
         self._write_summary(final=True)
         if self._stopping is not None:
@@ -127,7 +129,7 @@ class Session:
         try:
             output = output_path(self.path, job)
             output.parent.mkdir(parents=True, exist_ok=True)
-            size, modified = clip_state(self.manifest.input_path(self.path, job))
+            size, modified = input_state(self.manifest.input_path(self.path, job))
             if job.sha256 is None:
                 job.size, job.modified = size, modified
             elif (size, modified) != (job.size, job.modified):
@@ -165,7 +167,7 @@ class Session:
     def _is_there(self, job: Job) -> bool:
         """Whether a take's clip is the one that was observed."""
         try:
-            if clip_state(self.manifest.input_path(self.path, job)) != (job.size, job.modified):
+            if input_state(self.manifest.input_path(self.path, job)) != (job.size, job.modified):
                 self._check_unchanged(job)
         except (OSError, InputError):
             return False
@@ -176,7 +178,7 @@ class Session:
         path = self.manifest.input_path(self.path, job)
         if input_digest(path)[0] != job.sha256:
             raise InputError(CHANGED)
-        job.size, job.modified = clip_state(path)
+        job.size, job.modified = input_state(path)
 
     # What became of it
 
@@ -193,7 +195,7 @@ class Session:
             for name, value in {**event.data, "seconds": seconds}.items():
                 setattr(job, name, value)
             job.attempts, job.state = 0, State.DONE if work.step == "track" else State.QUEUED
-        elif event.kind == "stopped" or self._ends_session(event):
+        elif event.kind == "stopped" or self._stopped_by(event) or self._ends_session(event):
             self._put_back(job)
         elif event.data["exit_code"] in _HOPELESS or job.attempts >= ATTEMPTS:
             self._fail(job, event.data["error"])
@@ -209,12 +211,16 @@ class Session:
         with self._writing():
             if event.kind == "done":
                 self.people.refined(person, event.data)
-            elif event.kind != "stopped" and not self._ends_session(event):
+            elif event.kind != "stopped" and not self._stopped_by(event) and not self._ends_session(event):
                 self._lost[person] += 1
                 if event.data["exit_code"] in _HOPELESS or self._lost[person] >= ATTEMPTS:
                     self.progress.note(f"{person}: the identity is merged, not refined: {event.data['error']}")
                     self.people.not_refined(person, event.data["error"])
         self._save()
+
+    def _stopped_by(self, event: Event) -> bool:
+        """Whether a process died of what ends the session: a signal to the whole group, the machine going down."""
+        return event.kind == "lost" and isinstance(self._stopping, KeyboardInterrupt)
 
     def _ends_session(self, event: Event) -> bool:
         """Whether a step failed for what every other would fail for."""
@@ -245,6 +251,7 @@ class Session:
             self.pool.stop()
 
     def _save(self) -> None:
+        self._lock.check()
         with self._writing():
             self.manifest.save(self.path)
 
@@ -254,7 +261,7 @@ class Session:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno not in NO_SPACE:
                 raise OutputError(f"{error.filename or self.path} cannot be written ({error.strerror})") from None
             self._stop(self._full())
 
@@ -310,20 +317,12 @@ class Session:
             return
         path = self.manifest.input_path(self.path, job)
         try:
-            if clip_state(path) != (job.size, job.modified):
+            if input_state(path) != (job.size, job.modified):
                 self._check_unchanged(job)
         except FileNotFoundError:
             return  # put away: the results remain
         except (OSError, InputError) as error:
             self._fail(job, _line(error))
-
-
-def clip_state(path: Path) -> tuple[int, int]:
-    """Bytes and time of modification of a clip [ns]: while they stay, so does the clip. Raises OSError."""
-    if not path.exists():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
-    states = [file.stat() for file in input_files(path)]
-    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
 
 
 def retry(path: Path, manifest: Manifest) -> int:

@@ -60,8 +60,8 @@ def observe(work: Work, progress: Progress) -> dict[str, Any]:
     """The first step: what the frames of the take say about the identity goes to ``work.votes``."""
     import numpy as np
 
-    from nphm_track.batch.manifest import durable
     from nphm_track.tracking import pipeline
+    from nphm_track.tracking.records import durable
 
     options = _options(work)
     info, votes = pipeline.observe(work.input, work.output, options=options, progress=progress)
@@ -92,7 +92,7 @@ def track(work: Work, progress: Progress) -> dict[str, Any]:
     run = tracker.track(work.input, work.output, options=options, overwrite=overwrite, progress=progress)
     worst = worst_frames(run.track)
     try:
-        draw_pictures(run, work.pictures, worst)
+        draw_pictures(run, work.pictures, worst, progress)
     except (NphmTrackError, OSError, ValueError) as error:  # a take is not lost for want of a picture
         progress.note(f"no pictures of {run.path} ({error})")
     return {
@@ -126,7 +126,7 @@ def worst_frames(track: Track) -> list[int]:
     return [int(track.frame[row]) for row in chosen]
 
 
-def draw_pictures(run: Run, folder: Path, worst: list[int]) -> None:
+def draw_pictures(run: Run, folder: Path, worst: list[int], progress: Progress) -> None:
     """Small pictures of the overlay (or of the clip, when there is none): a frontal moment and the worst frames."""
     import numpy as np
     from PIL import Image
@@ -144,6 +144,7 @@ def draw_pictures(run: Run, folder: Path, worst: list[int]) -> None:
     with open_video(run.overlay if overlay else run.info.input.path) as source:
         last = max(row if overlay else int(track.frame[row]) for row, _ in wanted)
         for index, (_, picture) in enumerate(source.pictures()):
+            progress.advance(0)
             names = [name for row, name in wanted if (row if overlay else int(track.frame[row])) == index]
             if names:
                 image = Image.fromarray(source.develop(picture))

@@ -7,7 +7,6 @@ and the worker leaves at once; what it was writing has not got its final name.
 
 from __future__ import annotations
 
-import errno
 import multiprocessing
 import os
 import queue
@@ -18,12 +17,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any, Literal, Protocol
 
 from nphm_track.batch.steps import PersonWork, Work
-from nphm_track.errors import NphmTrackError
+from nphm_track.errors import END_SIGNALS, NO_SPACE, NphmTrackError
 from nphm_track.tracking.progress import Progress
 
 BEAT = 1.0
@@ -137,7 +137,8 @@ class _Worker:
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
         self.process: SpawnProcess = context.Process(target=_work, args=(theirs, step), daemon=True)
-        with _environment(environment):  # read when the numerical libraries load, before any code of ours runs there
+        # Its environment is read when the numerical libraries load, before any code of ours runs there.
+        with _environment(environment), _unheard():
             self.process.start()
         theirs.close()
         self.key: str | None = None
@@ -240,7 +241,7 @@ def do_step(step: Step, work: Work | PersonWork, progress: Progress) -> tuple[Ki
 def is_disk_full(error: BaseException | None) -> bool:
     """Whether a full disk is behind an error."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in NO_SPACE:
             return True
         error = error.__cause__ or error.__context__
     return False
@@ -248,7 +249,8 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 def _work(connection: Connection, step: Step) -> None:
     """A worker process's life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the session decides
+    for number in END_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     steps: queue.SimpleQueue[Work | PersonWork] = queue.SimpleQueue()
     stopped = threading.Event()
 
@@ -275,6 +277,21 @@ def _work(connection: Connection, step: Step) -> None:
         progress = StepProgress(send, stopped.is_set)
         send("beat", {"stage": "start"})
         send(*do_step(step, work, progress))
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Processes started in the block do not hear requests to end, which reach whole groups: the session decides."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # it lets some of them through again, once
+        signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -1,9 +1,7 @@
-"""The application: commands, the default command, and how errors end the process."""
+"""The application: commands and the default command."""
 
 from __future__ import annotations
 
-import errno
-import sys
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,12 @@ from typing import Any
 import typer
 
 from nphm_track.cli.commands import LazyGroup
-from nphm_track.errors import InputError, NphmTrackError, OutputError
+from nphm_track.cli.signals import interruptible
+from nphm_track.errors import InputError
 from nphm_track.version import __version__
 
 DEFAULT_COMMAND = "track"
 GROUP_OPTIONS = ("--help", "-h", "--version", "--install-completion", "--show-completion")
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class DefaultCommandGroup(LazyGroup):
@@ -27,6 +25,10 @@ class DefaultCommandGroup(LazyGroup):
             self._refuse_misspelt_command(args[0])
             args = [DEFAULT_COMMAND, *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        with interruptible():  # typer would end with 130, whatever the signal was
+            return super().invoke(ctx)
 
     def _refuse_misspelt_command(self, word: str) -> None:
         """A command with a slip in it would otherwise be reported as a missing video."""
@@ -58,20 +60,3 @@ def _nphm_track(
 
     nphm-track VIDEO is short for nphm-track track VIDEO; nphm-track track --help lists its options.
     """
-
-
-def run() -> None:
-    """Expected errors become one line on stderr and their exit code; bugs keep their traceback."""
-    try:
-        app()
-    except NphmTrackError as error:
-        _fail(error)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        _fail(OutputError(f"cannot write {error.filename or 'the output'} ({error.strerror})"))
-
-
-def _fail(error: NphmTrackError) -> None:
-    print(f"nphm-track: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,7 +11,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from nphm_track.cli.options import with_track_options
+from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
+from nphm_track.cli.signals import RESUMABLE, counted, interruptible
 from nphm_track.errors import InputError
 
 DEFAULT_COMMAND = "run"
@@ -65,6 +65,7 @@ def run(
             "--update-identity", help="Let added takes change a person's identity; tracks finished ones again."
         ),
     ] = False,
+    break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     **options: Any,
@@ -84,22 +85,19 @@ def run(
         _print_plan(manifest)
         typer.echo(driver.plan_line(manifest))
         return
-    with show_progress(quiet) as progress, _interrupts() as interrupted:
+    with _interrupts() as interrupted, show_progress(quiet) as progress:
         again = ", and finished ones again where the identity changes" if update_identity else ""
         progress.note(driver.plan_line(manifest) + again)
-        try:
-            driver.work(
-                output,
-                lambda: driver.planned(source, output, given, person=person, threads=threads),
-                workers=workers,
-                ray=ray,
-                update_identity=update_identity,
-                progress=progress,
-                interrupted=interrupted,
-            )
-        except KeyboardInterrupt:
-            print("nphm-track: interrupted; the same command goes on where it stopped", file=sys.stderr)
-            raise typer.Exit(130) from None
+        driver.work(
+            output,
+            lambda: driver.planned(source, output, given, person=person, threads=threads),
+            workers=workers,
+            ray=ray,
+            update_identity=update_identity,
+            break_lock=break_lock,
+            progress=progress,
+            interrupted=interrupted,
+        )
     _finish(output, quiet)
 
 
@@ -124,6 +122,7 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="The takes that failed.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Local processes.")] = None,
     ray: Annotated[str | None, RAY_OPTION] = None,
+    break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Track failed takes again. Runs of clips that have changed are set aside, not deleted."""
@@ -132,19 +131,16 @@ def retry(
 
     if not failed:
         raise InputError("say which takes: nphm-track batch retry OUT --failed")
-    with show_progress(quiet) as progress, _interrupts() as interrupted:
-        try:
-            driver.work(
-                session,
-                lambda: driver.retried(session),
-                workers=workers,
-                ray=ray,
-                progress=progress,
-                interrupted=interrupted,
-            )
-        except KeyboardInterrupt:
-            print("nphm-track: interrupted; the same command goes on where it stopped", file=sys.stderr)
-            raise typer.Exit(130) from None
+    with _interrupts() as interrupted, show_progress(quiet) as progress:
+        driver.work(
+            session,
+            lambda: driver.retried(session),
+            workers=workers,
+            ray=ray,
+            break_lock=break_lock,
+            progress=progress,
+            interrupted=interrupted,
+        )
     _finish(session, quiet)
 
 
@@ -205,19 +201,12 @@ def _print_status(manifest: Any) -> None:
 
 
 @contextmanager
-def _interrupts() -> Iterator[Any]:
-    """Counts Ctrl-C (and SIGTERM) instead of being interrupted by it; yields a function that tells the count."""
-    count = 0
+def _interrupts() -> Iterator[Callable[[], int]]:
+    """Counts requests to end; a run that ends on one says that it goes on."""
 
-    def handle(*_: object) -> None:
-        nonlocal count
-        count += 1
+    def tell(count: int) -> None:
         line = "stopping after the frames in flight; once more stops now" if count == 1 else "stopping now"
         print(f"\nnphm-track: {line}", file=sys.stderr)
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: count
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with interruptible(RESUMABLE), counted(tell) as interrupted:
+        yield interrupted

@@ -12,6 +12,10 @@ from pydantic.fields import FieldInfo
 
 from nphm_track.tracking.options import TrackOptions
 
+BREAK_LOCK_OPTION = typer.Option(
+    "--break-lock", help="Take the folder over from a process that holds its lock, and hangs or cannot be reached."
+)
+
 
 def with_track_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command with a ``**options`` parameter one option for each field of ``TrackOptions``."""

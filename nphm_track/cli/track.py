@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nphm_track.cli.options import with_track_options
+from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
+from nphm_track.cli.signals import RESUMABLE, interruptible
 
 
 @with_track_options
@@ -20,6 +20,7 @@ def track(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Start over in a run folder made of the same input with other options.")
     ] = False,
+    break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one line of JSON and nothing else on stdout.")] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
     **options: Any,
@@ -34,14 +35,13 @@ def track(
     from nphm_track.tracking.options import TrackOptions
 
     settings = TrackOptions.build(**options)
-    try:
+    with interruptible(RESUMABLE):
         from nphm_track import tracker
 
         with show_progress(quiet) as progress:
-            run = tracker.track(input, output, options=settings, overwrite=overwrite, progress=progress)
-    except KeyboardInterrupt:
-        print("nphm-track: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        raise typer.Exit(130) from None
+            run = tracker.track(
+                input, output, options=settings, overwrite=overwrite, break_lock=break_lock, progress=progress
+            )
     if json:
         print(summary_json(run))
     elif not quiet:

@@ -62,7 +62,7 @@ def is_clip(path: Path, info: InputInfo) -> bool:
         if info.kind == "folder":
             return path.is_dir() and input_digest(path)[0] == info.sha256
         return path.is_file() and path.stat().st_size == info.size and input_digest(path)[0] == info.sha256
-    except OSError:
+    except (OSError, InputError):
         return False
 
 

@@ -13,6 +13,7 @@ from nphm_track.tracking import render
 from nphm_track.tracking.mesh_stream import StreamWriter
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import VERTICES, WORK, RunFolder
+from nphm_track.tracking.written import WrittenFiles
 
 Vertices = NDArray[np.float32]
 
@@ -33,29 +34,36 @@ class MeshStore(Protocol):
         """All rows have been written."""
 
 
-def open_store(kind: str, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int) -> MeshStore:
-    """The store of ``TrackOptions.mesh_format``; of the rows every ``every``-th is kept."""
+def open_store(
+    kind: str, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int, written: WrittenFiles
+) -> MeshStore:
+    """The store of ``TrackOptions.mesh_format``; of the rows every ``every``-th is kept.
+
+    ``written`` are the run's finished files, among which its meshes go.
+    """
     store = MeshStream if kind == "npz" else MeshFiles
-    return store(folder, mesh, track, every)
+    return store(folder, mesh, track, every, written)
 
 
 class MeshFiles:
     """A PLY file for each mesh."""
 
-    def __init__(self, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int) -> None:
-        self.folder, self.mesh, self.track, self.every = folder, mesh, track, every
-        self._written = render.WrittenBlocks(folder, track)
+    def __init__(self, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int, written: WrittenFiles) -> None:
+        self.folder, self.mesh, self.track, self.every, self.written = folder, mesh, track, every, written
+        self._blocks = render.WrittenBlocks(folder, track, written)
         folder.mesh_path(0).parent.mkdir(exist_ok=True)
 
     def __contains__(self, row: int) -> bool:
-        return self.every == 1 and row in self._written  # rows between kept ones are carried, from all before them
+        return self.every == 1 and row in self._blocks  # rows between kept ones are carried, from all before them
 
     def read(self, row: int) -> Vertices:
         return read_ply(self.folder.mesh_path(int(self.track.frame[row])))[0]
 
     def write(self, row: int, vertices: Vertices) -> Vertices:
         if row % self.every == 0:
-            write_ply(self.folder.mesh_path(int(self.track.frame[row])), vertices, self.mesh.faces)
+            path = self.folder.mesh_path(int(self.track.frame[row]))
+            write_ply(path, vertices, self.mesh.faces)
+            self.written.add(path)
         return vertices
 
     def finish(self) -> None:
@@ -65,12 +73,12 @@ class MeshFiles:
 class MeshStream:
     """``meshes.npz``."""
 
-    def __init__(self, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int) -> None:
+    def __init__(self, folder: RunFolder, mesh: CanonicalMesh, track: Track, every: int, written: WrittenFiles) -> None:
         self.folder, self.every = folder, every
         self.rows = mesh_rows(track, every)
         frame = np.asarray(track.frame)[self.rows]
         work = folder.path / WORK / VERTICES
-        self._stream = StreamWriter(work, mesh.vertices, mesh.faces, frame, self.rows // render.BLOCK)
+        self._stream = StreamWriter(work, mesh.vertices, mesh.faces, frame, self.rows // render.BLOCK, written)
 
     def __contains__(self, row: int) -> bool:
         return self.every == 1 and self._stream.has(row // render.BLOCK)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError, OutputError
 from nphm_track.tracking.records import UNREADABLE, replacing
+from nphm_track.tracking.written import WrittenFiles
 
 STEP = 1e-5
 OFFSETS = "offsets_{:05d}"
@@ -32,17 +33,26 @@ class StreamWriter:
         faces: [F, 3].
         frame: frame of the clip of each mesh [M], ascending.
         block: block of each mesh [M], ascending.
+        written: the run's finished files, which blocks that are finished are among.
     """
 
-    def __init__(self, work: Path, canonical: Vertices, faces: NDArray[Any], frame: NDArray, block: NDArray) -> None:
-        self.work, self.frame, self.block = work, frame, block
+    def __init__(
+        self,
+        work: Path,
+        canonical: Vertices,
+        faces: NDArray[Any],
+        frame: NDArray,
+        block: NDArray,
+        written: WrittenFiles,
+    ) -> None:
+        self.work, self.frame, self.block, self.written = work, frame, block, written
         self.canonical, self.faces = np.asarray(canonical, np.float32), np.asarray(faces, np.int32)
         self._pending: list[NDArray[np.int16]] = []
         work.mkdir(parents=True, exist_ok=True)
 
     def has(self, block: int) -> bool:
         """Whether a block is finished."""
-        return self._path(block).exists()
+        return self._path(block) in self.written
 
     def read(self, index: int) -> Vertices:
         """Vertices [V, 3] of the ``index``-th mesh, whose block is finished."""
@@ -65,6 +75,7 @@ class StreamWriter:
             try:
                 with replacing(self._path(block)) as partial, open(partial, "wb") as file:
                     np.save(file, np.stack(self._pending))
+                self.written.add(self._path(block))
             except OSError as error:
                 raise OutputError(f"cannot write {self._path(block)}: {error.strerror or error}") from None
 

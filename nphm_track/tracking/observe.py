@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -34,11 +35,17 @@ def observation_dtype(state_size: int, codes: CodePredictor | None = None) -> np
 
 
 def observe_clip(
-    source: FrameSource, follower: FaceFollower, codes: CodePredictor | None, log: ObservationLog, progress: Progress
+    source: FrameSource,
+    follower: FaceFollower,
+    codes: CodePredictor | None,
+    log: ObservationLog,
+    progress: Progress,
+    check_input: Callable[[], None] = lambda: None,
 ) -> None:
     """Append a record for every frame that the log does not have yet.
 
     With codes, frames are encoded in the same groups in every run, so that a resumed one gives the same numbers.
+    ``check_input`` raises when the frames are of another clip by now; it is called before they are kept.
     """
     if codes is not None:
         log.truncate(len(log) // BATCH * BATCH)
@@ -49,7 +56,7 @@ def observe_clip(
         follower.restore(last["state"])
         shot = int(last["shot"])
         progress.advance(done)
-    waiting = _Waiting(codes, log)
+    waiting = _Waiting(codes, log, check_input)
     for frame in source.frames(done):
         result = follower.step(frame.image, frame.time)
         shot += result.cut
@@ -68,8 +75,8 @@ def observe_clip(
 class _Waiting:
     """Records that wait for their codes: the networks are faster on a few frames at once."""
 
-    def __init__(self, codes: CodePredictor | None, log: ObservationLog) -> None:
-        self.codes, self.log = codes, log
+    def __init__(self, codes: CodePredictor | None, log: ObservationLog, check_input: Callable[[], None]) -> None:
+        self.codes, self.log, self.check_input = codes, log, check_input
         self.records: list[np.ndarray] = []
         self.faces: list[tuple[int, NDArray[np.uint8], FaceObservation]] = []
 
@@ -89,6 +96,7 @@ class _Waiting:
             codes = self.codes(images, faces)
             for name in ("z_id", "z_ex", "log_variance"):
                 records[name][rows] = getattr(codes, name).cpu().numpy()
+        self.check_input()
         self.log.append(records)
         self.records, self.faces = [], []
 

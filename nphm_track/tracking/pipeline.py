@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +14,14 @@ import torch
 
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
-from nphm_track.errors import InputError, ModelError, NoFaceError, OutputError
+from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
-from nphm_track.heads.loading import DEFAULT, load_head_model
+from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.refine.schedule import Settings
@@ -38,24 +38,32 @@ from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regressor, models_of, plan_line
 from nphm_track.tracking.progress import NullProgress, Progress
-from nphm_track.tracking.records import InputInfo, Status, Track
+from nphm_track.tracking.records import InputInfo, InputWatch, Status, Track
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
-from nphm_track.tracking.run_folder import Run, RunFolder, default_output
+from nphm_track.tracking.run_folder import (
+    CANONICAL_PLY,
+    MESHES,
+    MESHES_NPZ,
+    OVERLAY_MP4,
+    OVERLAY_PNG,
+    Run,
+    RunFolder,
+    default_output,
+)
 from nphm_track.tracking.transforms import write_transforms
+from nphm_track.tracking.validate import lacking_files
+from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
 
-REGRESSORS = {"image": ("geometry", "image-regressor"), "landmarks": ("landmark-regressor",)}
-"""Models that each choice of ``TrackOptions.codes`` needs beside landmarker and head."""
-GEOMETRY = "geometry"
-"""The model that ``TrackOptions.refine`` needs."""
+DRAWN = {CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
+"""What a run has to show of the head's surface."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
 LOOKED_AT_AGAIN = 16
 """Inputs of at most so many frames are looked at four times: a clip has other frames to average over instead."""
-FIT_SECONDS = 1.0
-"""Time that a frame's codes take without a regressor, roughly: MonoNPHM on two CPU cores."""
 
 
 def track(
@@ -64,18 +72,25 @@ def track(
     *,
     options: TrackOptions | None = None,
     overwrite: bool = False,
+    break_lock: bool = False,
     progress: Progress | None = None,
+    write_report: Callable[[Run], object] | None = None,
     **overrides: Any,
 ) -> Run:
-    """What :func:`nphm_track.track` does, all but the report: that reads finished runs and stands above this room."""
+    """What :func:`nphm_track.track` does; ``write_report`` writes the page of a run that has all its other files.
+
+    It stands above this room. Without it the run has no report, whatever the options say.
+    """
     options = TrackOptions.build(options, **overrides)
+    if write_report is None:
+        options = options.model_copy(update={"report": False})
     progress = progress or NullProgress()
-    with _job(input, output, options, overwrite, progress) as job:
+    with _job(input, output, options, overwrite, break_lock, progress) as job:
         if job.folder.complete:
             progress.note(f"{job.folder.path} is already done")
-            return Run(job.folder.path, job.folder.info)
+            return job.folder.so_far()
         progress.note(plan_line(job.folder.info.input, job.source, options))
-        return job.run()
+        return job.run(write_report)
 
 
 def observe(
@@ -90,7 +105,7 @@ def observe(
 
     Raises what ``track`` raises, and OutputError when the run is done already.
     """
-    with _job(input, output, options, overwrite, progress or NullProgress()) as job:
+    with _job(input, output, options, overwrite, False, progress or NullProgress()) as job:
         if job.folder.complete:
             raise OutputError(f"{job.folder.path} is already done")
         if not job.feed_forward:
@@ -102,99 +117,120 @@ def observe(
 
 @contextmanager
 def _job(
-    input: str | Path, output: str | Path | None, options: TrackOptions, overwrite: bool, progress: Progress
+    input: str | Path,
+    output: str | Path | None,
+    options: TrackOptions,
+    overwrite: bool,
+    break_lock: bool,
+    progress: Progress,
 ) -> Iterator[_Job]:
     """An input and the run folder that is its own, opened."""
     prepare_torch()
     device = usable_device(options.device)
-    with open_input(input, options) as source:
+    watch = InputWatch(input)
+    source = open_input(input, options)
+    source.read_on = lambda: progress.advance(0)  # reading past frames that are not asked for is work, too
+    with source:
         models = {name: sha256(resolve(name)) for name in models_of(options)}
         path = output or default_output(input)
-        info = InputInfo.of(input, source.info, path)
-        with RunFolder.open(path, info, options, models=models, overwrite=overwrite) as folder:
-            yield _Job(source, folder, options, device, progress)
+        folder = RunFolder.open(
+            path,
+            InputInfo.of(input, source.info, path),
+            options,
+            models=models,
+            threads=torch.get_num_threads(),
+            overwrite=overwrite,
+            break_lock=break_lock,
+            whole=is_whole,
+            note=progress.note,
+        )
+        with folder, _threads(folder.info.threads):
+            yield _Job(source, watch, folder, options, device, progress)
 
 
-def models_of(options: TrackOptions) -> tuple[str, ...]:
-    """Names of the models a run needs; ``TrackOptions.head`` for the head model."""
-    regressors = REGRESSORS[options.codes] if has_regressor(options.head) else ()
-    names = ("face_landmarker", *regressors, options.head, *((GEOMETRY,) if options.refine else ()))
-    return tuple(dict.fromkeys(names))
-
-
-def has_regressor(head_model: str) -> bool:
-    """Whether the regressors know a head model: they give codes of the released one, by whatever name it goes."""
-    if head_model == DEFAULT:
-        return True
-    weights = resolve(head_model)
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Last bits depend on the number of threads: a run that is gone on with keeps that of its beginning."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
     try:
-        return sha256(weights) == sha256(resolve(DEFAULT))
-    except ModelError:  # a models folder without it
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def is_whole(run: Run) -> bool:
+    """Whether a run that is done has all it should have; what lies in it is not read in full."""
+    try:
+        return not lacking_files(run, run.track)
+    except InputError:
         return False
-
-
-def plan_line(info: InputInfo, source: FrameSource, options: TrackOptions) -> str:
-    """What is about to happen, with a rough estimate for two CPU cores."""
-    count = expected_frames(source, options)
-    if not count or source.info.kind == "image":
-        return str(info)
-    per_frame = 0.06 + (0.16 if options.meshes or options.overlay else 0) + (1.2 if options.refine else 0)
-    per_frame += 0 if has_regressor(options.head) else FIT_SECONDS
-    minutes = (6 + count * per_frame) / 60
-    line = f"{info}; about {count} frames"
-    return f"{line}, {minutes:.0f} min on 2 CPU cores" if minutes >= 1.5 else line
-
-
-def expected_frames(source: FrameSource, options: TrackOptions) -> int | None:
-    """How many frames the options select, as far as the container tells."""
-    count, rate = source.info.frame_count, source.info.frame_rate
-    if not count:
-        return None
-    if rate and (options.start or options.end):
-        length = (options.end or source.info.duration or 0) - (options.start or 0)
-        count = min(count, round(length * rate))
-    return max(1, -(-count // options.every))
 
 
 class _Job:
     """The stages of one run."""
 
     def __init__(
-        self, source: FrameSource, folder: RunFolder, options: TrackOptions, device: torch.device, progress: Progress
+        self,
+        source: FrameSource,
+        watch: InputWatch,
+        folder: RunFolder,
+        options: TrackOptions,
+        device: torch.device,
+        progress: Progress,
     ) -> None:
-        self.source, self.folder, self.options, self.device, self.progress = source, folder, options, device, progress
+        self.source, self.watch, self.folder = source, watch, folder
+        self.options, self.device, self.progress = options, device, progress
         self.size = (source.info.width, source.info.height)
         self.timings = dict(folder.info.timings)
         self.feed_forward = has_regressor(options.head)
 
-    def run(self) -> Run:
+    def run(self, write_report: Callable[[Run], object] | None) -> Run:
+        """Everything that is not there yet, in order; only what has all its files is marked done."""
+        o = self.options
         # A wrong calibration file and a missing renderer are known before the work begins.
         camera = self.camera
-        if self.options.overlay:
-            OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, self.options.style, renderer=self.options.renderer)
-        model = load_head_model(self.options.head, device=self.device)
+        if o.overlay:
+            OverlayRenderer(np.empty((0, 3)), np.eye(3), self.size, o.style, renderer=o.renderer)
+        model = load_head_model(o.head, device=self.device)
+        track = self._known_track()
+        was_done = self.folder.was_done and track is not None
+        track = track or self._track(model, camera)
+
+        # A run that was done before lacks single files; in one that was not, no mesh is believed without its checksum.
+        if (o.meshes or o.overlay) and not (was_done and self._is_drawn(track)):
+            self._draw(model, track)
+        write_transforms(self.folder.transforms, track, meshes=o.ply_every)
+        if self.source.warning:
+            self.progress.note(self.source.warning)
+
+        self.watch.check(self.folder.info.input.sha256, at_once=True)
+        self.folder.update(quality=track.quality())
+        if write_report is not None and o.report:
+            write_report(self.folder.so_far())
+        return self.folder.finish(timings=self.timings)
+
+    def _known_track(self) -> Track | None:
+        """The track that an earlier, unfinished run left, if it is whole: from there on nothing else is needed."""
+        try:
+            return self.folder.so_far().track
+        except InputError:
+            return None
+
+    def _track(self, model: NphmDecoder, camera: Intrinsics | None) -> Track:
+        """Observe the clip, fit the head to what was seen, and save the result."""
         identity = self._given_identity(model.config.identity_dim)
         log = self.observe()
         with self._timed("fit"):
             fit = self._fit(model, log, camera, identity)
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
         with self._timed("fit"):
-            fit = refined.fit if refined else fit
-            track = to_track(log, fit, self.size, refined)
+            track = to_track(log, refined.fit if refined else fit, self.size, refined)
             track.save(self.folder.track)
-            write_transforms(self.folder.transforms, track, meshes=self.options.ply_every)
-        if self.options.meshes or self.options.overlay:
-            with self._timed("surface"):
-                self.progress.stage("canonical head", 1)
-                detail = self.options.mesh_resolution / 192
-                mesh = extract_canonical(model, torch.from_numpy(fit.z_id).to(self.device), detail=detail)
-                self.progress.advance()
-            with self._timed("draw"):
-                self._draw(track, mesh, SurfaceCarrier(model, mesh, track))
-        quality = track.quality()
-        if self.source.warning:
-            self.progress.note(self.source.warning)
-        return self.folder.finish(quality=quality, timings=self.timings)
+        return track
+
+    def _is_drawn(self, track: Track) -> bool:
+        return not lacking_files(self.folder.so_far(), track) & DRAWN
 
     def _fit(
         self, model: NphmDecoder, log: np.ndarray, camera: Intrinsics | None, identity: np.ndarray | None
@@ -246,8 +282,13 @@ class _Job:
             codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
-            observe_clip(self.source, follower, codes, log, self.progress)
+            observe_clip(self.source, follower, codes, log, self.progress, self._check_input)
+            self._check_input()
             return log.read()
+
+    def _check_input(self) -> None:
+        """Raises InputChangedError: what is read by now must be of the clip that the run is of."""
+        self.watch.check(self.folder.info.input.sha256)
 
     def regressor(self) -> LandmarkRegressor | None:
         """The regressor that works from the log; None when the codes were predicted from the images."""
@@ -280,11 +321,21 @@ class _Job:
             raise InputError(f"identity {path}: it belongs to another head model")
         return given.z_id
 
-    def _draw(self, track: Track, mesh: CanonicalMesh, carry: SurfaceCarrier) -> None:
+    def _draw(self, model: NphmDecoder, track: Track) -> None:
+        """The surface in every frame: meshes and overlay."""
+        with self._timed("surface"):
+            self.progress.stage("canonical head", 1)
+            detail = self.options.mesh_resolution / 192
+            mesh = extract_canonical(model, torch.from_numpy(track.z_id).to(self.device), detail=detail)
+            self.progress.advance()
+        with self._timed("draw"), self.folder.written() as written:
+            self._draw_with(mesh, SurfaceCarrier(model, mesh, track), track, written)
+
+    def _draw_with(self, mesh: CanonicalMesh, carry: SurfaceCarrier, track: Track, written: WrittenFiles) -> None:
         o = self.options
         if o.meshes:
             write_ply(self.folder.canonical, mesh.vertices, mesh.faces)
-        store = open_store(o.mesh_format, self.folder, mesh, track, o.mesh_every) if o.meshes else None
+        store = open_store(o.mesh_format, self.folder, mesh, track, o.mesh_every, written) if o.meshes else None
 
         def vertices_of(row: int) -> Vertices:
             if store is None:

@@ -12,7 +12,7 @@ class Progress(Protocol):
         """A new stage begins (the one before is over); ``total`` steps, None when unknown."""
 
     def advance(self, n: int = 1) -> None:
-        """``n`` more steps of the current stage are done."""
+        """``n`` more steps of the current stage are done; 0 says that work goes on, as while frames are passed over."""
 
     def note(self, text: str) -> None:
         """One line worth telling the user."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -19,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from nphm_track.errors import InputError
+from nphm_track.errors import InputChangedError, InputError
 from nphm_track.tracking.observations import pieces
 from nphm_track.version import __version__
-from nphm_track.video.reader import IMAGE_SUFFIXES
-from nphm_track.video.source import VideoInfo
+from nphm_track.video.source import VideoInfo, image_files
 
+RUN_JSON = "run.json"
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
 UNREADABLE = (
@@ -147,6 +148,10 @@ _REPORT = frozenset({"refine_before", "refine_after", "rolled_back"})
 """Arrays that runs of earlier versions do not have."""
 
 
+LARGEST_SIDE = 32_768
+"""Pixels; twice what any video format allows."""
+
+
 class InputInfo(BaseModel):
     """What was tracked; the digest decides whether a run folder belongs to it."""
 
@@ -156,8 +161,12 @@ class InputInfo(BaseModel):
     relative: str | None = Field(default=None, description="The same, from the run folder.")
     sha256: str
     size: int = Field(description="Bytes.")
-    width: int = Field(description="Pixels of the picture as it is shown: turned, and resampled to square pixels.")
-    height: int = Field(description="Pixels, likewise.")
+    width: int = Field(
+        gt=0,
+        le=LARGEST_SIDE,
+        description="Pixels of the picture as it is shown: turned, and resampled to square pixels.",
+    )
+    height: int = Field(gt=0, le=LARGEST_SIDE, description="Pixels, likewise.")
     fps: float | None = Field(default=None, description="Average frames per second; None for images.")
     duration: float | None = Field(
         default=None, description="Seconds; None for images or when the container does not say."
@@ -201,18 +210,63 @@ def relative_path(path: Path, folder: Path) -> str | None:
 
 def input_files(path: Path) -> list[Path]:
     """The files an input consists of: itself, or the images of a folder."""
-    return sorted(e for e in path.iterdir() if e.suffix.lower() in IMAGE_SUFFIXES) if path.is_dir() else [path]
+    return sorted(image_files(path)) if path.is_dir() else [path]
 
 
 def input_digest(path: Path) -> tuple[str, int]:
-    """SHA-256 and size in bytes of an input; a folder's digest covers its images and their names."""
+    """SHA-256 and size in bytes of an input; a folder's digest covers its images and their names.
+
+    Raises InputError when it cannot be read.
+    """
     lines, size = [], 0
     for file in input_files(path):
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            size += stream.tell()
+        try:
+            with open(file, "rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                size += stream.tell()
+        except OSError as error:
+            raise InputError(f"{file}: it cannot be read ({error.strerror})") from None
         lines.append(f"{file.name} {digest}\n")
     return (hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else digest), size
+
+
+def input_state(path: Path) -> tuple[int, int]:
+    """Bytes and time of modification [ns] of an input: while they stay, so does its digest. Raises OSError."""
+    states = [file.stat() for file in input_files(path)]
+    return sum(s.st_size for s in states), max((s.st_mtime_ns for s in states), default=0)
+
+
+class InputWatch:
+    """Notices when an input changes under a run.
+
+    Args:
+        path: of the input. Make the watch before anything is read from it.
+    """
+
+    EVERY = 1.0
+    """Seconds between two looks, at least."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._state = self._now()
+        self._next = 0.0
+
+    def check(self, sha256: str, *, at_once: bool = False) -> None:
+        """Raises InputChangedError when the input has another digest than ``sha256`` by now."""
+        if not at_once and time.monotonic() < self._next:
+            return
+        state = self._now()
+        if state is None or state != self._state:
+            if state is None or input_digest(self.path)[0] != sha256:
+                raise InputChangedError(f"{self.path} has changed while it was tracked")
+            self._state = state
+        self._next = time.monotonic() + self.EVERY
+
+    def _now(self) -> tuple[int, int] | None:
+        try:
+            return input_state(self.path)
+        except (OSError, InputError):
+            return None
 
 
 class RunInfo(BaseModel):
@@ -224,6 +278,9 @@ class RunInfo(BaseModel):
     input: InputInfo
     options: dict[str, Any]
     models: dict[str, str] = Field(default_factory=dict, description="Model name to SHA-256 of its weights.")
+    threads: int | None = Field(
+        default=None, ge=1, description="Threads of one operation, which last bits depend on; a resumed run keeps them."
+    )
     package_version: str = __version__
     state: Literal["running", "done", "failed", "interrupted"] = "running"
     message: str = Field(default="", description="Why a run failed; empty otherwise.")
@@ -234,7 +291,7 @@ class RunInfo(BaseModel):
 
     def save(self, path: str | Path) -> None:
         self.updated = datetime.now(UTC)
-        with replacing(Path(path)) as partial:
+        with durable(Path(path)) as partial:
             partial.write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
     @classmethod
@@ -259,3 +316,22 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def durable(path: Path) -> Iterator[Path]:
+    """Like ``replacing``; once the block ends, the file survives a power cut."""
+    with replacing(path) as partial:
+        yield partial
+        sync(partial)
+    with suppress(OSError):  # not every system opens folders
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Make sure that a file, or the names in a folder, have reached the disk. Raises OSError."""
+    file = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)

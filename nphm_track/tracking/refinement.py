@@ -21,7 +21,7 @@ from nphm_track.refine.codes import State
 from nphm_track.refine.schedule import Refined, Settings, frame_dtype, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
 from nphm_track.tracking.fit import ClipFit, head_landmarks, ibug_rows, landmark_carrier
-from nphm_track.tracking.observations import ObservationLog, column
+from nphm_track.tracking.observations import column
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import RunFolder
 from nphm_track.video.source import FrameSource
@@ -108,8 +108,8 @@ def refine_fit(
     maps = ClipMaps(source, rows, seen[rows], predict)
     progress.stage("refine", len(rows))
     c = model.config
-    person_log = ObservationLog(folder.refinement / PERSON_BIN, person_dtype(c.identity_dim))
-    frame_log = ObservationLog(folder.refinement / FRAMES_BIN, frame_dtype(c.expression_dim))
+    person_log = folder.stage_log(PERSON_BIN, person_dtype(c.identity_dim))
+    frame_log = folder.stage_log(FRAMES_BIN, frame_dtype(c.expression_dim))
     with person_log, frame_log:
         refined = refine_clip(model, clip, maps, settings, person_log, frame_log, progress.advance)
     return _result(model, log, fit, rows, refined)

@@ -22,6 +22,7 @@ from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, RunFolder, read_run
+from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
 from nphm_track.video.writer import ImageWriter, VideoWriter
 
@@ -56,13 +57,13 @@ class SurfaceCarrier:
 
 
 class WrittenBlocks:
-    """Rows whose meshes an earlier, killed run left, block by block: a block counts when none of its meshes is missing.
+    """Rows whose meshes an earlier, killed run left, block by block: a block counts when each mesh is what was written.
 
     Asked in ascending order; a block is judged once, at its first row, since the run that asks writes meshes itself.
     """
 
-    def __init__(self, folder: RunFolder, track: Track) -> None:
-        self.folder, self.track = folder, track
+    def __init__(self, folder: RunFolder, track: Track, written: WrittenFiles) -> None:
+        self.folder, self.track, self.written = folder, track, written
         self._block, self._whole = -1, False
 
     def __contains__(self, row: int) -> bool:
@@ -73,7 +74,8 @@ class WrittenBlocks:
         return self._whole
 
     def _on_disk(self, row: int) -> bool:
-        return self.track.status[row] == Status.LOST or self.folder.mesh_path(int(self.track.frame[row])).exists()
+        path = self.folder.mesh_path(int(self.track.frame[row]))
+        return self.track.status[row] == Status.LOST or path in self.written
 
 
 def draw_clip(

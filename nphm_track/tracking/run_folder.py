@@ -7,7 +7,7 @@ frames are appended to a log while the clip is read; a run killed at any moment 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,15 +16,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.errors import InputError, NoFaceError, OutputError
+from nphm_track.errors import UNWRITABLE, InputChangedError, InputError, NoFaceError, OutputError
 from nphm_track.locking import RunLock
 from nphm_track.rendering.ply import read_ply
+from nphm_track.tracking.checks import option_problems, track_problems
 from nphm_track.tracking.mesh_stream import StreamReader
 from nphm_track.tracking.observations import ObservationLog
-from nphm_track.tracking.options import IDENTITY_OPTIONS, TrackOptions
-from nphm_track.tracking.records import PARTIAL, InputInfo, RunInfo, Track
+from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.records import PARTIAL, RUN_JSON, InputInfo, RunInfo, Track, sync
+from nphm_track.tracking.sameness import check_same, differ_in_identity, difference
+from nphm_track.tracking.written import RECORD, WrittenFiles
 
-RUN_JSON = "run.json"
 TRACK_NPZ = "track.npz"
 CANONICAL_PLY = "canonical.ply"
 MESHES = "meshes"
@@ -42,6 +44,7 @@ PATIENCE = 5.0
 """Seconds to wait for it: a process that was told to end may need a moment."""
 WORK = "work"
 OBSERVATIONS_BIN = "observations.bin"
+WRITTEN_BIN = "written.bin"
 REFINEMENT = "refinement"
 """Folder of the refinement's finished stages."""
 VERTICES = "vertices"
@@ -49,11 +52,17 @@ VERTICES = "vertices"
 
 
 class RunFolder:
-    """A run being written, by this process alone. As a context manager it records in run.json how it ended."""
+    """A run being written, by this process alone.
+
+    As a context manager it records in run.json how it ended, and turns what the system says about a folder that cannot
+    be written into an OutputError.
+    """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
         self.info = info
+        self.was_done = False
+        """All that is missing from this run are some of its files; ``track.npz`` is whole."""
         self._new = False
         self._lock = RunLock(path / LOCK, str(path))
 
@@ -65,41 +74,59 @@ class RunFolder:
         options: TrackOptions,
         *,
         models: Mapping[str, str] | None = None,
+        threads: int | None = None,
         overwrite: bool = False,
+        break_lock: bool = False,
+        whole: Callable[[Run], bool] = lambda run: True,
+        note: Callable[[str], None] = lambda line: None,
     ) -> RunFolder:
         """Make a run folder, or go on with the one that is there if input, options and models are the same.
 
         A run that failed is started over when they differ: there is nothing in it to lose.
-        ``overwrite`` starts over, deleting the files a run owns and no others. Raises OutputError when the folder
-        belongs to another input or is no run folder, holds another run of this input and ``overwrite`` is off, or
-        cannot be written.
+
+        Args:
+            models, threads: of the run; those of one that is gone on with stay.
+            overwrite: start over, deleting the files a run owns and no others.
+            break_lock: take the folder from a process that keeps it locked.
+            whole: whether a run that is done has all its files; one that has not is gone on with.
+            note: told what there is to wait for.
+
+        Raises OutputError when the folder belongs to another input or is no run folder, holds another run of this input
+        and ``overwrite`` is off, is being written by another process, or cannot be written.
         """
         path = Path(path)
-        fresh = RunInfo(input=input_info, options=options.fingerprint(), models=dict(models or {}))
+        fresh = RunInfo(input=input_info, options=options.fingerprint(), models=dict(models or {}), threads=threads)
         folder = cls(path, fresh)
         try:
             stored = None
             if (path / RUN_JSON).exists():
                 stored = _stored_info(path, overwrite)
-                _check_same(path, stored, fresh, overwrite)
-                if stored and stored.state == "done" and not overwrite:
+                check_same(path, stored, fresh, overwrite)
+                folder.was_done = stored is not None and stored.state == "done" and not overwrite
+                if stored and folder.was_done and whole(Run(path, stored)):
                     folder._lock.sweep()
+                    shutil.rmtree(path / WORK, ignore_errors=True)  # its writer may have been killed before it did
                     return cls(path, stored)
             else:
                 _check_empty(path)
                 path.mkdir(parents=True, exist_ok=True)
                 folder._new = True
-            folder._lock.acquire(PATIENCE)
-            if not folder._untouched_since(stored, overwrite):
-                folder._lock.release()
-                return cls.open(path, input_info, options, models=models, overwrite=overwrite)
-            if not folder._new:
-                folder._take_over(stored, overwrite)
-            folder.update(state="running", message="")
-            return folder
+            folder._lock.acquire(PATIENCE, break_lock=break_lock, note=note)
+            if folder._untouched_since(stored, overwrite):
+                if not folder._new:
+                    folder._take_over(stored, overwrite)
+                folder.update(state="running", message="")
+                return folder
         except OSError as error:
             folder._lock.release()
             raise OutputError(f"{path} cannot be written ({error.strerror})") from None
+        except BaseException:
+            folder._lock.release()
+            raise
+        folder._lock.release()  # another process has been at it while we waited
+        return cls.open(
+            path, input_info, options, models=models, threads=threads, overwrite=overwrite, whole=whole, note=note
+        )
 
     @property
     def complete(self) -> bool:
@@ -137,15 +164,37 @@ class RunFolder:
 
     def log(self, dtype: np.dtype[Any]) -> ObservationLog:
         """The log of per-frame observations, with the records an earlier, unfinished run left."""
-        return ObservationLog(self.path / WORK / OBSERVATIONS_BIN, dtype)
+        return ObservationLog(self.path / WORK / OBSERVATIONS_BIN, dtype, self._lock.check)
+
+    def stage_log(self, name: str, dtype: np.dtype[Any]) -> ObservationLog:
+        """The log of a finished stage of the refinement."""
+        return ObservationLog(self.refinement / name, dtype, self._lock.check)
+
+    def written(self) -> WrittenFiles:
+        """The list of finished files, with those that an earlier, unfinished run left."""
+        return WrittenFiles(self.path, ObservationLog(self.path / WORK / WRITTEN_BIN, RECORD, self._lock.check))
 
     def update(self, **changes: Any) -> None:
-        """Set fields of run.json and save it."""
+        """Set fields of run.json and save it. Raises OutputError when the folder is not this process's any more."""
+        self._lock.check()
         self.info = self.info.model_copy(update=changes)
-        self.info.save(self.path / RUN_JSON)
+        try:
+            self.info.save(self.path / RUN_JSON)
+        except OSError as error:
+            raise OutputError(f"{self.path} cannot be written ({error.strerror})") from None
+
+    def so_far(self) -> Run:
+        """What has been written, to be read as a finished run is."""
+        return Run(self.path, self.info)
 
     def finish(self, **changes: Any) -> Run:
-        """Mark the run done, drop the intermediates and return the result. Call it last."""
+        """Mark the run done, drop the intermediates and return the result. Call it last.
+
+        Everything the run wrote has reached the disk before run.json says that it is done.
+        """
+        for file in self._files():
+            if file.is_file():
+                sync(file)
         self.update(state="done", message="", **changes)
         shutil.rmtree(self.path / WORK, ignore_errors=True)
         self._lock.release()
@@ -162,20 +211,29 @@ class RunFolder:
                 self._record(error)
         finally:
             self._lock.release()
+        if isinstance(error, OSError) and (error.errno in UNWRITABLE or not self.path.is_dir()):
+            raise OutputError(f"cannot write {error.filename or self.path} ({error.strerror})") from error
 
     def _record(self, error: BaseException) -> None:
         stopped = isinstance(error, KeyboardInterrupt | SystemExit)
-        if isinstance(error, NoFaceError):  # nothing to go on from
-            shutil.rmtree(self.path / WORK, ignore_errors=True)
-        with suppress(OSError):  # the error on its way out says more
-            unusable = isinstance(error, InputError) and not self.track.exists()
-            if self._new and unusable:  # an input that cannot be used leaves nothing behind
+        with suppress(OSError, OutputError):  # the error on its way out says more
+            if isinstance(error, NoFaceError | InputChangedError):  # nothing to go on from
                 self.clear()
+            if self._new and isinstance(error, InputError) and not self.track.exists():
+                self.clear()  # an input that cannot be used leaves nothing behind
                 (self.path / RUN_JSON).unlink()
                 self._lock.release()
                 self.path.rmdir()
                 return
             self.update(state="interrupted" if stopped else "failed", message="" if stopped else str(error))
+
+    def _files(self) -> Iterator[Path]:
+        """Everything that a run may have written, but run.json and what is in ``work``."""
+        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML):
+            yield self.path / name
+        for entry in (self.path / MESHES).glob("*.ply"):
+            if entry.stem.isdigit():
+                yield entry
 
     def clear(self, *, observations: bool = True) -> None:
         """Delete what a run writes except run.json, and nothing else; killed half-way, it is still a run folder.
@@ -185,13 +243,14 @@ class RunFolder:
         self.update(state="interrupted")
         if observations:
             (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
-        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML):
-            for file in (self.path / name, self.path / (name + PARTIAL)):
-                file.unlink(missing_ok=True)
+        for file in self._files():
+            file.unlink(missing_ok=True)
+            file.with_name(file.name + PARTIAL).unlink(missing_ok=True)
         (self.path / OVERLAY_MP4).with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix
-        for entry in (self.path / MESHES).glob("*.ply*"):
-            if entry.name.removesuffix(PARTIAL)[:-4].isdigit():
+        for entry in (self.path / MESHES).glob(f"*.ply{PARTIAL}"):
+            if entry.name.partition(".")[0].isdigit():
                 entry.unlink()
+        (self.path / WORK / WRITTEN_BIN).unlink(missing_ok=True)
         for part in (*(self.path / WORK / VERTICES).glob("*.npy*"), *self.refinement.glob("*.bin")):
             part.unlink()
         for folder in (self.path / MESHES, self.path / WORK / VERTICES, self.refinement, self.path / WORK):
@@ -206,12 +265,15 @@ class RunFolder:
 
     def _take_over(self, stored: RunInfo | None, overwrite: bool) -> None:
         """Go on with an earlier run, from its observations when only the identity is another, or start over."""
-        difference = _difference(stored, self.info) if stored else ""
-        if stored is not None and not difference and not overwrite:
+        if stored is not None and not overwrite and not difference(stored, self.info):
             self.info = stored
             return
-        keep = stored is not None and not overwrite and _differ_in_identity(stored, self.info)
-        RunFolder(self.path, stored or self.info).clear(observations=not keep)
+        keep = stored is not None and not overwrite and differ_in_identity(stored, self.info)
+        if keep and stored is not None:
+            self.info = self.info.model_copy(update={"threads": stored.threads})
+        fresh, self.info = self.info, stored or self.info
+        self.clear(observations=not keep)
+        self.info = fresh
 
 
 class Run:
@@ -225,9 +287,15 @@ class Run:
 
     @property
     def track(self) -> Track:
-        """Everything per frame, loaded at first use."""
+        """Everything per frame, loaded at first use. Raises InputError when it cannot be read or holds other numbers
+        than a run of this input does.
+        """
         if self._track is None:
-            self._track = Track.load(self.path / TRACK_NPZ)
+            track = Track.load(self.path / TRACK_NPZ)
+            if problems := track_problems(self.info, track):
+                more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+                raise InputError(f"{self.path / TRACK_NPZ}: {problems[0]}{more}")
+            self._track = track
         return self._track
 
     @property
@@ -269,6 +337,8 @@ def read_run(path: str | Path) -> Run:
     info = RunInfo.load(path / RUN_JSON)
     if info.state != "done":
         raise InputError(f"{path} is not finished (state: {info.state}); the command that began it goes on with it")
+    if problems := option_problems(info):
+        raise InputError(f"{path}: {problems[0]}")
     return Run(path, info)
 
 
@@ -285,7 +355,8 @@ def _check_empty(path: Path) -> None:
     """Raises OutputError unless a new run may go to ``path``; run.json is written first, so nothing else is ours."""
     if path.exists() and not path.is_dir():
         raise OutputError(f"{path} is a file, not a folder")
-    if path.is_dir() and any(entry.name not in (RUN_JSON + PARTIAL, LOCK) for entry in path.iterdir()):
+    ours = (RUN_JSON + PARTIAL, LOCK)
+    if path.is_dir() and not all(entry.name.startswith(ours) for entry in path.iterdir()):
         raise OutputError(f"{path} is not empty and not a run folder; choose another with -o")
 
 
@@ -297,34 +368,3 @@ def _stored_info(path: Path, overwrite: bool) -> RunInfo | None:
         if overwrite:
             return None
         raise OutputError(f"{error}; pass --overwrite to start over") from None
-
-
-def _check_same(path: Path, stored: RunInfo | None, fresh: RunInfo, overwrite: bool) -> None:
-    """Raises OutputError unless ``fresh`` may take the place of, or go on with, what is stored; None is damaged."""
-    if stored is None:
-        return
-    if stored.input.sha256 != fresh.input.sha256:
-        raise OutputError(f"{path} holds the run of another input ({stored.input.path}); choose another with -o")
-    changed = _difference(stored, fresh)
-    if not changed or overwrite or stored.state == "failed":
-        return
-    if stored.state == "done" or not _differ_in_identity(stored, fresh):
-        raise OutputError(f"{path} holds a run with other {changed}; pass --overwrite to start over")
-
-
-def _differ_in_identity(stored: RunInfo, fresh: RunInfo) -> bool:
-    """Whether two runs of one input saw the same and differ in whose head is fitted to it, if in anything."""
-    same = {name: fresh.options.get(name) for name in IDENTITY_OPTIONS}
-    return not _difference(stored.model_copy(update={"options": stored.options | same}), fresh)
-
-
-def _difference(stored: RunInfo, fresh: RunInfo) -> str:
-    """What sets two runs of one input apart, in words; empty when nothing does."""
-    names = sorted((stored.options.keys() | fresh.options.keys()) - {"identity"})  # its numbers decide, not its place
-    changed = [name for name in names if stored.options.get(name) != fresh.options.get(name)]
-    if changed:
-        told = dict.fromkeys(name.removesuffix("_sha256").replace("_", "-") for name in changed)
-        return f"options ({', '.join(told)})"
-    if stored.models != fresh.models:
-        return "model files"
-    return "" if stored.package_version == fresh.package_version else f"software (version {stored.package_version})"

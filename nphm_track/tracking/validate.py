@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import fields
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,21 +13,22 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 from nphm_track.rendering.ply import read_ply
+from nphm_track.tracking.checks import option_problems, track_problems
 from nphm_track.tracking.mesh_store import mesh_rows
-from nphm_track.tracking.records import RunInfo, Status, Track
+from nphm_track.tracking.records import RunInfo, Track
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
     MESHES_NPZ,
+    REPORT_HTML,
     RUN_JSON,
     TRACK_NPZ,
     TRANSFORMS_JSON,
     Run,
 )
 from nphm_track.tracking.transforms import transforms
-from nphm_track.video.reader import read_image
+from nphm_track.video.reader import open_video, read_image
 
-ROTATION_TOLERANCE = 1e-4
 MATRIX_TOLERANCE = 1e-6
 MESH_SAMPLE = 8
 """Meshes whose contents are read; of the others only the headers are."""
@@ -46,94 +46,35 @@ def validate_run(path: str | Path) -> list[str]:
         track = Track.load(path / TRACK_NPZ)
     except InputError as error:
         return [str(error)]
-    shapes = list(_shapes(track))
-    if shapes:  # nothing below could be computed
-        return shapes
+    problems = option_problems(info) or track_problems(info, track)
+    if problems:  # what was made of it is no better
+        return problems
     run = Run(path, info)
-    checks: tuple[Callable[[Run, Track], Iterator[str]], ...] = (
-        _state, _frames, _numbers, _cameras, _meshes, _overlay, _transforms,
-    )  # fmt: skip
-    return [problem for check in checks for problem in check(run, track)]
+    return [problem for check in (_meshes, _overlay, _transforms, _report) for problem in check(run, track)]
 
 
-def _shapes(track: Track) -> Iterator[str]:
-    n = len(track)
-    if n == 0:
-        yield "the track has no frames"
-    expected: dict[str, tuple[int, ...]] = {
-        "frame": (n,), "time": (n,), "status": (n,), "confidence": (n,), "z_id": (-1,), "z_ex": (n, -1),
-        "R": (n, 3, 3), "t": (n, 3), "K": (3, 3), "image_size": (2,), "landmarks": (n, 478, 2),
-        "landmarks_fit": (n, 68, 2), "blendshapes": (n, 52), "landmark_error_px": (n,), "normal_error_deg": (n,),
-        "distortion": (5,),
-    }  # fmt: skip
-    m = n if len(track.rolled_back) else 0
-    expected |= {"refine_before": (m, 3), "refine_after": (m, 3), "rolled_back": (m,)}
-    for f in fields(track):
-        shape, want = getattr(track, f.name).shape, expected[f.name]
-        if len(shape) != len(want) or any(w not in (-1, s) for s, w in zip(shape, want, strict=True)):
-            yield f"{f.name} has shape {shape}, not {tuple('any' if w == -1 else w for w in want)}"
-
-
-def _state(run: Run, track: Track) -> Iterator[str]:
-    if tuple(track.image_size) != (run.info.input.width, run.info.input.height):
-        yield f"image_size {tuple(track.image_size)} is not the input's {run.info.input.width}x{run.info.input.height}"
-    for name in ("frames", *(status.name.lower() for status in Status)):
-        stored, counted = run.info.quality.get(name), track.quality()[name]
-        if stored != counted:
-            yield f"run.json counts {stored} '{name}', the track {counted}"
-
-
-def _frames(run: Run, track: Track) -> Iterator[str]:
-    every = int(run.info.options.get("every", 1))
-    if (np.diff(track.frame) != every).any():
-        yield f"frame numbers do not rise by {every} everywhere"
-    if not np.isfinite(track.time).all():
-        yield "time has values that are not finite"
-    elif (np.diff(track.time) <= 0).any():
-        yield "times do not increase everywhere"
-    unknown = set(np.unique(track.status).tolist()) - {int(status) for status in Status}
-    if unknown:
-        yield f"status has unknown values {sorted(unknown)}"
-
-
-def _numbers(run: Run, track: Track) -> Iterator[str]:
-    """What a head needs is finite in every frame that has one, what was observed in every tracked frame.
-
-    A landmark that no frame has is one that the head model does not know.
-    """
-    present, tracked = track.status != Status.LOST, track.status == Status.TRACKED
-    rows = dict.fromkeys(("R", "t", "z_ex", "landmarks_fit"), present)
-    rows |= dict.fromkeys(("landmarks", "blendshapes", "landmark_error_px"), tracked)
-    known = np.isfinite(track.landmarks_fit[present]).any((0, 2))
-    if present.any() and not known.any():
-        yield "landmarks_fit is empty"
-    for name, mask in rows.items():
-        values = getattr(track, name)[mask]
-        if name == "landmarks_fit":
-            values = values[:, known]
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
-        if bad.any():
-            yield f"{name} is not finite in {np.count_nonzero(bad)} frames, first in frame {track.frame[mask][bad][0]}"
-    for name in ("z_id", "K", "distortion", "confidence"):
-        if not np.isfinite(getattr(track, name)).all():
-            yield f"{name} has values that are not finite"
-
-
-def _cameras(run: Run, track: Track) -> Iterator[str]:
-    K = track.K
-    if not (K[0, 0] > 0 and K[1, 1] > 0):
-        yield f"focal length {K[0, 0]:g}, {K[1, 1]:g} is not positive"
-    if not np.array_equal(K[[1, 2, 2, 2], [0, 0, 1, 2]], [0, 0, 0, 1]):
-        yield "K is not an intrinsics matrix"
-    present = track.status != Status.LOST
-    R, t, frame = track.R[present], track.t[present], track.frame[present]
-    off = np.abs(R @ R.transpose(0, 2, 1) - np.eye(3)).max((1, 2), initial=0)
-    wrong = ~(off < ROTATION_TOLERANCE) | ~(np.linalg.det(R) > 0)
-    if wrong.any():
-        yield f"R is no rotation in {np.count_nonzero(wrong)} frames, first in frame {frame[wrong][0]}"
-    behind = ~(t[:, 2] > 0)
-    if behind.any():
-        yield f"the head is behind the camera in {np.count_nonzero(behind)} frames, first in frame {frame[behind][0]}"
+def lacking_files(run: Run, track: Track) -> set[str]:
+    """Names of the files that a run should have and that are missing or cut short; a quick look, at no contents."""
+    options = run.info.options
+    lacking = set()
+    if options.get("meshes", True):
+        try:
+            size = len(read_ply(run.path / CANONICAL_PLY)[0]) and (run.path / CANONICAL_PLY).stat().st_size
+        except InputError:
+            lacking.add(CANONICAL_PLY)
+            size = 0
+        rows = mesh_rows(track, _every(run))
+        if _format(run) == "npz":
+            lacking |= {MESHES_NPZ} if any(_stream_frames(run, track.frame[rows])) else set()
+        elif any(_size(run.mesh_path(int(row))) != size for row in rows):  # all have the same topology
+            lacking.add(MESHES)
+    if options.get("overlay", True) and not _opens(run, len(track)):
+        lacking.add(run.overlay.name)
+    if any(_transforms(run, track)):
+        lacking.add(TRANSFORMS_JSON)
+    if any(_report(run, track)):
+        lacking.add(REPORT_HTML)
+    return lacking
 
 
 def _meshes(run: Run, track: Track) -> Iterator[str]:
@@ -173,12 +114,30 @@ def _every(run: Run) -> int:
     return int(run.info.options.get("mesh_every", 1))
 
 
-def _stream(run: Run, frames: NDArray[np.int64]) -> Iterator[str]:
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _stream_frames(run: Run, frames: NDArray[np.int64]) -> Iterator[str]:
     try:
         stream = run.mesh_stream
-        if not np.array_equal(stream.frame, frames):
-            yield f"{MESHES_NPZ} holds {len(stream.frame)} meshes, not those of the {len(frames)} frames it should"
-            return
+    except InputError as error:
+        yield str(error)
+        return
+    if not np.array_equal(stream.frame, frames):
+        yield f"{MESHES_NPZ} holds {len(stream.frame)} meshes, not those of the {len(frames)} frames it should"
+
+
+def _stream(run: Run, frames: NDArray[np.int64]) -> Iterator[str]:
+    problems = list(_stream_frames(run, frames))
+    if problems:
+        yield from problems
+        return
+    try:
+        stream = run.mesh_stream
         canonical = read_ply(run.path / CANONICAL_PLY)
         for frame in frames.tolist():  # all of them, since a block is read as a whole
             yield from _mesh_against(f"{MESHES_NPZ} {frame}", (stream.vertices(frame), stream.faces), canonical)
@@ -187,9 +146,12 @@ def _stream(run: Run, frames: NDArray[np.int64]) -> Iterator[str]:
 
 
 def _header(path: Path) -> bytes:
-    """A PLY file's header: format, counts of vertices and faces, properties."""
-    with open(path, "rb") as file:
-        return file.read(4096).partition(b"end_header")[0]
+    """A PLY file's header: format, counts of vertices and faces, properties; empty when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(4096).partition(b"end_header")[0]
+    except OSError:
+        return b""
 
 
 def _mesh_against(
@@ -232,11 +194,32 @@ def _overlay(run: Run, track: Track) -> Iterator[str]:
         yield f"{path.name} keeps another time than the clip, by up to {np.nanmax(off):.4f} s"
 
 
+def _opens(run: Run, frames: int) -> bool:
+    """Whether the overlay begins as it should and, as far as it says, has all its frames."""
+    try:
+        with open_video(run.overlay) as overlay:
+            return overlay.info.frame_count in (None, frames)
+    except InputError:
+        return False
+
+
 def _image(path: Path) -> Iterator[str]:
     try:
         read_image(path)
     except InputError as error:
         yield str(error)
+
+
+def _report(run: Run, track: Track) -> Iterator[str]:
+    if not run.info.options.get("report", True):
+        return
+    try:
+        with open(run.path / REPORT_HTML, "rb") as file:
+            file.seek(max(0, (run.path / REPORT_HTML).stat().st_size - 64))
+            if b"</html>" not in file.read():
+                yield f"{REPORT_HTML} is cut short"
+    except OSError:
+        yield f"{REPORT_HTML} is missing"
 
 
 def _transforms(run: Run, track: Track) -> Iterator[str]:

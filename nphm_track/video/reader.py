@@ -6,7 +6,6 @@ frame rates survive. Images have no clock: frame ``i`` of a folder gets the time
 
 from __future__ import annotations
 
-import re
 import struct
 import warnings
 import zlib
@@ -20,7 +19,7 @@ from PIL import Image, ImageOps
 
 from nphm_track.errors import InputError
 from nphm_track.video.pyav_backend import AvSource
-from nphm_track.video.source import FrameSource, VideoInfo
+from nphm_track.video.source import IMAGE_SUFFIXES, FrameSource, VideoInfo, image_files
 
 FOLDER_RATE = 30.0
 _BROKEN = (
@@ -28,7 +27,6 @@ _BROKEN = (
     zlib.error,
 )  # fmt: skip
 """What Pillow raises for damaged files; UnidentifiedImageError is an OSError."""
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 
 
 def open_video(
@@ -167,15 +165,10 @@ def _flatten(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    paths = image_files(folder)
     if not paths:
         raise InputError(f"{folder}: the folder holds no images")
-    return sorted(paths, key=_natural)
-
-
-def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sorts img2 before img10."""
-    return [(int(s), "") if s.isdecimal() else (-1, s) for s in re.split(r"(\d+)", path.name.lower())]
+    return paths
 
 
 def _animation(path: Path) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import stat
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 TICK = 1e-6
 """Seconds; far from zero, differences of times are no more exact than this."""
 
@@ -53,6 +56,8 @@ class FrameSource(ABC):
     info: VideoInfo
     origin: float = 0.0  # time at which the container's clock starts, seconds
     warning: str | None = None
+    read_on: Callable[[], object] = staticmethod(lambda: None)
+    """Called for every picture that ``frames`` decodes, those that it passes over included: reading goes on."""
 
     def __init__(self, start: float | None, end: float | None, every: int) -> None:
         if every < 1:
@@ -92,6 +97,7 @@ class FrameSource(ABC):
         try:
             for index, (time, picture) in enumerate(pictures):
                 seen += 1
+                self.read_on()
                 if self.start is not None and time - self.origin < self.start - TICK:
                     continue
                 if self.end is not None and time - self.origin >= self.end - TICK:
@@ -116,3 +122,23 @@ class FrameSource(ABC):
 
     def __exit__(self, *_: object) -> None:
         return None  # nothing is held between passes; one under way lets go of the file when it ends or is dropped
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in natural order (img2 before img10); hidden files are passed over.
+
+    Raises InputError when one of them is no file that can be read: a folder, a pipe, a broken link.
+    """
+    try:
+        paths = [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        for path in paths:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise InputError(f"{path}: it is called like an image and is no file")
+    except OSError as error:
+        raise InputError(f"{error.filename or folder}: it cannot be read ({error.strerror})") from None
+    return sorted(paths, key=_natural)
+
+
+def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(int(s), "") if s.isdecimal() else (-1, s) for s in parts], path.name

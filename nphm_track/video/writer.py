@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nphm_track.errors import InputError, OutputError
-from nphm_track.video.reader import IMAGE_SUFFIXES
 from nphm_track.video.sound import SoundTrack
+from nphm_track.video.source import IMAGE_SUFFIXES
 
 _CLOCK = Fraction(1, 90_000)
 _BT709 = 1  # FFmpeg's number for the matrix, primaries and transfer of HD video

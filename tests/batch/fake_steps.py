@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from nphm_track.batch.manifest import durable
 from nphm_track.batch.steps import PersonWork, Work, has_another_identity
 from nphm_track.batch.workers import Event, StepProgress, do_step
 from nphm_track.errors import InputError, ModelError, NoFaceError, OutputError
 from nphm_track.tracking.identity import load_identity
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.records import InputInfo, input_digest, replacing
+from nphm_track.tracking.records import InputInfo, durable, input_digest, replacing
 from nphm_track.tracking.run_folder import RunFolder
 
 RECORD = np.dtype([("frame", "i8"), ("value", "f8")])

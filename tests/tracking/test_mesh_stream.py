@@ -7,6 +7,8 @@ import pytest
 
 from nphm_track.errors import InputError
 from nphm_track.tracking.mesh_stream import STEP, StreamReader, StreamWriter
+from nphm_track.tracking.observations import ObservationLog
+from nphm_track.tracking.written import RECORD, WrittenFiles
 
 V, M = 50, 7
 RNG = np.random.default_rng(0)
@@ -17,7 +19,8 @@ FACES = np.array([[0, 1, 2], [2, 3, 4]])
 
 
 def writer(folder: Path) -> StreamWriter:
-    return StreamWriter(folder / "work", CANONICAL, FACES, FRAME, BLOCK)
+    written = WrittenFiles(folder, ObservationLog(folder / "work" / "written.bin", RECORD))
+    return StreamWriter(folder / "work", CANONICAL, FACES, FRAME, BLOCK, written)
 
 
 @pytest.fixture
@@ -28,6 +31,11 @@ def path(tmp_path: Path) -> Path:
     again = writer(tmp_path)
     assert [again.has(block) for block in range(3)] == [True, False, False]
     np.testing.assert_array_equal(again.read(2), again.rounded(MESHES[2]))
+    block = tmp_path / "work" / "00000.npy"
+    content = block.read_bytes()
+    block.write_bytes(bytes(len(content)))  # a power cut
+    assert not writer(tmp_path).has(0)
+    block.write_bytes(content)
     for index in range(3, M):
         again.write(index, MESHES[index])
     again.join(tmp_path / "meshes.npz")

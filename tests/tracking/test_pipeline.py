@@ -17,7 +17,8 @@ from nphm_track.refine.schedule import Settings
 from nphm_track.tracking import pipeline, render
 from nphm_track.tracking.fit import ClipFit
 from nphm_track.tracking.observe import observation_dtype
-from nphm_track.tracking.pipeline import plan_line, to_track
+from nphm_track.tracking.pipeline import to_track
+from nphm_track.tracking.planning import plan_line
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status
 from nphm_track.tracking.validate import validate_run

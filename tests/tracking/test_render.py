@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -64,13 +63,27 @@ class TestWrittenBlocks:
         return folder
 
     def rows(self, folder: RunFolder, track: Track, *frames: int) -> list[bool]:
-        for frame in frames:
-            folder.mesh_path(frame).touch()
-        written = WrittenBlocks(folder, track)
-        return [row in written for row in range(len(track))]
+        with folder.written() as written:
+            for frame in frames:
+                folder.mesh_path(frame).write_text(f"mesh {frame}")
+                written.add(folder.mesh_path(frame))
+        with folder.written() as written:
+            blocks = WrittenBlocks(folder, track, written)
+            return [row in blocks for row in range(len(track))]
 
     def test_only_whole_blocks_stand(self, folder: RunFolder) -> None:
         assert self.rows(folder, track_of(*[OK] * 5), 0, 1, 2, 4) == [True, True, False, False, True]
+
+    @pytest.mark.parametrize("content", [b"", bytes(6), b"mesh 9"])
+    def test_a_mesh_that_is_not_what_was_written_spoils_its_block(self, folder: RunFolder, content: bytes) -> None:
+        self.rows(folder, track_of(OK, OK, OK, OK), 0, 1, 2, 3)
+        folder.mesh_path(2).write_bytes(content)
+        assert self.rows(folder, track_of(OK, OK, OK, OK)) == [True, True, False, False]
+
+    def test_a_mesh_that_no_list_names_does_not_count(self, folder: RunFolder) -> None:
+        self.rows(folder, track_of(OK, OK), 0, 1)
+        (folder.path / "work" / "written.bin").write_bytes(bytes(500))
+        assert self.rows(folder, track_of(OK, OK)) == [False, False]
 
     def test_new_run_has_none(self, folder: RunFolder) -> None:
         assert self.rows(folder, track_of(OK, OK, OK)) == [False] * 3
@@ -82,11 +95,13 @@ class TestWrittenBlocks:
         assert self.rows(folder, track_of(OK, OK, OK, OK, every=5), 0, 5, 2, 3) == [True, True, False, False]
 
     def test_mesh_written_meanwhile_does_not_count(self, folder: RunFolder) -> None:
-        folder.mesh_path(1).touch()
-        written = WrittenBlocks(folder, track_of(OK, OK))
-        assert 0 not in written
-        folder.mesh_path(0).touch()
-        assert 1 not in written
+        with folder.written() as written:
+            blocks = WrittenBlocks(folder, track_of(OK, OK), written)
+            assert 0 not in blocks
+            for frame in (0, 1):
+                folder.mesh_path(frame).touch()
+                written.add(folder.mesh_path(frame))
+            assert 1 not in blocks
 
 
 class FakeCarrier:
@@ -170,8 +185,10 @@ class TestRenderOverlay:
     def run(self, run_path: Path, tmp_path: Path) -> Path:
         """The made-up run, its own overlay taken for the clip it was made of."""
         run, clip = read_run(run_path), tmp_path / "clip.mp4"
-        shutil.copy(run_path / "overlay.mp4", clip)
-        described = run.info.input.model_copy(update={"path": str(clip), "sha256": sha256(clip)})
+        clip.write_bytes((run_path / "overlay.mp4").read_bytes() + bytes(8))  # or the run's own would be found
+        described = run.info.input.model_copy(
+            update={"path": str(clip), "sha256": sha256(clip), "size": clip.stat().st_size}
+        )
         run.info.model_copy(update={"input": described}).save(run_path / "run.json")
         return run_path
 

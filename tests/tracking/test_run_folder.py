@@ -1,18 +1,22 @@
 from __future__ import annotations
 
-from dataclasses import fields
+import errno
+import json
+import os
+import shutil
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from nphm_track import read_run
-from nphm_track.errors import InputError, NoFaceError, OutputError
-from nphm_track.locking import RunLock
+from nphm_track.errors import InputChangedError, InputError, NoFaceError, OutputError
+from nphm_track.locking import Owner, RunLock
 from nphm_track.tracking import run_folder
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
-from nphm_track.tracking.records import InputInfo, RunInfo, Track
+from nphm_track.tracking.records import InputInfo, InputWatch, RunInfo, Track, input_digest
 from nphm_track.tracking.run_folder import RUN_JSON, RunFolder, default_output
 from nphm_track.video.source import VideoInfo
 
@@ -42,6 +46,30 @@ class TestObservationLog:
             log.append(records(1, first=4))
             np.testing.assert_array_equal(log.read(), records(5))
 
+    @pytest.mark.parametrize("first", [0, 2, 4])
+    def test_records_that_a_power_cut_took_are_cut_off(self, tmp_path: Path, first: int) -> None:
+        path = tmp_path / "log.bin"
+        with ObservationLog(path, RECORD) as log:
+            log.append(records(5))
+        size = path.stat().st_size // 5
+        with open(path, "r+b") as file:
+            file.seek(first * size)
+            file.write(bytes(size * (5 - first)))  # blocks that were never written read as zeros
+        with ObservationLog(path, RECORD) as log:
+            np.testing.assert_array_equal(log.read(), records(first))
+            log.append(records(1, first=first))
+            np.testing.assert_array_equal(log.read(), records(first + 1))
+
+    def test_one_flipped_bit_is_noticed(self, tmp_path: Path) -> None:
+        path = tmp_path / "log.bin"
+        with ObservationLog(path, RECORD) as log:
+            log.append(records(2000))
+        content = bytearray(path.read_bytes())
+        content[1500 * len(content) // 2000 + 5] ^= 4
+        path.write_bytes(content)
+        with ObservationLog(path, RECORD) as log:
+            assert len(log) == 1500
+
     def test_is_readable_while_open_and_mapped(self, tmp_path: Path) -> None:
         with ObservationLog(tmp_path / "log.bin", RECORD) as log:
             assert len(log.read()) == 0
@@ -55,11 +83,12 @@ class TestObservationLog:
 
 class TestOpening:
     def test_resumes_the_same_run(self, tmp_path: Path) -> None:
-        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()).log(RECORD) as log:
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(), threads=3) as folder, folder.log(RECORD) as log:
             log.append(records(2))
-        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda"))
-        with folder.log(RECORD) as log:
+        again = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda"), threads=8)
+        with again as folder, folder.log(RECORD) as log:
             assert len(log) == 2
+            assert folder.info.threads == 3  # or its last bits would be others than those of an undisturbed run
 
     def test_knows_a_finished_run(self, run_path: Path) -> None:
         assert RunFolder.open(run_path, INPUT, TrackOptions()).complete
@@ -67,13 +96,13 @@ class TestOpening:
 
     def test_sweeps_the_lock_of_a_writer_killed_at_the_very_end(self, run_path: Path) -> None:
         stale = run_path / "run.lock"
-        stale.write_text("{}")
         with RunLock(stale, "the run"):
-            RunFolder.open(run_path, INPUT, TrackOptions())
+            assert RunFolder.open(run_path, INPUT, TrackOptions()).complete
             assert stale.exists()  # held: somebody is at it
-        stale.write_text("{}")
-        RunFolder.open(run_path, INPUT, TrackOptions())
-        assert not stale.exists()
+        stale.write_text(json.dumps(asdict(replace(Owner.this_process(), started=1))))
+        (run_path / "work").mkdir()
+        assert RunFolder.open(run_path, INPUT, TrackOptions()).complete
+        assert not stale.exists() and not (run_path / "work").exists()
 
     def test_refuses_another_input_even_with_overwrite(self, run_path: Path) -> None:
         before = {p: p.read_bytes() for p in run_path.rglob("*") if p.is_file()}
@@ -118,6 +147,55 @@ class TestOpening:
             RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
         assert not list(tmp_path.rglob("run.lock"))
         RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+
+    def test_a_broken_lock_keeps_its_old_owner_from_writing(self, tmp_path: Path) -> None:
+        old = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+        with old.log(RECORD) as log:
+            log.append(records(1))
+            with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(), break_lock=True) as new:
+                for write in (lambda: log.append(records(1)), lambda: old.update(message="old"), old.finish):
+                    with pytest.raises(OutputError, match="has taken it over"):
+                        write()
+                with pytest.raises(KeyboardInterrupt), old:
+                    raise KeyboardInterrupt
+                assert RunInfo.load(new.path / RUN_JSON).state == "running"
+                with new.log(RECORD) as newer:
+                    newer.append(records(1, first=1))
+                    np.testing.assert_array_equal(newer.read(), records(2))
+                assert (new.path / "run.lock").exists()
+
+    def test_a_finished_run_that_is_not_whole_is_gone_on_with(self, run_path: Path) -> None:
+        with RunFolder.open(run_path, INPUT, TrackOptions(), whole=lambda run: False) as folder:
+            assert folder.was_done and not folder.complete and folder.track.exists()
+        assert RunFolder.open(run_path, INPUT, TrackOptions(), whole=lambda run: False).was_done is False
+
+    def test_a_folder_that_is_deleted_while_it_is_written(self, tmp_path: Path) -> None:
+        for write in (lambda f: f.update(state="running"), lambda f: f.transforms.write_text("{}")):
+            folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+            with pytest.raises(OutputError, match=r"run cannot be written|cannot write .*transforms.json"), folder:
+                shutil.rmtree(folder.path)
+                write(folder)
+        assert not (tmp_path / "run").exists()
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO])
+    def test_what_the_system_says_of_a_full_disk_is_one_line(self, tmp_path: Path, number: int) -> None:
+        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+        with pytest.raises(OutputError, match=r"cannot write .*track.npz"), folder:
+            raise OSError(number, os.strerror(number), str(folder.track))
+
+    def test_a_run_of_a_clip_that_changed_keeps_nothing(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+            with pytest.raises(InputChangedError), folder, folder.log(RECORD) as log:
+                log.append(records(1))
+                raise InputChangedError("clip.mp4 has changed while it was tracked")
+            assert not (tmp_path / "run").exists()
+        with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder, folder.log(RECORD) as log:
+            log.append(records(1))
+        with pytest.raises(InputChangedError), RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder:
+            folder.track.touch()
+            raise InputChangedError("clip.mp4 has changed while it was tracked")
+        assert [path.name for path in (tmp_path / "run").iterdir()] == [RUN_JSON]
 
     def test_another_identity_keeps_the_observations_of_an_unfinished_run(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text('{"z_id": [1, 2]}')
@@ -220,6 +298,27 @@ class TestOptions:
 
 
 class TestInput:
+    def test_a_change_is_noticed_and_a_touch_is_not(self, tmp_path: Path) -> None:
+        path = tmp_path / "clip.mp4"
+        path.write_bytes(b"one")
+        watch, digest = InputWatch(path), input_digest(path)[0]
+        watch.check(digest, at_once=True)
+        os.utime(path, (1, 1))
+        watch.check(digest, at_once=True)
+        path.write_bytes(b"two")
+        watch.check(digest)  # not so soon after the last look
+        with pytest.raises(InputChangedError, match="has changed while it was tracked"):
+            watch.check(digest, at_once=True)
+        path.unlink()
+        with pytest.raises(InputChangedError):
+            watch.check(digest, at_once=True)
+
+    def test_what_cannot_be_read_is_said_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "clip.mp4").mkdir()
+        with pytest.raises(InputError, match=r"clip.mp4/a.png: it cannot be read \(No such file"):
+            (tmp_path / "clip.mp4" / "a.png").symlink_to("nothing")
+            input_digest(tmp_path / "clip.mp4")
+
     def test_folder_digest_follows_names_and_contents(self, tmp_path: Path) -> None:
         video = VideoInfo(tmp_path, "folder", 4, 4)
         (tmp_path / "a.png").write_bytes(b"one")

@@ -9,10 +9,12 @@ import pytest
 import trimesh
 from PIL import Image
 
+from nphm_track import read_run
+from nphm_track.errors import InputError
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import RunInfo, Track
 from nphm_track.tracking.transforms import write_transforms
-from nphm_track.tracking.validate import validate_run
+from nphm_track.tracking.validate import lacking_files, validate_run
 
 
 def test_a_good_run_has_no_problems(run_path: Path) -> None:
@@ -87,6 +89,8 @@ FILE_MUTATIONS: dict[str, Callable[[Path], object]] = {
     "overlay.mp4 is missing": lambda run: (run / "overlay.mp4").unlink(),
     "not a readable video": lambda run: (run / "overlay.mp4").write_bytes(b"x" * 500),
     "transforms.json is missing": lambda run: (run / "transforms.json").unlink(),
+    "report.html is missing": lambda run: (run / "report.html").unlink(),
+    "report.html is cut short": lambda run: (run / "report.html").write_text("<html>"),
     "transforms.json is damaged": lambda run: (run / "transforms.json").write_text("{}"),
 }
 
@@ -121,3 +125,53 @@ def test_what_was_not_asked_for_is_not_missed(run_path: Path) -> None:
     assert validate_run(run_path) == ["transforms.json does not match the track"]  # it names the meshes
     write_transforms(run_path / "transforms.json", Track.load(run_path / "track.npz"), meshes=False)
     assert validate_run(run_path) == []
+
+
+LACKING: dict[str, Callable[[Path], object]] = {
+    "overlay.mp4": lambda run: (run / "overlay.mp4").unlink(),
+    "overlay.mp4 ": lambda run: (run / "overlay.mp4").write_bytes(bytes(999)),
+    "meshes": lambda run: (run / "meshes" / "000002.ply").unlink(),
+    "meshes ": lambda run: (run / "meshes" / "000002.ply").write_bytes(b""),
+    "canonical.ply": lambda run: (run / "canonical.ply").write_bytes(bytes(999)),
+    "transforms.json": lambda run: (run / "transforms.json").write_bytes(b""),
+    "report.html": lambda run: (run / "report.html").write_bytes(bytes(99)),
+}
+
+
+@pytest.mark.parametrize("name", LACKING)
+def test_a_quick_look_finds_what_a_finished_run_lacks(run_path: Path, name: str) -> None:
+    run = read_run(run_path)
+    assert lacking_files(run, run.track) == set()
+    LACKING[name](run_path)
+    assert name.strip() in lacking_files(run, run.track)
+
+
+BAD_RUNS: dict[str, Callable[[Path], object]] = {
+    "no options": lambda run: edit_json(run / "run.json", options={}),
+    "an option of another type": lambda run: edit_options(run / "run.json", every="often"),
+    "no input size": lambda run: edit_input(run / "run.json", width=0),
+    "a giant": lambda run: [edit_input(run / "run.json", width=10**6), change(run, image_size=put(0, 10**6))],
+    "a giant in the track": lambda run: change(run, image_size=put(slice(None), 10**6)),
+    "rotations of two rows": lambda run: change(run, R=lambda R: R[:, :2, :2]),
+    "nothing but NaN": lambda run: change(run, **{n: put(slice(None), np.nan) for n in ("R", "t", "z_ex", "K")}),
+    "a status that is none": lambda run: change(run, status=put(1, 7)),
+    "text for numbers": lambda run: change(run, t=lambda t: t.astype(str)),
+    "a number for a list": lambda run: change(run, frame=lambda frame: np.int64(3)),
+}
+
+
+@pytest.mark.parametrize("what", BAD_RUNS)
+def test_a_bad_run_is_one_clear_line_for_whoever_opens_it(run_path: Path, what: str) -> None:
+    BAD_RUNS[what](run_path)
+    with pytest.raises(InputError) as refused:
+        _ = read_run(run_path).track
+    assert "\n" not in str(refused.value)
+    assert validate_run(run_path)
+
+
+def edit_options(path: Path, **values: object) -> None:
+    edit_json(path, options=json.loads(path.read_text())["options"] | values)
+
+
+def edit_input(path: Path, **values: object) -> None:
+    edit_json(path, input=json.loads(path.read_text())["input"] | values)
