@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from nphm_track.errors import InputError
+from nphm_track.rendering.kernels import kernel
 from nphm_track.rendering.rasteriser import rasterise, screen_box, vertex_normals
 from nphm_track.rendering.shading import backdrop, check_style, shade
 
@@ -168,7 +168,7 @@ def thin_faces(vertices: NDArray[np.float32], faces: NDArray[np.int32], cell: fl
     return thinned[np.unique(np.sort(thinned, 1), axis=0, return_index=True)[1]]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _blend(window, rgb, alpha, opacity):
     for y in range(alpha.shape[0]):
         for x in range(alpha.shape[1]):

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
+
+from nphm_track.rendering.kernels import kernel
 
 NEAR = 1e-3
 """Metres; a triangle with a vertex nearer than this is skipped rather than clipped."""
@@ -78,7 +79,7 @@ def vertex_normals(vertices: ArrayLike, faces: ArrayLike) -> NDArray[np.float32]
     return normals
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _project(vertices, K):
     """Pixel position and 1/z of every vertex; 1/z is 0 where it cannot be drawn (behind the camera, NaN, infinite)."""
     screen = np.empty((len(vertices), 3))
@@ -91,7 +92,7 @@ def _project(vertices, K):
     return screen
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _bounds(vertices, K):
     screen = _project(vertices, K)
     low_x = low_y = np.inf
@@ -103,7 +104,7 @@ def _bounds(vertices, K):
     return low_x, low_y, high_x, high_y
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _fill(vertices, faces, K, cull, depth, face_id, bary):
     """Writes the three images; ``depth`` holds 1/z, which is linear on the screen, until all triangles are drawn."""
     height, width = depth.shape
@@ -149,7 +150,7 @@ def _fill(vertices, faces, K, cull, depth, face_id, bary):
                 depth[y, x] = 1.0 / depth[y, x]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _interpolate(face_id, bary, faces, values, out):
     height, width = face_id.shape
     for y in range(height):
@@ -166,7 +167,7 @@ def _interpolate(face_id, bary, faces, values, out):
                 )
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _vertex_normals(vertices, faces, normals):
     for f in range(len(faces)):
         i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]

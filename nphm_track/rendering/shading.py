@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from nphm_track.errors import InputError
+from nphm_track.rendering.kernels import kernel
 from nphm_track.rendering.rasteriser import NEAR, Fragments
 
 Style = Literal["shaded", "wireframe", "normals", "mesh"]
@@ -87,7 +87,7 @@ def _darkening(occlusion: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(0.35 + 0.65 * np.sqrt(np.clip((occlusion - 0.05) / 0.5, 0, 1)), np.float32)
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _concavity(vertices, normals, faces):
     """Mean normal curvature at each vertex, 1/m, positive in a hollow: how far the neighbours rise above its plane."""
     rise = np.zeros(len(vertices), np.float32)
@@ -110,7 +110,7 @@ def _concavity(vertices, normals, faces):
     return rise / reach
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp"})
+@kernel(error_model="numpy", fastmath={"contract", "arcp"})
 def _light(vertices, normals, concavity, colours):
     """Porcelain: two soft lights, a hint of rim and gloss, darker in hollows; display-referred colours [V, 3]."""
     wrap = np.float32(0.2)  # lets the lights reach a little round the terminator, as large lamps do
@@ -136,7 +136,7 @@ def _light(vertices, normals, concavity, colours):
             colours[i, c] = np.sqrt(min(value * open_sky, 1.0))  # gamma 2
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@kernel(error_model="numpy")
 def _signed_heights(vertices, faces, K):
     """Each corner's distance from the opposite edge on screen, px [F, 3]; negative when the face turns its back."""
     heights = np.empty((len(faces), 3), np.float32)
@@ -153,7 +153,7 @@ def _signed_heights(vertices, faces, K):
     return heights
 
 
-@njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "arcp"})
+@kernel(error_model="numpy", fastmath={"contract", "arcp"})
 def _resolve(face_id, bary, faces, colours, heights, lines, inside, step, rgb, alpha):
     """Interpolate colours at every sample and average the samples of a pixel, weighted by their alpha."""
     share = np.float32(1.0 / (step * step))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import trimesh
-from numba import njit
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
+from nphm_track.rendering.kernels import kernel
 from nphm_track.rendering.rasteriser import rasterise
 
 FloatArray = NDArray[np.float64]
@@ -110,7 +110,7 @@ def seen_from_front(
     return (depth == 0) | (seen[:, 2] < depth + tolerance)
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _closest(
     queries: FloatArray, triangles: FloatArray, candidate: NDArray[np.integer], far: FloatArray, reach: float
 ) -> tuple[NDArray[np.integer], FloatArray]:
@@ -130,7 +130,7 @@ def _closest(
     return found, points
 
 
-@njit(cache=True, nogil=True)
+@kernel()
 def _closest_on_triangle(p: FloatArray, a: FloatArray, b: FloatArray, c: FloatArray) -> FloatArray:
     """By the Voronoi region p lies in (Ericson, Real-Time Collision Detection, section 5.1.5)."""
     ab, ac = b - a, c - a
