@@ -27,6 +27,7 @@ from nphm_track.tracking.run_folder import (
     Run,
 )
 from nphm_track.tracking.transforms import transforms
+from nphm_track.video.containers import open_container
 from nphm_track.video.reader import open_video, read_image
 
 MATRIX_TOLERANCE = 1e-6
@@ -179,7 +180,7 @@ def _overlay(run: Run, track: Track) -> Iterator[str]:
         yield from _image(path)
         return
     try:
-        with av.open(str(path)) as container:
+        with open_container(path) as container:
             frames = [(frame.pts, frame.time_base) for frame in container.decode(video=0)]
     except (av.FFmpegError, IndexError, ValueError) as error:
         yield f"{path.name} is not a readable video ({error})"

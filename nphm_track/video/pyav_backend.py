@@ -14,6 +14,7 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
+from nphm_track.video.containers import open_container
 from nphm_track.video.presentation import Developer, Presentation, deinterlaced
 from nphm_track.video.source import FrameSource, VideoInfo
 
@@ -70,7 +71,7 @@ class AvSource(FrameSource):
 
 def _open(path: Path) -> InputContainer:
     try:
-        container = av.open(f"file:{path}", metadata_errors="replace")
+        container = open_container(path)
     except (av.FFmpegError, OSError, ValueError):
         raise InputError(f"{path}: not a video or image this program can read") from None
     if container.format.name in _TEXT | _POINTERS:

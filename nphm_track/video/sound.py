@@ -10,6 +10,8 @@ import av
 from av.audio.stream import AudioStream
 from av.container import OutputContainer
 
+from nphm_track.video.containers import open_container
+
 _COPIED = frozenset({"aac", "mp3", "mp3float", "ac3", "eac3", "alac", "opus"})
 _AAC_RATES = frozenset({8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000})
 
@@ -33,7 +35,7 @@ class SoundTrack:
     def __init__(self, source: Path, output: OutputContainer, origin: float) -> None:
         self.output, self.origin = output, origin
         self.warning: str | None = None
-        self._input = av.open(f"file:{source}", metadata_errors="replace")
+        self._input = open_container(source)
         if not self._input.streams.audio:
             self._input.close()
             raise LookupError(f"{source} has no sound")
