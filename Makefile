@@ -4,8 +4,8 @@
 
 PYTHON ?= python3
 VENV   ?= .venv
-# The version whose plain wheel is the CPU build on most platforms; where it is not, see "CPU-only torch" in README.md.
-TORCH  ?= torch==2.13.0
+# Versions known to work together; `make CONSTRAINTS=` takes the newest ones.
+CONSTRAINTS ?= -c constraints.txt
 PIP_ARGS ?=
 
 BIN := $(VENV)/bin
@@ -30,17 +30,16 @@ lint: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# torch is named in the same command as the project: left to itself pip may take a CUDA build of several gigabytes.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e .
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(PIP_ARGS) -e .
 	@touch $@
 
-$(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e ".[dev]"
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(PIP_ARGS) -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-docs: pyproject.toml | $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet $(PIP_ARGS) "$(TORCH)" -e ".[docs]"
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet $(CONSTRAINTS) $(PIP_ARGS) -e ".[docs]"
 	@touch $@
 
 $(BIN)/python:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
@@ -49,6 +49,7 @@ def show_progress(quiet: bool) -> Iterator[Progress]:
     if quiet:
         yield NullProgress()
         return
-    progress = TerminalProgress(Console(stderr=True))
-    with progress.bars:
+    console = Console(stderr=True)
+    progress = TerminalProgress(console)
+    with progress.bars if console.is_terminal else nullcontext():  # some versions of rich end no bars with a blank line
         yield progress

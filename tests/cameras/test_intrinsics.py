@@ -155,8 +155,7 @@ def test_impossible_field_of_view(bad: float) -> None:
 def photograph(path: Path, size: tuple[int, int], **tags: float) -> Path:
     image = Image.new("RGB", size)
     exif = Image.Exif()
-    for name, value in tags.items():
-        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base[name]] = value
+    exif[ExifTags.IFD.Exif] = {int(ExifTags.Base[name]): value for name, value in tags.items()}
     image.save(path, exif=exif)
     return path
 
