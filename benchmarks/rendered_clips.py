@@ -1,29 +1,25 @@
 """Photo-like clips whose heads are known: held-out people's skin on heads that speak, smile, blink and turn.
 
-python benchmarks/rendered_clips.py --ict FOLDER --photos FOLDER --fits FITS.npz --out FOLDER [--clips 8]
-    [--frames 60] [--refine]
-
-Each clip is one head in one photo's skin, one light and one place, drawn as the training draws its renders
-(nphm_track/training/face_stream.py), and tracked as a video of known focal length. Errors are distances of face
-vertices: of the shape and of the posed face (placed), of the expression, of its part that stays (``constant``) and of
-the part that moves. Correlations are those of weights over the frames. ``toward`` is the cosine between what refining
-changes of the shape and what was wrong of it, mean of the clips: 0 when a refinement tells nothing of the person. With
---frames 1 clips are stills. Writes rendered_clips.json and .md (rendered_stills).
+Each clip is one head in one photo's skin, one light and one place, drawn as the training draws its renders, and tracked
+as a video of known focal length (--frames 1: as a still). Errors are distances of face vertices in mm: of the shape and
+of the posed face, without what moving, turning and scaling explains, of the expression, of its part that stays and of
+the part that moves. Correlations are those of weights over the frames. ``toward`` is the cosine between what --refine
+changes of the shape and what was wrong of it: 0 when a refinement tells nothing of the person.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+import typer
 from PIL import Image
-from refine import FPS, speech
-from report import machine, machine_line, save, table
 from torch import Tensor
 
+from benchmarks.data import speech
+from benchmarks.harness import Ict, Out, Report, table
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.faces.roi import CROP_SIZE
@@ -36,11 +32,41 @@ from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.video.writer import VideoWriter
 
-PHOTOS, SEED = 60, 900_000
+PHOTOS, SEED, FPS = 60, 900_000, 30.0
 FILL = 0.62
 """Of the frame's side that a face fills."""
-WAVES = ("mouthSmile_L", "browInnerUp_L", "eyeSquint_L", "mouthPucker")
+WAVES = ("mouthSmile_", "browInnerUp_", "eyeSquint_", "mouthPucker")
 SHOWN = ("jawOpen", "mouthSmile_L", "eyeBlink_L", "mouthPucker", "browInnerUp_L")
+
+
+def run(
+    ict: Ict, out: Out,
+    photos: Annotated[Path, typer.Option(help="Folder of the photos.")],
+    fits: Annotated[Path, typer.Option(help="File of training/build_photo_fits.py.")],
+    clips: int = 8, frames: int = 60, refine: bool = False,
+) -> Report:  # fmt: skip
+    """Means over the clips."""
+    prepare_torch()
+    out.mkdir(parents=True, exist_ok=True)
+    terms = HeadTerms("nphm-small", str(ict), LANDMARKS)
+    stream = ClipStream.open(ict, photos, fits, heldout=True, limit=PHOTOS)
+    assert isinstance(stream, ClipStream)
+    stream.population = TextureBank.read(fits, photos, stream.heads, heldout=False, limit=PHOTOS).w.mean(0)
+    rows: dict[str, list[dict[str, float]]] = {}
+    for k in range(clips):
+        truth = stream.clip(SEED + k, frames)
+        options: dict[str, Any] = {"focal": float(roi_cameras(truth.K, truth.roi, CROP_SIZE)[0][0, 0, 0])}
+        clip, tracks = write_clip(out / f"clip{k:02d}", truth.crop), []
+        for name in ("feed-forward", "refined")[: 1 + refine]:
+            options |= {"refine": name == "refined", "meshes": False, "overlay": False, "overwrite": True}
+            tracks.append(track(clip, out / f"clip{k:02d}_{name}", **options).track)
+            rows.setdefault(name, []).append(measure(terms, tracks[-1], truth))
+        if refine:
+            rows["refined"][-1]["toward"] = toward(terms, tracks[0], tracks[1], truth)
+    means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rows.items()}
+    body = [[key, *(m.get(key) for m in means.values())] for key in list(means.values())[-1]]
+    head = f"{clips} clips of {frames} frames; mm, correlations over the frames."
+    return Report({"mean": means, "clips": rows}, [head, table(["", *means], body)])
 
 
 class SameForAll(Dice):
@@ -67,7 +93,7 @@ class ClipStream(FaceStream):
         e = speech(rng, self.heads.names, times)
         for name in WAVES:
             height, phase, rate = rng.uniform(0, 0.6), rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 1)
-            sides = [i for i, n in enumerate(self.heads.names) if n.startswith(name.removesuffix("L"))]
+            sides = [i for i, n in enumerate(self.heads.names) if n.startswith(name)]
             e[:, sides] = (height * (0.5 + 0.5 * np.sin(2 * np.pi * rate * times + phase)))[:, None]
 
         def turn(usual: float, swing: float, rate: float) -> Tensor:
@@ -108,29 +134,22 @@ def write_clip(path: Path, frames: Tensor) -> Path:
     return path
 
 
-def points(basis: Tensor, weights: Tensor) -> Tensor:
-    """Shifts of vertices [..., V, 3], mm."""
+def shifts(basis: Tensor, weights: Tensor) -> Tensor:
+    """Of vertices [..., V, 3], mm."""
     return (weights @ basis).unflatten(-1, (-1, 3)) * MODEL_UNIT * 1000
 
 
 @torch.no_grad()
-def measure(terms: HeadTerms, result: Track, truth: FaceBatch) -> dict[str, Any]:
+def measure(terms: HeadTerms, result: Track, truth: FaceBatch) -> dict[str, float]:
     """Errors in mm and correlations of one tracked clip."""
     w, e = terms.weights(torch.from_numpy(result.z_id).float().view(1, -1), torch.from_numpy(result.z_ex).float())
-
-    def size(shift: Tensor) -> float:
-        return float(shift.norm(dim=-1).mean())
-
-    shape, missed = points(terms.identity, w - truth.w), points(terms.expression, e - truth.e)
-    moving = points(terms.expression, truth.e - truth.e.mean(0))
-    facts = {
-        "shape": size(terms.placed(shape)),
-        "posed": size(terms.placed(shape + missed)),
-        "expression": size(missed),
-        "constant": size(missed.mean(0)),
-        "moving": size(missed - missed.mean(0)),
-        "true motion": size(moving),
-    }
+    shape, missed = shifts(terms.identity, w - truth.w), shifts(terms.expression, e - truth.e)
+    moving = shifts(terms.expression, truth.e - truth.e.mean(0))
+    errors = {
+        "shape": terms.placed(shape), "posed": terms.placed(shape + missed), "expression": missed,
+        "constant": missed.mean(0), "moving": missed - missed.mean(0), "true motion": moving,
+    }  # fmt: skip
+    facts = {name: float(error.norm(dim=-1).mean()) for name, error in errors.items()}
     for name in SHOWN if len(e) > 1 else ():
         i = terms.head.config.expression_names.index(name)
         facts[name] = float(torch.corrcoef(torch.stack([e[:, i], truth.e[:, i]]))[0, 1])
@@ -139,52 +158,10 @@ def measure(terms: HeadTerms, result: Track, truth: FaceBatch) -> dict[str, Any]
 
 @torch.no_grad()
 def toward(terms: HeadTerms, before: Track, after: Track, truth: FaceBatch) -> float:
-    """Cosine between the change of the shape (placed) and what was wrong of it."""
+    """Cosine between the change of the shape and what was wrong of it."""
     codes = torch.stack([torch.from_numpy(t.z_id).float() for t in (before, after)])
     first, second = terms.weights(codes, torch.zeros(2, terms.from_ex.shape[1]))[0]
     wrong, change = (
-        terms.placed(points(terms.identity, w)).flatten() for w in (truth.w[:1] - first, (second - first)[None])
+        terms.placed(shifts(terms.identity, w)).flatten() for w in (truth.w[:1] - first, (second - first)[None])
     )
     return float(torch.cosine_similarity(wrong, change, dim=0))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name in ("ict", "photos", "fits", "out"):
-        parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--clips", type=int, default=8)
-    parser.add_argument("--frames", type=int, default=60)
-    parser.add_argument("--refine", action="store_true")
-    args = parser.parse_args()
-    prepare_torch()
-    terms = HeadTerms("nphm-small", str(args.ict), LANDMARKS)
-    stream = ClipStream.open(args.ict, args.photos, args.fits, limit=PHOTOS)
-    heldout = TextureBank.read(args.fits, args.photos, stream.heads, heldout=True, limit=PHOTOS)
-    people = stream.population
-    stream = stream.with_photos(heldout)
-    stream.population = people
-    args.out.mkdir(parents=True, exist_ok=True)
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for k in range(args.clips):
-        truth = stream.clip(SEED + k, args.frames)
-        focal = float(roi_cameras(truth.K, truth.roi, CROP_SIZE)[0][0, 0, 0])
-        clip = write_clip(args.out / f"clip{k:02d}", truth.crop)
-        tracks = []
-        for name, refine in (("feed-forward", False), ("refined", True))[: 1 + args.refine]:
-            folder = args.out / f"clip{k:02d}_{name}"
-            run = track(clip, folder, focal=focal, refine=refine, meshes=False, overlay=False, overwrite=True)
-            rows.setdefault(name, []).append(measure(terms, run.track, truth))
-            tracks.append(run.track)
-        if args.refine:
-            rows["refined"][-1]["toward"] = toward(terms, tracks[0], tracks[1], truth)
-    means = {name: {key: float(np.mean([r[key] for r in found])) for key in found[0]} for name, found in rows.items()}
-    kind = "rendered_clips" if args.frames > 1 else "rendered_stills"
-    facts = machine()
-    header = ["mm; correlation over frames", *means]
-    body = [[key, *(m.get(key) for m in means.values())] for key in list(means.values())[-1]]
-    save(args.out, kind, {"machine": facts, "mean": means, "clips": rows},
-         f"{machine_line(facts)}\n\n{args.clips} clips of {args.frames} frames\n\n{table(header, body)}")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()
