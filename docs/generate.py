@@ -56,7 +56,10 @@ def exit_codes() -> str:
     known = {0: ("", "Done."), 1: ("any other", "A bug; please report the traceback.")}
     for error in NphmTrackError.__subclasses__():
         known[error.exit_code] = (f"`{error.__name__}`", (error.__doc__ or "").strip())
-    known[130] = ("`KeyboardInterrupt`", "Interrupted; the same command goes on where it stopped.")
+    known[130] = (
+        "`KeyboardInterrupt`",
+        "Interrupted (143: by SIGTERM, 129: by SIGHUP); the same command goes on where it stopped.",
+    )
     return _table([("code", "exception", "meaning"), *((str(code), *told) for code, told in sorted(known.items()))])
 
 
