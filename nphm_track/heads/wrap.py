@@ -89,7 +89,8 @@ def wrap(template: Template, model: NphmDecoder, z_id: Tensor) -> WrappedHead:
     head = prior.copy()
     head[: len(x)] += moved
     eyes = _carry_parts(template, head, moved)
-    return WrappedHead(*(a.astype(np.float32) for a in (head, weights, moved, off)), eyes)
+    vertices, start, displaced, away = (a.astype(np.float32) for a in (head, weights, moved, off))
+    return WrappedHead(vertices, start, displaced, away, eyes)
 
 
 def fit_prior(template: Template, model: NphmDecoder, z_id: Tensor) -> Array:
