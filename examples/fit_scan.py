@@ -21,8 +21,8 @@ from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
-from nphm_track.heads.registration import Pose
 from nphm_track.rendering.ply import write_ply
+from nphm_track.rigid import Similarity
 from nphm_track.scans.fitting import FitOptions, fit_scan
 
 EXPRESSIONS: dict[str, dict[str, float]] = {
@@ -35,7 +35,7 @@ EXPRESSIONS: dict[str, dict[str, float]] = {
 def write_expressions(folder: Path, detail: float = 1.0) -> None:
     """A mesh for each of ``EXPRESSIONS`` from the ``codes.npz`` in ``folder``; ``detail`` scales the grid's density."""
     codes = np.load(folder / "codes.npz", allow_pickle=False)
-    to_scan = Pose(float(codes["scale"]), codes["R"], codes["t"])
+    to_scan = Similarity(float(codes["scale"]), codes["R"], codes["t"])
     model = load_head_model()
     z_id = torch.from_numpy(codes["z_id"])
     mesh = extract_canonical(model, z_id, detail=detail)

@@ -28,7 +28,8 @@ from nphm_track.errors import InputError, NphmTrackError
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import random_identities
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.registration import Pose, in_head
+from nphm_track.heads.registration import in_head
+from nphm_track.rigid import Similarity
 from nphm_track.scans.fitting import INDEX
 from nphm_track.scans.reading import read_scan
 from nphm_track.training.recipe import TrainerConfig, parse
@@ -63,7 +64,7 @@ class ScanTask:
     def _load(self, scan: Path, codes: Path) -> dict[str, Tensor]:
         """Codes, and trusted surface points and normals [N, 3] in model units, of one scan; shuffled."""
         found = np.load(codes, allow_pickle=False)
-        pose = Pose(float(found["scale"]), found["R"], found["t"])
+        pose = Similarity(float(found["scale"]), found["R"], found["t"])
         points, normals = read_scan(scan).surface_points()
         if normals is None:
             raise InputError(f"{scan} is a point cloud without normals")

@@ -26,6 +26,7 @@ from scipy.spatial import cKDTree
 
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import roi_from_landmarks
+from nphm_track.rigid import fit_similarity
 from nphm_track.training import anny
 from nphm_track.training.ict import (
     NECK_LEVEL,
@@ -72,9 +73,9 @@ def calibrate(folder: str, renders: int, picture: str | None) -> None:
     for count in (renders // 2, renders):  # first with roughly placed paint, then with paint carried over
         points, spread = detect(ict, target, heads, warped, folder, count, picture)
         use = steady & (spread < SLIDING_MM) & np.isfinite(points).all(1)
-        R, t = anny.rigid(points[use], places[use])
-        mean, points = mean @ R.T + t, points @ R.T + t
-        heads = heads @ R.T.astype(np.float32) + t.astype(np.float32)
+        motion = fit_similarity(points[use], places[use], scaled=False)
+        mean, points = motion(mean), motion(points)
+        heads = heads @ motion.R.T.astype(np.float32) + motion.t.astype(np.float32)
         target = source.as_heads(mean)
         warped = register(ict, target, known["face"][use], known["bary"][use], points[use])
     places_seen = points[use] - points[use].mean(0), places[use] - places[use].mean(0)
@@ -161,14 +162,15 @@ def load_basis(folder: str, cache: Path) -> anny.AnnyBasis:
     heads = anny.draw(source, np.random.default_rng(BASIS_SEED), anny.DRAWN)
     mean = anny.mean_head(source, heads)
     steady = points["steady"]
-    R, t = anny.rigid(
+    motion = fit_similarity(
         surface_points(mean, source.faces, points["face"], points["bary"])[steady],
         surface_points(ict.neutral, ict.faces, known["face"], known["bary"])[steady],
+        scaled=False,
     )
     moved = [surface_points(a, source.faces, points["face"], points["bary"]) for a in source.expression]
     like = [surface_points(a, ict.faces, known["face"], known["bary"]) for a in ict.expression]
     gain = anny.action_gain(np.stack(moved), np.stack(like))
-    basis, explained = anny.principal_basis(source, heads, mean @ R.T + t, gain)
+    basis, explained = anny.principal_basis(source, heads, motion(mean), gain)
     print(f"{anny.COMPONENTS} components explain {100 * explained:.1f} % of the weighted variance")
     cache.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial.npz")

@@ -19,6 +19,7 @@ from torch import Tensor
 from nphm_track.cameras.intrinsics import MAX_FOV_DEG, MIN_FOV_DEG, focal_from_fov, fov_from_focal
 from nphm_track.cameras.pnp import Pose, solve_pnp
 from nphm_track.errors import InputError
+from nphm_track.robust import geman_mcclure
 
 PRIOR_FOCAL = 1.2
 """Usual focal length of clips, webcams and phones over the longer side of the frame (45 degrees along that side)."""
@@ -196,8 +197,7 @@ def _posterior(errors: _Errors, log_focal: Tensor, prior: float, prior_sigma: fl
     bulk = best[errors.weight > 0].median() / 1.1774  # median of a Rayleigh variable to sigma
     sigma = max(float(bulk), _SIGMA_FLOOR * errors.face_px, 1e-3)
 
-    ratio = (distance / (_OUTLIER_SIGMAS * sigma)).square()
-    chi2 = _OUTLIER_SIGMAS**2 * ratio / (1 + ratio)
+    chi2, _ = geman_mcclure((distance / sigma).square(), _OUTLIER_SIGMAS)
     repeated = _repeated_share(errors.residual[int((weight * chi2).sum((-2, -1)).argmin())], errors.weight, sigma)
     frames = len(errors.weight)
     independent_frames = frames / (1 + (frames - 1) * max(repeated, _FRAME_CORRELATION))

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from kornia.geometry.conversions import axis_angle_to_quaternion, quaternion_to_rotation_matrix
 from torch import Tensor
 
 from nphm_track.errors import InputError
+from nphm_track.rigid import rotation
+from nphm_track.robust import geman_mcclure
 
 _FRONTAL = (1.0, -1.0, -1.0)
 """Diagonal of the pose of a head that looks straight at the camera (head y up, z out of the face; camera y down)."""
@@ -144,7 +145,7 @@ def _from_scratch(problem: _Problem) -> tuple[Tensor, Tensor]:
     distance = residual.norm(dim=-1).reshape(hypotheses, *problem.weights.shape)
     # One scale for all hypotheses of a frame, or each would excuse its own errors.
     scale = _residual_scale(distance, problem.weights, problem.scale_px).amin(0)[:, None]
-    cost = (problem.weights * _geman_mcclure(distance / (_INLIER_SIGMAS * scale))).sum(-1)
+    cost = (problem.weights * geman_mcclure((distance / (_INLIER_SIGMAS * scale)).square())[0]).sum(-1)
     # Landmarks are found on faces, so a head seen from behind is the wrong flip unless nothing else fits.
     facing = -R.reshape(hypotheses, -1, 3, 3)[..., 2, 2]
     cost = cost * (1 + _FACING_AWAY_PENALTY * (-facing).clamp_min(0))
@@ -194,9 +195,9 @@ def _scaled_orthography(problem: _Problem) -> list[tuple[Tensor, Tensor]]:
         starts.append((torch.cat([columns, rows], dim=-1), scale))
 
     poses = []
-    for rotation, scale in starts:
+    for turn, scale in starts:
         t = _homogeneous(offset) / scale.clamp_min(1e-6)[:, None]
-        R = to_axis.mT @ rotation @ axes.mT
+        R = to_axis.mT @ turn @ axes.mT
         poses.append((_nearest_rotation(R), (to_axis.mT @ t[..., None])[..., 0]))
     return poses
 
@@ -217,19 +218,19 @@ def _levenberg_marquardt(
         scale = torch.minimum(scale, _residual_scale(distance, w, problem.scale_px))
         cutoff = (_INLIER_SIGMAS * scale)[:, None]
         # Geman-McClure's weight; its sum of squares is the cost near the present residuals.
-        weight = w / (1 + (distance / cutoff).square()).square()
+        weight = w * geman_mcclure((distance / cutoff).square())[1]
         hessian, gradient = _normal_equations(turned, t, residual, weight, problem.focal)
         diagonal = hessian.diagonal(dim1=-2, dim2=-1).clamp_min(1e-9)
         system = hessian + torch.diag_embed(damping[:, None] * diagonal) + 1e-12 * eye
         step = -torch.linalg.solve_ex(system, gradient[..., None])[0][..., 0]
         step = step.nan_to_num(0.0, 0.0, 0.0).clamp(-1e3, 1e3)
-        turn = _exp(step[:, :3])
+        turn = rotation(step[:, :3])
         new_t = t + step[:, 3:]
         new_turned = turned @ turn.mT
         moved = new_turned + new_t[:, None]
         new_residual = _residual(moved, problem)
-        cost = (w * _geman_mcclure(distance / cutoff)).sum(-1)
-        new_cost = (w * _geman_mcclure(new_residual.norm(dim=-1) / cutoff)).sum(-1)
+        cost = (w * geman_mcclure((distance / cutoff).square())[0]).sum(-1)
+        new_cost = (w * geman_mcclure((new_residual.norm(dim=-1) / cutoff).square())[0]).sum(-1)
         better = (new_cost < cost) & (moved[..., 2].amin(-1) > _MIN_DEPTH / 2)
         R = torch.where(better[:, None, None], turn @ R, R)
         t = torch.where(better[:, None], new_t, t)
@@ -240,7 +241,7 @@ def _levenberg_marquardt(
             break
     distance = residual.norm(dim=-1)
     scale = torch.minimum(scale, _residual_scale(distance, w, problem.scale_px))
-    robust = 1 / (1 + (distance / (_INLIER_SIGMAS * scale)[:, None]).square()).square()
+    robust = geman_mcclure((distance / (_INLIER_SIGMAS * scale)[:, None]).square())[1]
     return R, t, residual, robust
 
 
@@ -268,11 +269,6 @@ def _normal_equations(
     return weighted @ jacobian, (weighted @ flat[..., None])[..., 0]
 
 
-def _geman_mcclure(ratio: Tensor) -> Tensor:
-    squared = ratio.square()
-    return squared / (1 + squared)
-
-
 def _residual_scale(distance: Tensor, weights: Tensor, scale_px: float | None, floor: float = 1e-3) -> Tensor:
     """Standard deviation per axis of the bulk of the residual lengths [..., N]; points of weight 0 do not count."""
     if scale_px is not None:
@@ -289,15 +285,11 @@ def _homogeneous(x: Tensor) -> Tensor:
     return torch.cat([x, torch.ones_like(x[..., :1])], dim=-1)
 
 
-def _exp(axis_angle: Tensor) -> Tensor:
-    return quaternion_to_rotation_matrix(axis_angle_to_quaternion(axis_angle))
-
-
 def _rotation_to_axis(ray: Tensor) -> Tensor:
     """Smallest rotations [B, 3, 3] that bring viewing directions (x, y, 1) [B, 2] onto the optical axis."""
     tangent = ray.norm(dim=-1, keepdim=True)
     axis = torch.stack([ray[:, 1], -ray[:, 0], torch.zeros_like(ray[:, 0])], dim=-1) / tangent.clamp_min(1e-12)
-    return _exp(axis * tangent.atan())
+    return rotation(axis * tangent.atan())
 
 
 def _orthonormal_rows(affine: Tensor) -> tuple[Tensor, Tensor]:

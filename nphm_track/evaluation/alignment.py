@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from scipy.spatial.transform import Rotation
 
 from nphm_track.rendering.surface import FloatArray, Surface, unit
+from nphm_track.rigid import Similarity
 
 ITERATIONS = 40
 TRIM = 0.97
@@ -22,31 +21,6 @@ LEASH = 0.007
 """Metres the eye corners and the nose base may move freely from the scan's: point-to-surface distances alone let a mesh
 slide and shrink."""
 LEASH_STRENGTH = 0.3
-
-
-@dataclass(frozen=True)
-class Similarity:
-    """x -> scale R x + t."""
-
-    scale: float
-    R: FloatArray  # [3, 3]
-    t: FloatArray  # [3]
-
-    def __call__(self, x: FloatArray) -> FloatArray:
-        return self.scale * x @ self.R.T + self.t
-
-    def inverse(self, x: FloatArray) -> FloatArray:
-        return (x - self.t) @ self.R / self.scale
-
-
-def fit_points(source: FloatArray, target: FloatArray, *, scaled: bool) -> Similarity:
-    """Least-squares similarity (rigid unless ``scaled``) of corresponding points [N, 3] (Umeyama 1991)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, s, vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    R = (u * sign) @ vt
-    scale = float((s * sign).sum() / (a**2).sum()) if scaled else 1.0
-    return Similarity(scale, R, target.mean(0) - scale * R @ source.mean(0))
 
 
 def fit_surface(

@@ -12,9 +12,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nphm_track.errors import InputError
-from nphm_track.evaluation.alignment import fit_distances, fit_points
+from nphm_track.evaluation.alignment import fit_distances
 from nphm_track.evaluation.points7 import checked7
 from nphm_track.rendering.surface import Surface
+from nphm_track.rigid import fit_similarity
 
 MASK = 1.4
 """Radius of the ball over the mean of the eyes' outer distance and the nose's length."""
@@ -63,7 +64,7 @@ class FaceRegion:
 
     def compare(self, mesh: Surface, points7: ArrayLike, *, scaled: bool) -> Deviation:
         """Deviation of a prediction (metres, any position) with its own seven points [7, 3]."""
-        start = fit_points(checked7(points7), self.points7, scaled=scaled)
+        start = fit_similarity(checked7(points7), self.points7, scaled=scaled)
         rng = np.random.default_rng(0)
         count = len(self.points)
         some = rng.choice(count, SAMPLES, replace=False) if count > SAMPLES else np.arange(count)

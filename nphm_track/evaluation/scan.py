@@ -16,10 +16,11 @@ from scipy.sparse.csgraph import connected_components
 from skimage.measure import points_in_poly
 
 from nphm_track.errors import InputError
-from nphm_track.evaluation.alignment import Similarity, fit_points, fit_surface
+from nphm_track.evaluation.alignment import fit_surface
 from nphm_track.evaluation.points7 import NAMES7 as NAMES7
 from nphm_track.evaluation.points7 import checked7
 from nphm_track.rendering.surface import FloatArray, Surface, face_normals, seen_from_front, unit, vertex_areas
+from nphm_track.rigid import Similarity, fit_similarity
 
 RADIUS, DEPTH, MIN_FACING, OVAL_MARGIN = 0.095, 0.075, 0.2, 0.004
 """Region: metres from the nose tip, metres behind it, least cosine to the front, metres added around the oval."""
@@ -92,7 +93,7 @@ class Scan:
     ) -> None:
         self.vertices, self.faces = np.asarray(vertices, np.float64), np.asarray(faces, np.int64)
         self.points7 = checked7(points7)
-        self._face = fit_points(_CANONICAL7, self.points7, scaled=True)
+        self._face = fit_similarity(_CANONICAL7, self.points7, scaled=True)
         self.nose_tip = self._found_tip() if nose_tip is None else np.asarray(nose_tip, np.float64)
         spoke = _OVAL - _OVAL.mean(0)
         self._oval = _OVAL + OVAL_MARGIN * unit(spoke)
@@ -128,7 +129,7 @@ class Scan:
         """The map of a predicted mesh onto the scan."""
         rng = np.random.default_rng(0)
         some = rng.choice(len(self.points), min(ICP_POINTS, len(self.points)), replace=False, p=self.weight)
-        start = fit_points(points7, self.points7, scaled=scaled)
+        start = fit_similarity(points7, self.points7, scaled=scaled)
         points, normals = self.points[some], self.normals[some]
         return fit_surface(mesh, points, normals, start, points7, self.points7, scaled=scaled)
 

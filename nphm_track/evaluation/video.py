@@ -16,9 +16,9 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
-from nphm_track.evaluation.alignment import fit_points
 from nphm_track.evaluation.results import table
 from nphm_track.rendering.rasteriser import vertex_normals
+from nphm_track.rigid import fit_similarity
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
@@ -185,7 +185,7 @@ def _surfaces(
         if chosen is None:
             chosen = np.unique(np.linspace(0, len(vertices) - 1, VERTICES).astype(np.int64))
         some = vertices[chosen].astype(np.float64)
-        onto = fit_points(some, points[0] if points else some, scaled=False)
+        onto = fit_similarity(some, points[0] if points else some, scaled=False)
         points.append(onto(some))
         normals.append((vertex_normals(vertices, faces)[chosen] @ onto.R.T).astype(np.float32))
         progress.advance()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nphm_track.rendering.batched import interpolate_batch, rasterise_batch, vertex_normals_batch
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
+from nphm_track.rigid import fit_similarities
 
 N_MESH = 468
 """Landmarks of the skin; the last ten are the irises."""
@@ -64,21 +65,9 @@ def landmark_maps(
 
 
 def to_head_space(landmarks: NDArray[np.floating], mean: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Image landmarks [B, P, 3] (y down, z away) by the similarity each onto ``mean`` [P, 3] (Umeyama 1991), metres.
-
-    The lower face counts little: it moves with the expression.
-    """
-    weight = np.where(mean[:, 1] > LOWER_FACE, 1.0, 0.1)[:, None]
-    weight = weight / weight.sum()
-    source = np.asarray(landmarks, np.float64) * [1, -1, -1]
-    a = source - (source * weight).sum(1, keepdims=True)
-    b = mean - (mean * weight).sum(0)
-    u, s, vt = np.linalg.svd(np.einsum("pi,bpj->bij", b * weight, a))
-    s[:, 2] *= np.sign(np.linalg.det(u @ vt))
-    u[:, :, 2] *= np.sign(np.linalg.det(u @ vt))[:, None]
-    scale = s.sum(1) / (a**2 * weight).sum((1, 2))
-    turned = scale[:, None, None] * a @ (u @ vt).swapaxes(1, 2)
-    return (turned + (mean * weight).sum(0)).astype(np.float32)
+    """Twin of :func:`_to_head_space_batch` for arrays, in double precision."""
+    both = (torch.from_numpy(np.asarray(v, np.float64)) for v in (landmarks, mean))
+    return _to_head_space_batch(*both).float().numpy()
 
 
 def landmark_maps_batch(landmarks: Tensor, mean: Tensor, triangles: Tensor, size: int, crop: int = 256) -> Tensor:
@@ -96,17 +85,13 @@ def landmark_maps_batch(landmarks: Tensor, mean: Tensor, triangles: Tensor, size
 
 
 def _to_head_space_batch(landmarks: Tensor, mean: Tensor) -> Tensor:
-    """Twin of :func:`to_head_space`."""
-    weight = torch.where(mean[:, 1:2] > LOWER_FACE, 1.0, 0.1)
-    weight = weight / weight.sum()
-    source = landmarks * landmarks.new_tensor([1.0, -1.0, -1.0])
-    a = source - (source * weight).sum(1, keepdim=True)
-    b = mean - (mean * weight).sum(0)
-    u, s, vt = torch.linalg.svd(torch.einsum("pi,bpj->bij", b * weight, a))
-    sign = torch.ones_like(s)
-    sign[:, 2] = torch.sign(torch.linalg.det(u @ vt))
-    scale = (s * sign).sum(1) / (a.square() * weight).sum((1, 2))
-    return scale[:, None, None] * a @ ((u * sign[:, None]) @ vt).mT + (mean * weight).sum(0)
+    """Image landmarks [B, P, 3] (y down, z away) by the similarity each onto ``mean`` [P, 3], metres.
+
+    The lower face counts little: it moves with the expression.
+    """
+    weight = mean.new_tensor([0.1, 1.0])[(mean[:, 1:2] > LOWER_FACE).long()]
+    upright = landmarks * landmarks.new_tensor([1.0, -1.0, -1.0])
+    return fit_similarities(upright, mean, weight / weight.sum())
 
 
 def frame_to_crop(points: Tensor, rois: Tensor, size: int = 256) -> Tensor:

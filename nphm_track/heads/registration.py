@@ -24,6 +24,7 @@ from nphm_track.errors import InputError, ModelError
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import INNER_LIPS, LOWER_LIP
 from nphm_track.heads.mesh import BOX, NECK_PLANE
+from nphm_track.rigid import Similarity, fit_similarity, rotation
 
 FloatArray = NDArray[np.floating]
 
@@ -59,28 +60,12 @@ UNRELIABLE = tuple(range(468, 478))
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Head to scan: x_scan = scale R x_head + t; x_head in metres, x_scan in the scan's unit."""
-
-    scale: float
-    R: NDArray[np.float64]  # [3, 3]
-    t: NDArray[np.float64]  # [3]
-
-    def __call__(self, x: FloatArray) -> NDArray[np.float64]:
-        """Head space [..., 3] to the scan's coordinates."""
-        return self.scale * np.asarray(x, np.float64) @ self.R.T + self.t
-
-    def inverse(self, x: FloatArray) -> NDArray[np.float64]:
-        return (np.asarray(x, np.float64) - self.t) @ self.R / self.scale
-
-
-@dataclass(frozen=True)
 class Registration:
     """A head fitted to a scan.
 
     Attributes:
         z_id, z_ex: [D_id], [D_ex] codes.
-        pose: head to scan.
+        pose: head to scan: x_scan = scale R x_head + t; x_head in metres, x_scan in the scan's unit.
         identity: [K] weights of the linear identity prior, unit normal for a plausible person.
         expression: [E] blendshape weights in 0..1.
         identity_rest: RMS of the identity code outside the prior, relative to the prior's spread.
@@ -90,7 +75,7 @@ class Registration:
 
     z_id: NDArray[np.float32]
     z_ex: NDArray[np.float32]
-    pose: Pose
+    pose: Similarity
     identity: NDArray[np.float32]
     expression: NDArray[np.float32]
     identity_rest: float
@@ -98,21 +83,11 @@ class Registration:
     residual: float
 
 
-def similarity(source: FloatArray, target: FloatArray) -> Pose:
-    """Least-squares similarity of corresponding points [N, 3] (Umeyama 1991)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, s, vt = np.linalg.svd(b.T @ a)
-    sign = np.array([1.0, 1.0, np.sign(np.linalg.det(u @ vt))])
-    R = (u * sign) @ vt
-    scale = float((s * sign).sum() / (a**2).sum())
-    return Pose(scale, R, target.mean(0) - scale * R @ source.mean(0))
-
-
-def robust_similarity(source: FloatArray, target: FloatArray, rounds: int = 10) -> Pose:
-    """The same when some correspondences are wrong: the worst are left out, never more than half."""
+def robust_similarity(source: FloatArray, target: FloatArray, rounds: int = 10) -> Similarity:
+    """Similarity of corresponding points [N, 3], some of them wrong: the worst are left out, never more than half."""
     keep = np.ones(len(source), bool)
     for _ in range(rounds):
-        pose = similarity(source[keep], target[keep])
+        pose = fit_similarity(source[keep], target[keep])
         error = np.linalg.norm(pose.inverse(target) - source, axis=1)
         keep = error <= max(2.5 * float(np.median(error)), 1e-6)
         if keep.sum() < 4:
@@ -213,7 +188,7 @@ class _Fit:
 
     def moved(self, points: Tensor) -> Tensor:
         """Points of the start [N, 3] in the head space of the current pose."""
-        return self.grow.exp() * (points - self.centre) @ _rotation(self.turn).T + self.centre + self.shift
+        return self.grow.exp() * (points - self.centre) @ rotation(self.turn).T + self.centre + self.shift
 
     # -- optimisation --------------------------------------------------------------------------------------------------
     def run(self, steps: int, batch: int, advance: Callable[[], None]) -> None:
@@ -259,7 +234,7 @@ class _Fit:
             half = batch // 2
             off = points.new_empty(half).uniform_(*SHELL, generator=self.random) / MM
             off[: half // 2] *= -1
-            normals = self.normals[drawn[:half]] @ _rotation(self.turn).T
+            normals = self.normals[drawn[:half]] @ rotation(self.turn).T
             points = torch.cat([points[:half] + off[:, None] * normals, points[half:]])
             target[:half] = off
         # On the scan's scale: on the model's, a smaller head would be a better one.
@@ -284,7 +259,7 @@ class _Fit:
         self.weight = self._face_weight()
         trust = []
         moved = self.moved(self.points)
-        normals = None if self.normals is None else self.normals @ _rotation(self.turn).T
+        normals = None if self.normals is None else self.normals @ rotation(self.turn).T
         for k in range(0, len(moved), 4096):
             distance, gradient = self.model.gradient(moved[k : k + 4096], z_id, z_ex)
             good = distance.abs() * MM < max(1.5 * clamp, 3.0)
@@ -313,13 +288,13 @@ class _Fit:
         good = face & (self.trust > 0)
         residual = torch.cat([self.model.sdf(p, z_id, z_ex) for p in self.moved(self.points[good]).split(4096)])
         # head = grow turn (p - centre) + centre + shift, p = start^-1(scan)
-        turn = _rotation(self.turn).double().cpu().numpy()
+        turn = rotation(self.turn).double().cpu().numpy()
         grow = float(self.grow.exp())
         shift = ((self.centre + self.shift).double().cpu().numpy()) * MODEL_UNIT
         centre = self.centre.double().cpu().numpy() * MODEL_UNIT
-        back = Pose(1 / grow, turn.T, centre - turn.T @ shift / grow)  # head of now -> head of the start
+        back = Similarity(1 / grow, turn.T, centre - turn.T @ shift / grow)  # head of now -> head of the start
         R = self.start.R @ back.R
-        pose = Pose(self.start.scale * back.scale, R, self.start.scale * self.start.R @ back.t + self.start.t)
+        pose = Similarity(self.start.scale * back.scale, R, self.start.scale * self.start.R @ back.t + self.start.t)
         return Registration(
             z_id=z_id.cpu().numpy(),
             z_ex=z_ex.cpu().numpy(),
@@ -343,11 +318,3 @@ def _outward(normals: FloatArray, points: FloatArray) -> FloatArray:
     """The normals, all turned round when on the face they point inwards: some files wind their faces so."""
     front = (points[:, 2] > 0.03) & (np.abs(points[:, :2]) < 0.06).all(1)
     return -normals if front.any() and np.median(normals[front, 2]) < 0 else normals
-
-
-def _rotation(vector: Tensor) -> Tensor:
-    """Rotation [3, 3] of a rotation vector [3], smooth at 0."""
-    zero = torch.zeros_like(vector[0])
-    x, y, z = vector
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero]).view(3, 3)
-    return torch.matrix_exp(cross)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.rigid import rotation
 
 FREE_SPREAD = 0.02
 """Spread given to every element of a code of a model without a prior (MonoNPHM's codes have norm <= 1)."""
@@ -114,25 +115,3 @@ class Step:
     log_focal: Tensor
     expression: Tensor
     pose: Tensor
-
-
-def rotation(omega: Tensor) -> Tensor:
-    """Rotation matrices [..., 3, 3] of axis-angle vectors [..., 3]."""
-    return torch.linalg.matrix_exp(cross_matrix(omega))
-
-
-def cross_matrix(v: Tensor) -> Tensor:
-    """Matrices [..., 3, 3] with ``cross_matrix(v) @ x = v x x``."""
-    x, y, z = v.unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
-
-
-def rotation_log(R: Tensor) -> Tensor:
-    """Axis-angle vectors [..., 3] of rotations below half a turn."""
-    skew = (R - R.mT) / 2
-    sine_axis = torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)
-    cosine = ((R.diagonal(dim1=-2, dim2=-1).sum(-1) - 1) / 2).clamp(-1, 1)
-    sine = sine_axis.norm(dim=-1)
-    angle = torch.atan2(sine, cosine)
-    return sine_axis * torch.where(sine > 1e-9, angle / sine.clamp_min(1e-9), 1.0)[..., None]

@@ -14,7 +14,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from nphm_track.refine.codes import cross_matrix, rotation_log
+from nphm_track.rigid import cross_matrix, rotation_log
+from nphm_track.robust import charbonnier, geman_mcclure
 
 
 class Weights(BaseModel):
@@ -105,18 +106,6 @@ class Rows:
         """Gauss-Newton matrix [B, C, C], before ``coupling``, and gradient [B, C]."""
         weighted = self.jacobian * self.weight[..., None]
         return weighted.mT @ self.jacobian, (weighted.mT @ self.residual[..., None])[..., 0]
-
-
-def charbonnier(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """A robust square: value, quadratic up to ``scale`` and linear beyond, and its derivative by ``squared``."""
-    root = (1 + squared / scale**2).sqrt()
-    return 2 * squared / (root + 1), 1 / root
-
-
-def geman_mcclure(squared: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """A bounded square: value, at most ``scale`` squared, and its derivative by ``squared``."""
-    slope = 1 / (1 + squared / scale**2)
-    return squared * slope, slope.square()
 
 
 def _vector_rows(residual: Tensor, jacobian: Tensor, share: Tensor, outlier: float) -> Rows:

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.refine import objective
-from nphm_track.refine.codes import CodeSpace, State, Step, cross_matrix
+from nphm_track.refine.codes import CodeSpace, State, Step
 from nphm_track.refine.landmarks import POINTS, LandmarkRows, Landmarks, point_weights
 from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.pixels import Targets, camera_directions, pixel_rays, rays_of
 from nphm_track.refine.surface import Renderer, SeenRows
 from nphm_track.refine.tracks import Tracks
+from nphm_track.rigid import cross_matrix
 
 DAMPING, MAX_DAMPING = 1e-3, 1e3
 LEAST_KEPT = 0.9

@@ -21,8 +21,9 @@ from scipy.spatial.transform import Rotation
 from nphm_track.conventions import IBUG68_FROM_478, N_LANDMARKS, POINTS7_478
 from nphm_track.errors import InputError, NoFaceError
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
-from nphm_track.heads.registration import Pose, robust_similarity
+from nphm_track.heads.registration import robust_similarity
 from nphm_track.rendering.rasteriser import Fragments, interpolate, rasterise
+from nphm_track.rigid import Similarity
 from nphm_track.scans.reading import ScanGeometry, estimated_normals
 
 FloatArray = NDArray[np.float64]
@@ -86,7 +87,7 @@ class _Drawer:
         self.colours: NDArray[np.float32] | None = None if colours is None else np.repeat(colours[some], 4, 0)
         self.spacing = float(np.median(cKDTree(self.points).query(self.points, k=4)[0][:, 3]))
 
-    def seen_from(self, pose: Pose) -> _Drawable:
+    def seen_from(self, pose: Similarity) -> _Drawable:
         if self.scan.faces is not None:
             return self.mesh
         right, up = pose.R[:, 0] * self.spacing, pose.R[:, 1] * self.spacing
@@ -121,19 +122,19 @@ def detect_landmarks(scan: ScanGeometry, mean_landmarks: FloatArray, landmarker:
     return ScanLandmarks(index, merged[index])
 
 
-def _pose_of(points: FloatArray, mean: FloatArray) -> Pose:
+def _pose_of(points: FloatArray, mean: FloatArray) -> Similarity:
     known = np.isfinite(points).all(1)
     return robust_similarity(mean[known], points[known])
 
 
-def _search(scan: _Drawer, mean: FloatArray, landmarker: FaceLandmarker) -> Pose | None:
+def _search(scan: _Drawer, mean: FloatArray, landmarker: FaceLandmarker) -> Similarity | None:
     """Pose (head to scan) from the best of many views."""
     centre = np.median(scan.points, axis=0)
     radius = float(np.quantile(np.linalg.norm(scan.points - centre, axis=1), 0.98))
     for directions, thorough in ((_axes(1), False), (_axes(2, 3), False), (_axes(1), True)):
-        best: tuple[float, Pose] | None = None
+        best: tuple[float, Similarity] | None = None
         for view in directions:
-            found = _candidates(scan, Pose(radius, view.T, centre), SEARCH_SIZE, 2.1, 4.0, landmarker, thorough)
+            found = _candidates(scan, Similarity(radius, view.T, centre), SEARCH_SIZE, 2.1, 4.0, landmarker, thorough)
             for points in found:
                 pose = _pose_of(points, mean)
                 misfit = 1e3 * float(np.nanmedian(np.linalg.norm(pose.inverse(points) - mean, axis=1)))
@@ -144,10 +145,10 @@ def _search(scan: _Drawer, mean: FloatArray, landmarker: FaceLandmarker) -> Pose
     return None
 
 
-def _look(scan: _Drawer, pose: Pose, view: FloatArray, landmarker: FaceLandmarker) -> FloatArray | None:
+def _look(scan: _Drawer, pose: Similarity, view: FloatArray, landmarker: FaceLandmarker) -> FloatArray | None:
     """Landmarks [478, 3] on the scan seen from the head's front, turned by ``view`` (yaw and pitch, radians)."""
     turn = Rotation.from_euler("yx", view).as_matrix()
-    turned = Pose(pose.scale, pose.R @ turn, pose.t)
+    turned = Similarity(pose.scale, pose.R @ turn, pose.t)
     found = _candidates(scan, turned, FRONT_SIZE, FRONT_WIDTH, DISTANCE, landmarker, None)
     distance = [float(np.nanmedian(np.linalg.norm(pose.inverse(p) - [0, 0, 0.06], axis=1))) for p in found]
     return found[int(np.argmin(distance))] if found else None
@@ -155,7 +156,7 @@ def _look(scan: _Drawer, pose: Pose, view: FloatArray, landmarker: FaceLandmarke
 
 def _candidates(
     scan: _Drawer,
-    pose: Pose,
+    pose: Similarity,
     size: int,
     width: float,
     distance: float,
@@ -176,7 +177,9 @@ def _candidates(
     return [points for points in lifted if np.isfinite(points).all(1).sum() >= FEWEST]
 
 
-def _lifted(face: FaceObservation, fragments: Fragments, drawn: _Drawable, pose: Pose, pixel: float) -> FloatArray:
+def _lifted(
+    face: FaceObservation, fragments: Fragments, drawn: _Drawable, pose: Similarity, pixel: float
+) -> FloatArray:
     """The observed points on the scan's surface; NaN off the scan, near an outline, or where it is seen edge-on."""
     size = len(fragments.depth)
     column, row = np.floor(face.landmarks[:, :2].T).astype(int)
@@ -192,7 +195,7 @@ def _lifted(face: FaceObservation, fragments: Fragments, drawn: _Drawable, pose:
     return np.asarray(points)
 
 
-def _picture(fragments: Fragments, drawn: _Drawable, pose: Pose) -> NDArray[np.uint8]:
+def _picture(fragments: Fragments, drawn: _Drawable, pose: Similarity) -> NDArray[np.uint8]:
     """The scan lit from beside the camera, in its own colours where it has some; winding does not matter."""
     normals = interpolate(fragments, drawn.faces, drawn.normals @ pose.R)
     length = np.linalg.norm(normals, axis=2, keepdims=True)

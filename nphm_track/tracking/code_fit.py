@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from kornia.geometry.conversions import axis_angle_to_rotation_matrix
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,6 +24,8 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, attach_gradient, pose_points
 from nphm_track.heads.landmarks import TOLERANCE, LandmarkCarrier
 from nphm_track.heads.mononphm import AnchoredDecoder, CodeStatistics
+from nphm_track.rigid import rotation
+from nphm_track.robust import geman_mcclure
 from nphm_track.tracking.fit import ClipCodes, fit_points, landmark_carrier, point_weights, solve_camera
 from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.progress import Progress
@@ -207,7 +208,7 @@ class _Fit:
         )
         self.posed[frames], self.inverse[frames] = posed.points, posed.inverse_jacobian
         head = attach_gradient(self.model, posed.points, canonical, z_id, z_ex) * MODEL_UNIT
-        R = axis_angle_to_rotation_matrix(self.turn[frames]) @ self.R[frames]
+        R = rotation(self.turn[frames]) @ self.R[frames]
         return head @ R.mT + (self.t[frames] + self.shift[frames]).unsqueeze(-2)
 
     def loss(self, frames: Tensor) -> Tensor:
@@ -216,7 +217,7 @@ class _Fit:
         depth = camera[..., 2].clamp_min(0.05)
         seen = (camera / depth.unsqueeze(-1) @ self.K.mT)[..., :2]
         metres = (seen - self.pixels[frames]) * (depth.detach() / self.K[0, 0]).unsqueeze(-1)
-        ratio = metres.square().sum(-1) / NOISE**2
-        landmark = (self.weights * ratio / (1 + ratio / OUTLIER**2)).sum(1) / self.weights.sum()
+        cost, _ = geman_mcclure(metres.square().sum(-1) / NOISE**2, OUTLIER)
+        landmark = (self.weights * cost).sum(1) / self.weights.sum()
         person = self.identity.square().sum() / min(len(self.pixels), INDEPENDENT_FRAMES)
         return EVIDENCE * landmark.mean() + self.expression[frames].square().sum(1).mean() + person

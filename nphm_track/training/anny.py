@@ -19,6 +19,7 @@ from scipy import sparse
 from scipy.spatial import ConvexHull, cKDTree
 
 from nphm_track.errors import InputError
+from nphm_track.rigid import fit_similarity
 from nphm_track.training.ict import NECK_LEVEL, IctHeads, _boundary_loops
 
 COMPONENTS = 27
@@ -283,20 +284,11 @@ def sample_sliders(rng: np.random.Generator, count: int, changes: list[str]) -> 
     return {**sliders, "local_changes": local}
 
 
-def rigid(source: NDArray[np.floating], target: NDArray[np.floating]) -> tuple[NDArray, NDArray]:
-    """Rotation R [3, 3] and translation t [3] with ``source @ R.T + t`` nearest to ``target`` (Kabsch)."""
-    a, b = source - source.mean(0), target - target.mean(0)
-    u, _, vt = np.linalg.svd(b.T.astype(float) @ a)
-    R = u @ np.diag([1, 1, np.sign(np.linalg.det(u @ vt))]) @ vt
-    return R, target.mean(0) - source.mean(0) @ R.T
-
-
 def align(heads: NDArray[np.float32], reference: NDArray[np.floating], fixed: NDArray[np.bool_]) -> NDArray[np.float32]:
     """Heads [B, V, 3] moved rigidly (sizes stay) so that the vertices ``fixed`` lie best on ``reference`` [V, 3]."""
     moved = np.empty_like(heads)
     for k, head in enumerate(heads):
-        R, t = rigid(head[fixed], reference[fixed])
-        moved[k] = head @ R.T + t
+        moved[k] = fit_similarity(head[fixed].astype(np.float64), reference[fixed], scaled=False)(head)
     return moved
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from nphm_track.errors import InputError
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
+from nphm_track.rigid import cross_matrix, rotation
 from nphm_track.training.ict import IctHeads
 
 LANDMARKS = "training/assets/ict_landmarks478.npz"
@@ -141,7 +142,7 @@ def fit_photos(
             normal[:, 6 + n_w :, 6 + n_w :] += diagonal
             right[:, 6 + n_w :] += HOLD * held * target
             step = torch.linalg.solve(normal, right)
-        R = torch.linalg.matrix_exp(_skew(step[:, :3])) @ R
+        R = rotation(step[:, :3]) @ R
         t = t + step[:, 3:6]
         w, e = w + step[:, 6 : 6 + n_w], (e + step[:, 6 + n_w :]).clamp(*RANGE)
     residual = _linearise(basis.points(w, e), None, R, t, K, pixels)[0]
@@ -167,12 +168,6 @@ def _linearise(
     of_camera = torch.stack(  # [B, 478, 2, 3]
         [torch.stack([f, zero, -f * ratio[..., 0]], -1), torch.stack([zero, f, -f * ratio[..., 1]], -1)], -2
     )
-    of_rotation = of_camera @ -_skew(turned)
+    of_rotation = of_camera @ -cross_matrix(turned)
     of_modes = torch.einsum("bpic,bcd,mpd->bpim", of_camera, R, modes)
     return residual, torch.cat([of_rotation, of_camera, of_modes], -1).flatten(1, 2)
-
-
-def _skew(v: Tensor) -> Tensor:
-    x, y, z = v.unbind(-1)
-    o = torch.zeros_like(x)
-    return torch.stack([torch.stack([o, -z, y], -1), torch.stack([z, o, -x], -1), torch.stack([-y, x, o], -1)], -2)

@@ -12,10 +12,10 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.errors import InputError
 from nphm_track.evaluation import region
-from nphm_track.evaluation.alignment import Similarity
 from nphm_track.evaluation.points7 import NAMES7, read_points7, unit_of
 from nphm_track.evaluation.region import FaceRegion
 from nphm_track.rendering.surface import Surface
+from nphm_track.rigid import Similarity
 
 from .conftest import face_like
 

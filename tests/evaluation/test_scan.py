@@ -13,9 +13,9 @@ import trimesh
 from scipy.spatial.transform import Rotation
 
 from nphm_track.errors import InputError
-from nphm_track.evaluation.alignment import Similarity, fit_points
 from nphm_track.evaluation.scan import NAMES7, Scan, scan_error
 from nphm_track.rendering.surface import Surface, seen_from_front
+from nphm_track.rigid import Similarity, fit_similarity
 
 # The ruler on ICT's mean head without eyes and teeth: scan-to-mesh median and mean after similarity, mean rigid, mm.
 RULER = {
@@ -141,10 +141,10 @@ def test_fit_points_recovers_a_similarity() -> None:
     rng = np.random.default_rng(3)
     truth = Similarity(1.7, Rotation.random(random_state=4).as_matrix(), rng.normal(size=3))
     points = rng.normal(size=(9, 3))
-    fit = fit_points(points, truth(points), scaled=True)
+    fit = fit_similarity(points, truth(points), scaled=True)
     np.testing.assert_allclose(fit(points), truth(points), atol=1e-12)
     np.testing.assert_allclose(fit.inverse(truth(points)), points, atol=1e-12)
-    assert fit_points(points, truth(points), scaled=False).scale == 1
+    assert fit_similarity(points, truth(points), scaled=False).scale == 1
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,8 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads import registration
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
-from nphm_track.heads.registration import Pose
 from nphm_track.rendering.ply import read_ply
+from nphm_track.rigid import Similarity
 from nphm_track.scans import fitting
 from nphm_track.tracking.records import Status
 
@@ -79,7 +79,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
     prepare_torch()
     model = load_head_model()
     folder = tmp_path_factory.mktemp("scans")
-    pose = Pose(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
+    pose = Similarity(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
     for name, column in (("anna", 1), ("bert", 2)):
         z_id = model.identity_basis[:, column] * 0.8
         mesh = extract_canonical(model, z_id, detail=DETAIL)

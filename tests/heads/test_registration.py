@@ -13,10 +13,12 @@ from nphm_track.heads.config import NPHM_SMALL
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
-from nphm_track.heads.registration import Pose, _outward, register, robust_similarity
+from nphm_track.heads.registration import _outward, register, robust_similarity
 from nphm_track.rendering.rasteriser import vertex_normals
+from nphm_track.rigid import Similarity
 
-POSE = Pose(1000.0, Rotation.from_euler("xyz", [70, -40, 110], degrees=True).as_matrix(), np.array([300.0, -80, 900]))
+TURN = Rotation.from_euler("xyz", [70, -40, 110], degrees=True).as_matrix()
+POSE = Similarity(1000.0, TURN, np.array([300.0, -80, 900]))
 """Head to scan: millimetres, lying on its side."""
 
 

@@ -14,11 +14,12 @@ from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.refine import clip
-from nphm_track.refine.codes import CodeSpace, State, rotation
+from nphm_track.refine.codes import CodeSpace, State
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.pixels import Targets, rays_of
 from nphm_track.refine.solver import Evidence
 from nphm_track.refine.surface import Rays, SurfaceRenderer
+from nphm_track.rigid import rotation
 
 FRONTAL = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
 SIZE, FOCAL = (320, 320), 480.0

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.refine import objective
-from nphm_track.refine.codes import rotation, rotation_log
 from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.surface import tangent_frame
+from nphm_track.rigid import rotation, rotation_log
 
 W = Weights()
 B, N, C = 2, 5, 4

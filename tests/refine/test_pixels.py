@@ -10,7 +10,6 @@ import torch
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.faces.roi import crop_points_to_frame
 from nphm_track.geometry.maps import GeometryMaps
-from nphm_track.refine.codes import rotation
 from nphm_track.refine.pixels import (
     crop_to_frame,
     dispersed_order,
@@ -19,6 +18,7 @@ from nphm_track.refine.pixels import (
     pixel_rays,
     sample_targets,
 )
+from nphm_track.rigid import rotation
 
 ROIS = np.array([[160.0, 150.0, 200.0, 200.0, 0.3], [100.0, 170.0, 120.0, 120.0, -0.1]], np.float32)
 SIZE = (320, 320)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip, Head
-from nphm_track.refine.codes import State, rotation
+from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, crop_to_frame, rays_of
 from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, key_frames, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
 from nphm_track.refine.tracks import Follower, Tracks
+from nphm_track.rigid import rotation
 
 QUICK = Settings(window=4, overlap=1, key_frames=2, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
 T, CELLS = 6, 16

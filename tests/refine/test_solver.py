@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from nphm_track.refine.codes import State, Step, rotation
+from nphm_track.refine.codes import State, Step
 from nphm_track.refine.objective import Weights
 from nphm_track.refine.solver import Free, Problem, Working, optimise
+from nphm_track.rigid import rotation
 
 
 def still(**changes: Any) -> Free:

@@ -13,11 +13,12 @@ from torch import Tensor
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.refine import objective
 from nphm_track.refine import tracks as module
-from nphm_track.refine.codes import State, rotation
+from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.solver import Free, Problem
 from nphm_track.refine.tracks import Follower, Tracks
+from nphm_track.rigid import rotation
 
 B, N, C = 3, 4, 5
 ROI = torch.tensor([160.0, 160.0, 220.0, 220.0, 0.1])

@@ -12,7 +12,7 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, OutputError
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
-from nphm_track.heads.registration import Pose
+from nphm_track.rigid import Similarity
 from nphm_track.scans import fitting
 from nphm_track.scans.fitting import FitOptions, fit_folder, fit_scan, norm_outliers, unit_of
 from nphm_track.scans.reading import ScanGeometry
@@ -42,7 +42,7 @@ def test_one_scan(tmp_path: Path) -> None:
     """From a file in centimetres with given landmarks to everything on disk."""
     model = load_head_model()
     z_id = model.identity_basis[:, 1] * 0.8
-    mesh, pose = extract_canonical(model, z_id), Pose(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
+    mesh, pose = extract_canonical(model, z_id), Similarity(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
     trimesh.Trimesh(pose(mesh.vertices), mesh.faces, process=False).export(tmp_path / "head.ply")
     np.save(tmp_path / "marks.npy", pose(model.landmarks(z_id).numpy() * MODEL_UNIT))
     options = FitOptions(landmarks=tmp_path / "marks.npy", steps=40)

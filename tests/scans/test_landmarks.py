@@ -12,8 +12,8 @@ from nphm_track.errors import InputError, NoFaceError
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
-from nphm_track.heads.registration import Pose
 from nphm_track.rendering.rasteriser import vertex_normals
+from nphm_track.rigid import Similarity
 from nphm_track.scans.landmarks import OVAL, detect_landmarks, read_landmarks
 from nphm_track.scans.reading import ScanGeometry
 
@@ -35,7 +35,7 @@ def test_any_orientation_and_unit(
     landmarker: FaceLandmarker, mean_head: tuple[CanonicalMesh, np.ndarray], angles: tuple[float, float, float]
 ) -> None:
     mesh, marks = mean_head
-    pose = Pose(37.0, Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), np.array([5.0, -3, 11]))
+    pose = Similarity(37.0, Rotation.from_euler("xyz", angles, degrees=True).as_matrix(), np.array([5.0, -3, 11]))
     vertices = pose(mesh.vertices)
     scan = ScanGeometry(vertices, mesh.faces.astype(np.int64), vertex_normals(vertices, mesh.faces).astype(np.float64))
     found = detect_landmarks(scan, marks, landmarker)
