@@ -26,6 +26,8 @@ ANCHOR_LANDMARKS = {
 
 EYE_CORNERS_478 = (33, 133, 362, 263)
 """Right outer, right inner, left inner, left outer eye corner among the 478 points."""
+OUTER_EYE_CORNERS = (33, 263)
+NOSE_TIP, CHIN = 1, 152
 LIDS = (
     33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246,  # right
     263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466,  # left
@@ -34,10 +36,27 @@ LIPS = (
     61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185,  # outer rim
     78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191,  # inner rim
 )  # fmt: skip
+LOWER_LIP = (
+    95, 88, 178, 87, 14, 317, 402, 318, 324,  # inner rim
+    96, 89, 179, 86, 15, 316, 403, 319, 325,
+    77, 90, 180, 85, 16, 315, 404, 320, 307,
+    146, 91, 181, 84, 17, 314, 405, 321, 375,  # outer rim
+)  # fmt: skip
+"""Points of the lower lip without the corners."""
+LIP_RIMS = ((191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324))
+"""The inner rims of upper and lower lip without the corners, from the face's right to its left."""
+INNER_LIPS = (78, *LIP_RIMS[0], 308, *LIP_RIMS[1])
+"""The inner rim of both lips."""
 BROWS = (
     70, 63, 105, 66, 107, 55, 65, 52, 53, 46,  # right
     300, 293, 334, 296, 336, 285, 295, 282, 283, 276,  # left
 )  # fmt: skip
+
+FACE_OUTLINE = (
+    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
+    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
+)  # fmt: skip
+"""Points of the face's outline: they slide along the silhouette as the head turns and are no points of the skin."""
 
 POINTS7_478 = {
     "r_eye_outer": 33,

@@ -28,7 +28,6 @@ from rich.progress import track
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.regressor.image_regressor import Codes
 from nphm_track.regressor.predictor import CodePredictor
-from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.head_terms import HeadTerms, of_usual_size
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import LANDMARKS, fit_photos, landmark_basis, landmark_weights, largest_face
@@ -68,7 +67,7 @@ def main() -> None:
     landmarks = np.stack([f.landmarks for _, f, _ in found])
     size = np.array([s for _, _, s in found], np.float32)
     basis = landmark_basis(load_ict(args.ict))
-    weights = landmark_weights(OUTLINE)
+    weights = landmark_weights()
     blocks = [slice(k, k + 32) for k in range(0, len(found), 32)]
     observed = [(landmarks[k, :, :2], size[k], weights) for k in blocks]
     seen, noise = None, None

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.conventions import CHIN, NOSE_TIP, OUTER_EYE_CORNERS
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
 from nphm_track.geometry.maps import GeometryMaps
@@ -84,7 +85,8 @@ def _speed(
     log: NDArray[Any], times: NDArray[np.float64], shots: NDArray[np.int32], seen: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """How fast the face moves over the picture [T], in distances of the eyes a second."""
-    corners = [np.array(log["landmarks"][k : k + 1024][:, [33, 263, 1, 152], :2]) for k in range(0, len(log), 1024)]
+    some = [*OUTER_EYE_CORNERS, NOSE_TIP, CHIN]
+    corners = [np.array(log["landmarks"][k : k + 1024][:, some, :2]) for k in range(0, len(log), 1024)]
     points = np.concatenate(corners).astype(np.float64)
     eyes = np.linalg.norm(points[:, 0] - points[:, 1], axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -115,8 +115,9 @@ def worst_frames(track: Track) -> list[int]:
     """Frames of the clip with the largest landmark errors relative to the size of the face, worst first."""
     import numpy as np
 
-    eyes = np.linalg.norm(track.landmarks[:, 33] - track.landmarks[:, 263], axis=-1)
-    error = np.nan_to_num(track.landmark_error_px / eyes, nan=-1.0)
+    from nphm_track.landmark_model import eye_distance
+
+    error = np.nan_to_num(track.landmark_error_px / eye_distance(track.landmarks), nan=-1.0)
     chosen: list[int] = []
     for row in np.argsort(-error, kind="stable"):
         if error[row] < 0 or len(chosen) == WORST:

@@ -19,6 +19,7 @@ from torch import Tensor
 from nphm_track.cameras.intrinsics import MAX_FOV_DEG, MIN_FOV_DEG, focal_from_fov, fov_from_focal
 from nphm_track.cameras.pnp import Pose, solve_pnp
 from nphm_track.errors import InputError
+from nphm_track.landmark_model import FOCAL as LANDMARKS
 from nphm_track.robust import geman_mcclure
 
 PRIOR_FOCAL = 1.2
@@ -29,8 +30,6 @@ PRIOR_SIGMA = 0.35
 _MAX_CANDIDATES = 200
 _MAX_FRAMES = 40
 _MAX_POINTS = 100
-_POINT_EVIDENCE = 20.0
-"""Independent measurements a frame's points are worth at most: landmark errors of neighbours go together."""
 _FRAME_CORRELATION = 0.1
 """Least share of the error taken to be common to all frames, so a clip counts as at most 10 independent frames."""
 _SIGMA_FLOOR = 0.002
@@ -38,7 +37,6 @@ _SIGMA_FLOOR = 0.002
 _SHAPE_SIGMA = 0.1
 """Error of log focal no residual shows: a head a few per cent too deep fits as well through a longer lens."""
 _GRID = 13
-_OUTLIER_SIGMAS = 3.0
 
 
 @dataclass(frozen=True)
@@ -197,11 +195,11 @@ def _posterior(errors: _Errors, log_focal: Tensor, prior: float, prior_sigma: fl
     bulk = best[errors.weight > 0].median() / 1.1774  # median of a Rayleigh variable to sigma
     sigma = max(float(bulk), _SIGMA_FLOOR * errors.face_px, 1e-3)
 
-    chi2, _ = geman_mcclure((distance / sigma).square(), _OUTLIER_SIGMAS)
+    chi2, _ = geman_mcclure((distance / sigma).square(), LANDMARKS.outlier)
     repeated = _repeated_share(errors.residual[int((weight * chi2).sum((-2, -1)).argmin())], errors.weight, sigma)
     frames = len(errors.weight)
     independent_frames = frames / (1 + (frames - 1) * max(repeated, _FRAME_CORRELATION))
-    evidence = min(_POINT_EVIDENCE, errors.weight.shape[1]) * independent_frames
+    evidence = min(LANDMARKS.evidence, errors.weight.shape[1]) * independent_frames
     likelihood = 0.5 * evidence * (weight * chi2).sum(-1).mean(-1)
     return likelihood.to(log_focal) + 0.5 * ((log_focal - prior) / prior_sigma).square()
 
@@ -211,7 +209,7 @@ def _repeated_share(residual: Tensor, weight: Tensor, sigma: float) -> float:
     frames = len(residual)
     if frames < 2:
         return 1.0
-    clipped = residual.clamp(-_OUTLIER_SIGMAS * sigma, _OUTLIER_SIGMAS * sigma)
+    clipped = residual.clamp(-LANDMARKS.outlier * sigma, LANDMARKS.outlier * sigma)
     seen = (weight > 0).to(clipped)[..., None]
     count = seen.sum(0).clamp_min(1)
     mean = (clipped * seen).sum(0) / count

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from nphm_track.errors import InputError
+from nphm_track.landmark_model import POSE as LANDMARKS
 from nphm_track.rigid import rotation
 from nphm_track.robust import geman_mcclure
 
 _FRONTAL = (1.0, -1.0, -1.0)
 """Diagonal of the pose of a head that looks straight at the camera (head y up, z out of the face; camera y down)."""
 _MIN_DEPTH = 0.01  # metres
-_INLIER_SIGMAS = 3.0
 _FACING_AWAY_PENALTY = 4.0
 _START_POINTS = 40
 """Points that decide between the starting hypotheses; all points refine the winner."""
@@ -145,7 +145,7 @@ def _from_scratch(problem: _Problem) -> tuple[Tensor, Tensor]:
     distance = residual.norm(dim=-1).reshape(hypotheses, *problem.weights.shape)
     # One scale for all hypotheses of a frame, or each would excuse its own errors.
     scale = _residual_scale(distance, problem.weights, problem.scale_px).amin(0)[:, None]
-    cost = (problem.weights * geman_mcclure((distance / (_INLIER_SIGMAS * scale)).square())[0]).sum(-1)
+    cost = (problem.weights * geman_mcclure((distance / (LANDMARKS.outlier * scale)).square())[0]).sum(-1)
     # Landmarks are found on faces, so a head seen from behind is the wrong flip unless nothing else fits.
     facing = -R.reshape(hypotheses, -1, 3, 3)[..., 2, 2]
     cost = cost * (1 + _FACING_AWAY_PENALTY * (-facing).clamp_min(0))
@@ -180,7 +180,7 @@ def _scaled_orthography(problem: _Problem) -> list[tuple[Tensor, Tensor]]:
         affine = torch.linalg.solve(gram + ridge * size, normal @ seen)
         distance = (local @ affine - seen).norm(dim=-1)
         scale = _residual_scale(distance, w, None, floor=1e-6)[..., None]
-        robust = 1 / (1 + (distance / (_INLIER_SIGMAS * scale)).square())
+        robust = 1 / (1 + (distance / (LANDMARKS.outlier * scale)).square())
     offset = affine[:, 3]
 
     starts = [_orthonormal_rows(affine[:, :3].mT)]
@@ -216,7 +216,7 @@ def _levenberg_marquardt(
     for _ in range(iterations):
         distance = residual.norm(dim=-1)
         scale = torch.minimum(scale, _residual_scale(distance, w, problem.scale_px))
-        cutoff = (_INLIER_SIGMAS * scale)[:, None]
+        cutoff = (LANDMARKS.outlier * scale)[:, None]
         # Geman-McClure's weight; its sum of squares is the cost near the present residuals.
         weight = w * geman_mcclure((distance / cutoff).square())[1]
         hessian, gradient = _normal_equations(turned, t, residual, weight, problem.focal)
@@ -241,7 +241,7 @@ def _levenberg_marquardt(
             break
     distance = residual.norm(dim=-1)
     scale = torch.minimum(scale, _residual_scale(distance, w, problem.scale_px))
-    robust = geman_mcclure((distance / (_INLIER_SIGMAS * scale)[:, None]).square())[1]
+    robust = geman_mcclure((distance / (LANDMARKS.outlier * scale)[:, None]).square())[1]
     return R, t, residual, robust
 
 
@@ -272,7 +272,7 @@ def _normal_equations(
 def _residual_scale(distance: Tensor, weights: Tensor, scale_px: float | None, floor: float = 1e-3) -> Tensor:
     """Standard deviation per axis of the bulk of the residual lengths [..., N]; points of weight 0 do not count."""
     if scale_px is not None:
-        return distance.new_full(distance.shape[:-1], scale_px / _INLIER_SIGMAS)
+        return distance.new_full(distance.shape[:-1], scale_px / LANDMARKS.outlier)
     bulk = torch.where(weights > 0, distance, torch.nan).nanmedian(-1).values
     return (bulk / 1.1774).nan_to_num(1.0).clamp_min(floor)  # median of a Rayleigh variable
 

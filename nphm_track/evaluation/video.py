@@ -17,6 +17,7 @@ from scipy.spatial.transform import Rotation
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
 from nphm_track.evaluation.results import table
+from nphm_track.landmark_model import eye_distance
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.rigid import fit_similarity
 from nphm_track.tracking.progress import Progress
@@ -146,8 +147,7 @@ def quality_table(facts: dict[str, Any]) -> str:
 
 def _landmark_percent(track: Track, rows: NDArray[np.int64]) -> FloatArray:
     seen = rows[(track.status[rows] == Status.TRACKED) & np.isfinite(track.landmark_error_px[rows])]
-    corners = track.landmarks[seen][:, [33, 263]]
-    return 100.0 * track.landmark_error_px[seen] / np.linalg.norm(corners[:, 0] - corners[:, 1], axis=-1)
+    return 100.0 * track.landmark_error_px[seen] / eye_distance(track.landmarks[seen])
 
 
 def _normalised(points: NDArray[np.float32]) -> FloatArray:

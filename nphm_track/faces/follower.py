@@ -11,6 +11,7 @@ from nphm_track.errors import InputError
 from nphm_track.faces.detection import same_face
 from nphm_track.faces.landmarker import MIN_PRESENCE, FaceLandmarker, FaceObservation
 from nphm_track.faces.roi import ROI_SCALE, roi_from_detection
+from nphm_track.landmark_model import eye_distance
 
 SAME_SHOT = 0.85
 """Cosine distance of signatures up to which a face found near the last place is the same person."""
@@ -252,7 +253,7 @@ def _inside(face: FaceObservation, image: np.ndarray) -> float:
 def _plausible(face: FaceObservation, image: np.ndarray) -> bool:
     """Whether the landmarks can be a face: present, of a size, not collapsed, mostly inside the frame."""
     width, height = face.box[2:] - face.box[:2]
-    eyes = float(np.linalg.norm(face.landmarks[33] - face.landmarks[263]))  # in space: a profile keeps its distance
+    eyes = float(eye_distance(face.landmarks))  # in space: a profile keeps its distance
     return (
         face.presence >= MIN_PRESENCE
         and eyes >= MIN_EYE_DISTANCE

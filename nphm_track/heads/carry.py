@@ -14,10 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nphm_track.conventions import MODEL_UNIT
+from nphm_track.conventions import INNER_LIPS, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, pose_points
-from nphm_track.heads.landmarks import INNER_LIPS
 from nphm_track.heads.lips import LipZone
 from nphm_track.heads.mesh import CanonicalMesh, open_mouth_code
 

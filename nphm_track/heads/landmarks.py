@@ -7,27 +7,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from nphm_track.conventions import MODEL_UNIT
+from nphm_track.conventions import LIP_RIMS, LOWER_LIP, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, pose_points
 from nphm_track.heads.mesh import open_mouth_code
 
-LOWER_LIP = (
-    95, 88, 178, 87, 14, 317, 402, 318, 324,  # inner rim
-    96, 89, 179, 86, 15, 316, 403, 319, 325,
-    77, 90, 180, 85, 16, 315, 404, 320, 307,
-    146, 91, 181, 84, 17, 314, 405, 321, 375,  # outer rim
-)  # fmt: skip
-"""Points of the lower lip without the corners."""
 RIM_PAIRS = {
     13: 0, 82: 37, 81: 39, 80: 40, 191: 185, 312: 267, 311: 269, 310: 270, 415: 409,
     14: 17, 87: 84, 178: 181, 88: 91, 95: 146, 317: 314, 402: 405, 318: 321, 324: 375,
 }  # fmt: skip
 """For each point of the inner rim the one of the outer rim of the same lip beside it."""
-RIMS = ((191, 80, 81, 82, 13, 312, 311, 310, 415), (95, 88, 178, 87, 14, 317, 402, 318, 324))
-"""The inner rims of upper and lower lip without the corners, from the face's right to its left."""
-INNER_LIPS = (78, *RIMS[0], 308, *RIMS[1])
-"""The inner rim of both lips."""
 OUTLIER = 0.0015
 """Metres by which a point of an inner rim may move otherwise than its neighbours; from 1.5 times that it does not."""
 OPEN_MOUTH = {"jawOpen": 0.4, "mouthSmile_L": 0.6, "mouthSmile_R": 0.6}
@@ -53,7 +42,7 @@ class LandmarkCarrier:
         self.model, self.z_id = model, z_id
         everything = model.landmarks(z_id)
         self.count = len(points)
-        rims = [p for rim in RIMS for p in rim]
+        rims = [p for rim in LIP_RIMS for p in rim]
         points = [*points, *sorted({*rims, *(RIM_PAIRS[p] for p in rims)} - set(points))]
         place = {p: i for i, p in enumerate(points)}
         self.inner = torch.tensor([place[p] for p in rims], device=z_id.device)
@@ -86,7 +75,7 @@ class LandmarkCarrier:
         """Points [..., N, 3] (model units), moved from ``start`` [N, 3], with those that changed lips put back."""
         moved = points - start
         along = moved[..., self.outer, :]
-        own = (moved[..., self.inner, :] - along).unflatten(-2, (len(RIMS), -1))
+        own = (moved[..., self.inner, :] - along).unflatten(-2, (len(LIP_RIMS), -1))
         rim = torch.cat([own[..., 1:3, :].flip(-2), own, own[..., -3:-1, :].flip(-2)], -2)
         around = rim.unfold(-2, 5, 1).median(-1).values
         far = (own - around).norm(dim=-1, keepdim=True) * MODEL_UNIT / OUTLIER

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from nphm_track.conventions import LIDS, MODEL_UNIT
+from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, ModelError
+from nphm_track.expression_prior import SCAN as EXPRESSION
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.landmarks import INNER_LIPS, LOWER_LIP
 from nphm_track.heads.mesh import BOX, NECK_PLANE
+from nphm_track.landmark_model import SCAN as LANDMARKS
 from nphm_track.rigid import Similarity, fit_similarity, rotation
 
 FloatArray = NDArray[np.floating]
@@ -42,17 +43,12 @@ SHELL = (0.5, 3.0)
 """Millimetres along the normals at which the model's distance is compared with the true one."""
 POINT_SIGMA, INDEPENDENT_POINTS = 0.3, 400
 """Spread (mm) of scan points about a model's surface, and how many of them count as independent: errors are smooth."""
-LANDMARK_SIGMA, LANDMARK_POINTS = 2.5, 60
-"""The same of landmarks."""
 LANDMARKS_LEFT = 0.5
 """Share of the landmarks' weight at the end: by then the surface knows better, but for what slides along it."""
-LID_AND_LIP_WEIGHT = 3.0
-"""Whether eyes and mouth are open is seen by their rims; a closed lid is hardly a millimetre off an open eye's ball."""
 LANDMARK_STEPS = 80
 """Steps, besides the others, in which the landmarks are alone: they are cheap and keep the surface off wrong minima."""
 REST_ID, REST_EX = 0.35, 0.15
 """Spread of what the linear identity prior and the blendshape box leave over, relative to theirs."""
-BLENDSHAPE_SIGMA = 0.25
 RATES = (0.08, 0.02, 0.08, 0.08, 0.004, 0.002, 0.002)
 """Of Adam: identity, blendshapes, their rests, turn (radians), shift (model units), log scale."""
 UNRELIABLE = tuple(range(468, 478))
@@ -160,14 +156,13 @@ class _Fit:
         )
         self.index = torch.as_tensor(np.asarray(index), device=self.device)
         self.landmarks = self._tensor(self.start.inverse(landmarks) / MODEL_UNIT)
-        strong = np.isin(index, (*LIDS, *LOWER_LIP, *INNER_LIPS))
-        weight = self._tensor(np.where(strong, LID_AND_LIP_WEIGHT, 1.0))
+        weight = self._tensor(LANDMARKS.of(index.tolist()))
         self.landmark_weight = weight / weight.sum()
         self.centre = self.landmarks.mean(0)
         self.basis = model.identity_basis.detach()
         self.blend = model.expression_basis.detach()
         self.spread_id = REST_ID * self.basis.norm(dim=1)
-        self.spread_ex = REST_EX * BLENDSHAPE_SIGMA * self.blend.norm(dim=1).mean()
+        self.spread_ex = REST_EX * EXPRESSION.sigma * self.blend.norm(dim=1).mean()
         c = model.config
         self.w, self.e = self._free(c.identity_basis), self._free(len(c.expression_names))
         self.rest_id, self.rest_ex = self._free(c.identity_dim), self._free(c.expression_dim)
@@ -219,10 +214,10 @@ class _Fit:
             self.rest_id.grad = self.rest_ex.grad = None
         optimiser.step()
         with torch.no_grad():
-            self.e.clamp_(0, 1)
+            self.e.clamp_(EXPRESSION.low, EXPRESSION.high)
 
     def _prior(self) -> Tensor:
-        free = (self.w, self.e / BLENDSHAPE_SIGMA, self.rest_id, self.rest_ex)
+        free = (self.w, self.e / EXPRESSION.sigma, self.rest_id, self.rest_ex)
         return torch.stack([x.square().sum() for x in free]).sum()
 
     def _loss(self, batch: int, clamp: float, t: float) -> Tensor:
@@ -249,8 +244,8 @@ class _Fit:
         seen = self.moved(self.landmarks)
         gap = (seen + self.model.deform(seen, z_id, z_ex)[0] - self.model.landmarks(z_id)[self.index]).norm(dim=-1)
         gap = gap * MM / self.grow.exp()
-        loss = functional.huber_loss(gap / LANDMARK_SIGMA, torch.zeros_like(gap), reduction="none")
-        return min(len(gap), LANDMARK_POINTS) * (loss * self.landmark_weight).sum()
+        loss = functional.huber_loss(gap / (1000 * LANDMARKS.sigma), torch.zeros_like(gap), reduction="none")
+        return min(len(gap), LANDMARKS.evidence) * (loss * self.landmark_weight).sum()
 
     @torch.no_grad()
     def _judge(self, clamp: float) -> None:

@@ -16,12 +16,12 @@ from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mesh import CanonicalMesh, compact, extract_canonical
+from nphm_track.landmark_model import eye_distance
 from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import POINTS
 from nphm_track.refine.pixels import Targets, mesh_depth, sample_targets
 from nphm_track.refine.solver import Evidence
 
-OUTER_EYE_CORNERS = (33, 263)
 DETAIL = 0.4
 """Density of the mesh that start depths are read from; Newton steps along the rays make up for it."""
 FRONT = -0.01
@@ -72,7 +72,7 @@ class Clip:
     def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, apart: bool = False) -> Evidence:
         """What the frames ``rows`` are held to, at most ``pixels`` pixels each; ``apart``: they are no sequence."""
         landmarks = np.asarray(self.landmarks[rows][:, :, :2], np.float64)
-        eyes = np.linalg.norm(landmarks[:, OUTER_EYE_CORNERS[0]] - landmarks[:, OUTER_EYE_CORNERS[1]], axis=-1)
+        eyes = eye_distance(landmarks)
         points = landmarks[:, list(POINTS)]
         known = np.isfinite(points)
         points = np.where(known, self.camera.undistort(np.where(known, points, 0.0)), np.nan)

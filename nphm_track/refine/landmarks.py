@@ -10,21 +10,18 @@ from torch import Tensor
 from nphm_track.conventions import IBUG68_FROM_478, LIDS, LIPS, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.landmark_model import REFINEMENT
 from nphm_track.refine.codes import CodeSpace
 from nphm_track.refine.network import PointDecoder
 
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
 """Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""
-LIDS_WEIGHT, LIPS_WEIGHT = 10.0, 4.0
-"""Weights of a point of the lids and of the lips: they are small, and what people look at. Of a blink that the networks
-miss, only the landmarks of the lids tell."""
 
 
 def point_weights() -> Tensor:
     """Weight [L] of each of ``POINTS``, mean 1."""
-    strong = dict.fromkeys(LIPS, LIPS_WEIGHT) | dict.fromkeys(LIDS, LIDS_WEIGHT)
-    weight = torch.tensor([strong.get(point, 1.0) for point in POINTS])
+    weight = torch.from_numpy(REFINEMENT.of(POINTS)).float()
     return weight / weight.mean()
 
 

@@ -14,6 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from nphm_track import expression_prior, landmark_model
 from nphm_track.rigid import cross_matrix, rotation_log
 from nphm_track.robust import charbonnier, geman_mcclure
 
@@ -32,10 +33,12 @@ class Weights(BaseModel):
         default=20, ge=0, description="a frame; points of a face share errors of place and size"
     )
     landmark_sigma: float = Field(
-        default=0.015, gt=0, description="over the distance of the outer eye corners; 1 px at 64"
+        default=landmark_model.REFINEMENT.sigma, gt=0, description="over the distance of the outer eye corners"
     )
     landmark_evidence: float = Field(
-        default=45, ge=0, description="independent landmarks a frame: much of their error is the same in all frames"
+        default=landmark_model.REFINEMENT.evidence,
+        ge=0,
+        description="independent landmarks a frame: much of their error is the same in all frames",
     )
     track_evidence: float = Field(
         default=200, gt=0, description="a frame, at most 1 a point followed: neighbours share light and skin's motion"
@@ -53,12 +56,14 @@ class Weights(BaseModel):
     image_identity_sigma: float = Field(
         default=0.05, gt=0, description="the same for a single image: its maps tell nothing that its codes do not"
     )
-    expression_sigma: float = Field(default=0.06, gt=0, description="of a feed-forward expression weight")
+    expression_sigma: float = Field(
+        default=expression_prior.REFINEMENT.sigma, gt=0, description="of a feed-forward expression weight"
+    )
     expression_outlier: float = Field(
         default=1.0, gt=0, description="of these, beyond which a distance counts linearly: a blink may be missed whole"
     )
     box: tuple[float, float] = Field(
-        default=(-0.2, 1.1), description="expression weights; a face may rest a little below 0"
+        default=expression_prior.WHOLE, description="expression weights; a face may rest a little below 0"
     )
     box_sigma: float = Field(default=0.05, gt=0, description="how far a weight leaves the box")
     focal_sigma: float = Field(default=0.08, gt=0, description="of log focal as landmarks give it")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nphm_track.conventions import N_LANDMARKS
+from nphm_track.conventions import N_LANDMARKS, OUTER_EYE_CORNERS
 from nphm_track.models import load_network
 from nphm_track.transformer import Block
 
@@ -50,7 +50,8 @@ def normalise_landmarks(landmarks: Tensor, image_size: Tensor) -> tuple[Tensor, 
     xy = landmarks[..., :2]
     centre = xy.mean(1, keepdim=True)
     radius = (xy - centre).square().sum(-1).mean(1).sqrt().clamp_min(1e-6)  # [B]
-    along = F.normalize(xy[:, 263] - xy[:, 33], dim=-1)
+    right, left = OUTER_EYE_CORNERS
+    along = F.normalize(xy[:, left] - xy[:, right], dim=-1)
     turn = torch.stack([along, torch.stack([-along[:, 1], along[:, 0]], -1)], 1)  # rows: face axes in the image
     points = torch.cat([(xy - centre) @ turn.mT, landmarks[..., 2:] - landmarks[..., 2:].mean(1, keepdim=True)], -1)
     longest = image_size.amax(-1, keepdim=True)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track import expression_prior
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.cameras.pnp import solve_pnp
 from nphm_track.conventions import MODEL_UNIT
@@ -24,22 +25,15 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints, attach_gradient, pose_points
 from nphm_track.heads.landmarks import TOLERANCE, LandmarkCarrier
 from nphm_track.heads.mononphm import AnchoredDecoder, CodeStatistics
+from nphm_track.landmark_model import FITTED_CODES as LANDMARKS
 from nphm_track.rigid import rotation
 from nphm_track.robust import geman_mcclure
 from nphm_track.tracking.fit import ClipCodes, fit_points, landmark_carrier, point_weights, solve_camera
 from nphm_track.tracking.observations import column, release
 from nphm_track.tracking.progress import Progress
 
-NOISE = 0.002
-"""Metres on the head by which a landmark is usually off the head's own."""
-OUTLIER = 5.0
-"""Times that, beyond which a landmark hardly pulls (Geman-McClure)."""
-EVIDENCE = 20.0
-"""Independent measurements that a frame's landmarks are worth: errors of neighbours go together."""
 INDEPENDENT_FRAMES = 10
 """Frames share their errors too: for the identity a clip counts as this many at most."""
-EXPRESSION_SPREAD = 0.3
-"""Standard deviation of the weight of a named expression."""
 WINDOW = 64
 """Frames optimised in one step."""
 STEPS = 120
@@ -79,7 +73,7 @@ def code_priors(model: NphmDecoder) -> tuple[CodePrior, CodePrior]:
     if c.identity_basis:
         identity = CodePrior(torch.zeros(c.identity_dim), model.identity_basis.detach())
     if c.expression_names:
-        basis = EXPRESSION_SPREAD * model.expression_basis.detach()
+        basis = expression_prior.FITTED_CODES.sigma * model.expression_basis.detach()
         expression = CodePrior(torch.zeros(c.expression_dim), basis)
     return identity, expression
 
@@ -217,7 +211,7 @@ class _Fit:
         depth = camera[..., 2].clamp_min(0.05)
         seen = (camera / depth.unsqueeze(-1) @ self.K.mT)[..., :2]
         metres = (seen - self.pixels[frames]) * (depth.detach() / self.K[0, 0]).unsqueeze(-1)
-        cost, _ = geman_mcclure(metres.square().sum(-1) / NOISE**2, OUTLIER)
+        cost, _ = geman_mcclure(metres.square().sum(-1) / LANDMARKS.sigma**2, LANDMARKS.outlier)
         landmark = (self.weights * cost).sum(1) / self.weights.sum()
         person = self.identity.square().sum() / min(len(self.pixels), INDEPENDENT_FRAMES)
-        return EVIDENCE * landmark.mean() + self.expression[frames].square().sum(1).mean() + person
+        return LANDMARKS.evidence * landmark.mean() + self.expression[frames].square().sum(1).mean() + person

@@ -10,13 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track import expression_prior, landmark_model
 from nphm_track.cameras.focal import solve_focal
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.cameras.pnp import solve_pnp
-from nphm_track.conventions import IBUG68_FROM_478, LIDS
+from nphm_track.conventions import FACE_OUTLINE, IBUG68_FROM_478, NOSE_TIP, OUTER_EYE_CORNERS
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.mononphm import known_landmarks
+from nphm_track.landmark_model import eye_distance
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.identity import IdentityVotes, merge_identity
 from nphm_track.tracking.observations import column, release
@@ -28,18 +30,9 @@ from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
 REST_FRAMES = 24
-OUTLINE = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
-"""Points of the face's outline: they slide along the silhouette as the head turns and say little about the pose."""
-INNER = tuple(i for i in range(0, 468, 8) if i not in OUTLINE)
+INNER = tuple(i for i in range(0, 468, 8) if i not in FACE_OUTLINE)
 FIT_POINTS = tuple(dict.fromkeys(IBUG68_FROM_478 + INNER))
 """The landmarks carried to each frame: iBUG-68 first, then an eighth of the inner face."""
-WEIGHT_RANGE = (-0.2, 1.1)
-"""Expression weights that landmarks may lead to: the head model has seen nothing beyond."""
-MOVING = frozenset(range(48, 68)) | {5, 6, 7, 8, 9, 10, 11}
-"""iBUG points of mouth and chin, whose place depends most on the expression."""
 
 
 @dataclass(frozen=True)
@@ -125,8 +118,9 @@ def predicted_codes(
 
 def frontalness(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
     """1 for a frontal view, towards 0 in profile [T], from how symmetric the nose lies between the eye corners."""
-    right = np.linalg.norm(landmarks[:, 1, :2] - landmarks[:, 33, :2], axis=-1)
-    left = np.linalg.norm(landmarks[:, 1, :2] - landmarks[:, 263, :2], axis=-1)
+    right, left = (
+        np.linalg.norm(landmarks[:, NOSE_TIP, :2] - landmarks[:, corner, :2], axis=-1) for corner in OUTER_EYE_CORNERS
+    )
     return np.minimum(right, left) / np.maximum(np.maximum(right, left), 1e-6)
 
 
@@ -155,20 +149,8 @@ def head_landmarks(carry: LandmarkCarrier, z_ex: NDArray, batch: int = 64) -> ND
 
 
 def point_weights(points: Sequence[int] = FIT_POINTS) -> Tensor:
-    """Weight [N] of each fit point in the pose: outline and mouth count less."""
-    outline, moving = set(OUTLINE), {IBUG68_FROM_478[i] for i in MOVING}
-    return torch.tensor([0.15 if p in outline else 0.4 if p in moving else 1.0 for p in points])
-
-
-def expression_weights() -> NDArray[np.float64]:
-    """Weight [N] of each fit point in a frame's expression: the outline slides on the skin and says little."""
-    outline = set(OUTLINE)
-    return np.array([0.05 if p in outline else 1.0 for p in FIT_POINTS]) * lid_factor()
-
-
-def lid_factor() -> NDArray[np.float64]:
-    """Factor [N] on the weights of fit points where expressions are sought: a blink is seen by few points."""
-    return np.where(np.isin(FIT_POINTS, LIDS), 3.0, 1.0)
+    """Weight [N] of each fit point in the pose."""
+    return torch.from_numpy(landmark_model.POSE.of(points)).float()
 
 
 def fit_clip(
@@ -244,14 +226,14 @@ def _rest_code(
     some = spread_rows(seen, REST_FRAMES)
     landmarks = log["landmarks"][some][:, :, :2]
     pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
-    eyes = float(np.median(np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)))
+    eyes = float(np.median(eye_distance(landmarks)))
+    weight = landmark_model.REST.of(FIT_POINTS)
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[some].mean(0))
     added: NDArray[np.float64] = np.zeros(basis.shape[1])
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + (basis @ added).astype(np.float32))
         R, t = _solve_poses(points, pixels, camera, point_weights())
-        weight = point_weights().double().numpy() * lid_factor()
         evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
         added = rest_weights(evidence, added)
     return (basis @ added).astype(np.float32)
@@ -267,11 +249,13 @@ def _frame_codes(
     basis = carry.model.expression_basis.detach().cpu().numpy()
     spread = spread_rows(seen, REST_FRAMES)
     effect = landmark_effects(carry, z_ex[spread].mean(0))
-    pose_weight, weight = point_weights(), expression_weights()
+    pose_weight, weight = point_weights(), landmark_model.FRAME.of(FIT_POINTS)
     inverse = np.linalg.pinv(basis).T
 
     def in_range(start: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-        return wanted.clip(np.minimum(start, WEIGHT_RANGE[0]), np.maximum(start, WEIGHT_RANGE[1]))
+        """Within the prior's range, or where the prediction is if that is outside."""
+        prior = expression_prior.FRAME
+        return wanted.clip(np.minimum(start, prior.low), np.maximum(start, prior.high))
 
     def missed(some: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weights [F, E] as predicted, and those that the landmarks of rows ``some`` ask for."""
@@ -279,7 +263,7 @@ def _frame_codes(
         wanted = start
         landmarks = log["landmarks"][some][:, :, :2]
         pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
-        eyes = np.linalg.norm(landmarks[:, 33] - landmarks[:, 263], axis=-1)
+        eyes = eye_distance(landmarks)
         for _ in range(2):
             points = head_landmarks(carry, z_ex[some] + ((wanted - start) @ basis.T).astype(np.float32))
             R, t = _solve_poses(points, pixels, camera, pose_weight)

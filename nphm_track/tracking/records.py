@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nphm_track.errors import InputChangedError, InputError
+from nphm_track.landmark_model import eye_distance
 from nphm_track.tracking.observations import pieces
 from nphm_track.version import __version__
 from nphm_track.video.source import VideoInfo, image_files
@@ -113,8 +114,7 @@ class Track:
         outer eye corners; None where nothing was measured."""
         seen = (self.status == Status.TRACKED) & np.isfinite(self.landmark_error_px)
         error = self.landmark_error_px[seen]
-        corners = [piece[:, 33] - piece[:, 263] for piece in pieces(self.landmarks)]
-        eyes = np.linalg.norm(np.concatenate(corners)[seen], axis=-1)
+        eyes = np.concatenate([eye_distance(piece) for piece in pieces(self.landmarks)])[seen]
         return {
             "frames": len(self),
             **{status.name.lower(): int(np.count_nonzero(self.status == status)) for status in Status},

@@ -14,35 +14,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nphm_track import expression_prior
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.landmark_model import REST as LANDMARKS
 
-PRIOR_SIGMA = 0.15
-"""Standard deviation of a weight of the rest expression, and of what a frame adds to it."""
-LANDMARK_SIGMA = 0.035
-"""Error of a landmark from frame to frame, as a share of the distance between the outer eye corners: also that of
-another view of a head, which the networks tell from another expression better than landmarks do."""
-SHARED_SIGMA = 0.05
-"""The error that all frames of a person share, likewise: of the landmark network, and of a predicted identity. Taken
-for an expression it would bend the head."""
 STEP = 0.15
 """Weight by which an expression is moved to see what it does to the landmarks."""
-LIMIT = 0.5
 
 
 def rest_weights(evidence: Evidence, now: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
     """Weights [E] of the expression to add to all frames, where ``now`` [E] has been added before the evidence."""
     frames, n = evidence.gradient.shape
-    share = (LANDMARK_SIGMA / SHARED_SIGMA) ** 2 / frames
+    share = (LANDMARKS.sigma / LANDMARKS.shared_sigma) ** 2 / frames
     hessian = share * evidence.hessian.sum(0)
     wanted = share * evidence.gradient.sum(0) + hessian @ np.broadcast_to(now, n)
-    return np.clip(np.linalg.solve(np.eye(n) / PRIOR_SIGMA**2 + hessian, wanted), -LIMIT, LIMIT)
+    prior = expression_prior.REST
+    return np.clip(np.linalg.solve(np.eye(n) / prior.sigma**2 + hessian, wanted), -prior.step, prior.step)
 
 
 def frame_weights(evidence: Evidence) -> NDArray[np.float64]:
     """Weights [F, E] of the expression to add to each frame."""
-    hessian = np.eye(evidence.gradient.shape[1]) / PRIOR_SIGMA**2 + evidence.hessian
-    return np.clip(np.linalg.solve(hessian, evidence.gradient[..., None])[..., 0], -LIMIT, LIMIT)
+    prior = expression_prior.FRAME
+    hessian = np.eye(evidence.gradient.shape[1]) / prior.sigma**2 + evidence.hessian
+    return np.clip(np.linalg.solve(hessian, evidence.gradient[..., None])[..., 0], -prior.step, prior.step)
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def landmark_evidence(
     jacobian, pose, residual = jacobian * root, pose * root, residual * root
     q, _ = np.linalg.qr(pose)
     jacobian, residual = (a - q @ (q.swapaxes(-1, -2) @ a) for a in (jacobian, residual))
-    scale = np.broadcast_to(1 / (LANDMARK_SIGMA * np.asarray(eye_distance)) ** 2, frames)[:, None]
+    scale = np.broadcast_to(1 / (LANDMARKS.sigma * np.asarray(eye_distance)) ** 2, frames)[:, None]
     across = jacobian.swapaxes(-1, -2)
     return Evidence(scale[..., None] * (across @ jacobian), scale * (across @ residual)[..., 0])
 

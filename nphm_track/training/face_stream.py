@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nphm_track.conventions import EYE_CORNERS_478
+from nphm_track.conventions import CHIN, EYE_CORNERS_478, OUTER_EYE_CORNERS
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE
 from nphm_track.rendering.batched import BatchFragments, interpolate_batch, rasterise_batch, vertex_normals_batch
@@ -318,7 +318,7 @@ class FaceStream:
         out = self.landmarker.landmark_net(crop.contiguous(memory_format=torch.channels_last), True)
         landmarks = crop_to_frame(out["landmarks"], roi)
         true = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
-        some = [33, 263, 152]
+        some = [*OUTER_EYE_CORNERS, CHIN]
         error = (landmarks[:, some, :2] - true[:, some]).norm(dim=-1).amax(1)
         valid = (torch.sigmoid(out["presence"]) > 0.7) & (error < 0.08 * roi[:, 2])
         scores = self.landmarker.blendshape_net(landmarks[..., :2] - roi[:, None, :2])

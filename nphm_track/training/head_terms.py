@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track import expression_prior
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.heads.loading import load_head_model
 from nphm_track.training import losses as L
 from nphm_track.training.ict import load_ict
 
+RANGE = expression_prior.PHOTO.low, expression_prior.PHOTO.high
 FACING = 15
 """Degrees that a head may be turned from the camera for both its eyes to be seen well."""
 
@@ -90,7 +92,7 @@ class HeadTerms:
             "weights": (10.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
             "reprojection": (20.0, reprojection),
             "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
-            "range": (0.2, (e.clamp(-0.05, 1.1) - e).square().sum(-1).mean()),
+            "range": (0.2, (e.clamp(*RANGE) - e).square().sum(-1).mean()),
         }
 
     def placed(self, difference: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track import expression_prior, landmark_model
+from nphm_track.conventions import N_LANDMARKS
 from nphm_track.errors import InputError
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
 from nphm_track.rigid import cross_matrix, rotation
@@ -19,16 +21,11 @@ from nphm_track.training.ict import IctHeads
 LANDMARKS = "training/assets/ict_landmarks478.npz"
 PHOTO_DISTANCE = 1.1
 """Metres between camera and head that a photo of unknown focal length is taken for."""
-NOISE, KNOWN_NOISE = 0.05, 0.2
-"""Landmark noise, as a fraction of the face's RMS radius, that the priors are weighed against: without and with the
-networks' weights, beside which landmarks tell little (``training/README.md`` has the figures). Neighbouring landmarks
-err alike, so it is larger than what a fit leaves."""
-EXPRESSION_SIGMA = 0.3
-KNOWN_SIGMA = 0.7, 0.15
-"""Of identity and expression weights about those that the networks see in the photo."""
-RANGE, HOLD = (-0.05, 1.1), 1e7
-OUTLINE_SIGMA, UNSEEN_SIGMA = 4.0, 30.0
-"""How much noisier points of the face's outline are, which slide on the skin, and points that a fit shall not see."""
+IDENTITY_SEEN_SIGMA = 0.7
+"""Of identity weights about those that the networks see in the photo."""
+RANGE, HOLD = (expression_prior.PHOTO.low, expression_prior.PHOTO.high), 1e7
+UNSEEN_SIGMA = 30.0
+"""How much noisier points are that a fit shall not see."""
 
 
 def largest_face(landmarker: FaceLandmarker, image: NDArray[np.uint8]) -> FaceObservation | None:
@@ -66,10 +63,9 @@ def landmark_basis(heads: IctHeads, path: str | Path = LANDMARKS) -> LandmarkBas
     return LandmarkBasis(torch.from_numpy(mean).double(), *modes)
 
 
-def landmark_weights(outline: tuple[int, ...], unseen: Sequence[int] = ()) -> NDArray[np.float64]:
+def landmark_weights(unseen: Sequence[int] = ()) -> NDArray[np.float64]:
     """Weights [478] of the landmarks in a fit."""
-    weight = np.ones(478)
-    weight[list(outline)] = 1 / OUTLINE_SIGMA**2
+    weight = landmark_model.PHOTO.of(range(N_LANDMARKS))
     weight[list(unseen)] = 1 / UNSEEN_SIGMA**2
     return weight
 
@@ -98,7 +94,7 @@ def fit_photos(
 
     ``weights`` [478]: trust in the landmarks (``landmark_weights``).
     ``seen``: weights w [B, 100] and e [B, E] that the networks see in the images; without them the heads are held to
-    the mean one. ``noise``: of the landmarks, beside the prior; ``NOISE`` or ``KNOWN_NOISE`` without.
+    the mean one. ``noise``: of the landmarks, beside the prior; that of ``landmark_model`` without.
     """
     from nphm_track.cameras.pnp import solve_pnp
 
@@ -113,10 +109,11 @@ def fit_photos(
     weight = torch.from_numpy(weights)
     n_w, n_e = len(basis.identity), len(basis.expression)
     w, e = (torch.zeros(b, n, dtype=torch.float64) for n in (n_w, n_e))
-    sigma, usual = (1.0, EXPRESSION_SIGMA), NOISE
+    sigma, usual = (1.0, expression_prior.PHOTO.sigma), landmark_model.PHOTO.sigma
     if seen is not None:
         w, e = seen[0].double(), seen[1].double().clamp(*RANGE)
-        sigma, usual = KNOWN_SIGMA, KNOWN_NOISE
+        sigma = IDENTITY_SEEN_SIGMA, expression_prior.PHOTO_SEEN.sigma
+        usual = landmark_model.PHOTO_SEEN.sigma
     noise = usual if noise is None else noise
     middle = torch.cat([w, e], 1)
     pose = solve_pnp(basis.points(w, e), pixels, K, weight)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from nphm_track.conventions import MODEL_UNIT
-from nphm_track.heads.landmarks import RIMS, LandmarkCarrier
+from nphm_track.conventions import LIP_RIMS, MODEL_UNIT
+from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import load_head_model
 
 
@@ -37,7 +37,7 @@ def test_open_mouths_of_random_people_have_even_lips() -> None:
     for _ in range(4):
         w = torch.from_numpy(rng.standard_normal(100).astype(np.float32))
         points = LandmarkCarrier(model, model.identity_basis[:, :100] @ w, range(478))(z_ex)[0].numpy()
-        upper, lower = (points[list(rim)] for rim in RIMS)
+        upper, lower = (points[list(rim)] for rim in LIP_RIMS)
         gap = upper[:, 1] - lower[:, 1]
         assert gap[2:7].min() > 0.008
         assert np.abs(np.diff(gap[2:7], 2)).max() < 0.003

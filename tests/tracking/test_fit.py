@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from nphm_track.conventions import IBUG68_FROM_478
-from nphm_track.tracking.fit import FIT_POINTS, MOVING, OUTLINE, frontalness, merge_identity, point_weights
+from nphm_track.landmark_model import REGIONS
+from nphm_track.tracking.fit import FIT_POINTS, frontalness, merge_identity, point_weights
 from nphm_track.tracking.observe import spread_rows
 
 
@@ -83,8 +84,7 @@ class TestFitPoints:
 
     def test_outline_weighs_least_and_the_mouth_less_than_the_rest(self) -> None:
         weight = dict(zip(FIT_POINTS, point_weights().tolist(), strict=True))
-        outline = {weight[p] for p in set(FIT_POINTS) & set(OUTLINE)}
-        mouth = {weight[FIT_POINTS[i]] for i in MOVING} - outline
+        outline, mouth = ({weight[p] for p in REGIONS[name] & set(FIT_POINTS)} for name in ("outline", "mouth"))
         nose = weight[FIT_POINTS[30]]
         assert max(outline) < min(mouth) <= max(mouth) < nose
         assert all(w > 0 for w in weight.values())

@@ -4,21 +4,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from nphm_track import expression_prior, landmark_model
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import load_head_model
 from nphm_track.tracking.fit import (
     FIT_POINTS,
-    WEIGHT_RANGE,
     _frame_codes,
     head_landmarks,
     landmark_carrier,
     point_weights,
 )
 from nphm_track.tracking.rest import (
-    LANDMARK_SIGMA,
-    LIMIT,
-    SHARED_SIGMA,
     frame_weights,
     landmark_effects,
     landmark_evidence,
@@ -57,9 +54,9 @@ def test_recovers_part_of_where_a_person_rests() -> None:
         return float(np.linalg.norm(project(z_ex + weights @ basis.T) - seen, axis=-1)[:, 17:27].mean())
 
     solved = solve()
-    assert np.abs(solved).max() <= LIMIT
+    assert np.abs(solved).max() <= expression_prior.REST.step
     assert missed(solved) < 0.93 * missed(0 * solved)
-    assert missed(solve((SHARED_SIGMA / 0.01) ** 2)) < 0.5 * missed(0 * solved)
+    assert missed(solve((landmark_model.REST.shared_sigma / 0.01) ** 2)) < 0.5 * missed(0 * solved)
     np.testing.assert_allclose(solve(copies=2), solved, atol=1e-9)  # more frames are not more evidence
     torch.testing.assert_close(torch.tensor(points), torch.tensor(head_landmarks(carry, z_ex)))  # nothing was changed
 
@@ -91,7 +88,7 @@ def test_each_frame_gets_its_own_expression_in_any_pose() -> None:
     points = head_landmarks(carry, (truth @ basis.T).astype(np.float32)).astype(np.float64)
     pixels = camera.project(points @ R.swapaxes(-1, -2) + t[:, None])
     neutral = head_landmarks(carry, np.zeros((2, model.config.expression_dim), np.float32))
-    weights = np.full(neutral.shape[1], (LANDMARK_SIGMA / 0.02) ** 2)  # good to 2 %
+    weights = np.full(neutral.shape[1], (landmark_model.REST.sigma / 0.02) ** 2)  # good to 2 %
     off = t + np.array([0.002, -0.003, 0.01])
     effect = landmark_effects(carry, np.zeros(model.config.expression_dim, np.float32))
     found = frame_weights(landmark_evidence(effect, neutral, pixels, R, off, camera, weights, np.array([130.0, 130.0])))
@@ -117,8 +114,8 @@ def test_landmarks_do_not_lead_beyond_what_the_head_has_seen() -> None:
     added = _frame_codes(carry, log, np.ones(6, bool), z_ex, camera)
     weights = (z_ex + added) @ np.linalg.pinv(basis).T
     assert weights[:, jaw].argmax() == 2 and weights[2, jaw] > 1.0
-    assert weights.max() < WEIGHT_RANGE[1] + 1e-3
-    assert weights.min() > WEIGHT_RANGE[0] - 1e-3
+    assert weights.max() < expression_prior.FRAME.high + 1e-3
+    assert weights.min() > expression_prior.FRAME.low - 1e-3
 
 
 def test_what_all_frames_share_is_not_added_to_each() -> None:
