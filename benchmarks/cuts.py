@@ -17,8 +17,8 @@ from PIL import Image
 from benchmarks.data import Array, find_clips, neutral_landmarks
 from benchmarks.harness import Only, Out, Report, Videos, table
 from nphm_track._runtime import prepare_torch
-from nphm_track.evaluation.alignment import fit_points
 from nphm_track.heads.loading import load_head_model
+from nphm_track.rigid import fit_similarity
 from nphm_track.tracking.pipeline import track
 from nphm_track.tracking.records import Status
 from nphm_track.video.reader import open_video
@@ -69,4 +69,4 @@ def write_shots(video: Path, folder: Path) -> list[Path]:
 
 def distance(a: Array, b: Array) -> float:
     """Mean distance of corresponding points [N, 3] after a similarity."""
-    return float(np.linalg.norm(fit_points(a, b, scaled=True)(a) - b, axis=1).mean())
+    return float(np.linalg.norm(fit_similarity(a, b, scaled=True)(a) - b, axis=1).mean())

@@ -21,12 +21,12 @@ from benchmarks.data import Array, ScanCase, ScanView, scan_cases
 from benchmarks.harness import Only, Out, Report, ScanError, records_table
 from nphm_track._runtime import prepare_torch
 from nphm_track.cameras.pnp import solve_pnp
-from nphm_track.evaluation.alignment import Similarity, fit_points
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import crop_rois
 from nphm_track.geometry.networks import DENSE, GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
+from nphm_track.rigid import Similarity, fit_similarity
 from nphm_track.training.face_stream import roi_cameras
 
 COLUMNS = {
@@ -94,7 +94,7 @@ def measure(predictor: GeometryPredictor, case: ScanCase, picture: Path) -> list
         true = np.concatenate([s.truth[s.on] for s in seen]).astype(float)
         u, _, vt = np.linalg.svd(true[:, 3:6].T @ normals)
         turn = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt  # Kabsch
-        place = fit_points(points, true[:, :3], scaled=True)
+        place = fit_similarity(points, true[:, :3], scaled=True)
         for s in seen:
             cosine = ((s.methods[method][0][s.on] @ turn.T) * s.truth[s.on][:, 3:6]).sum(-1)
             away = np.linalg.norm(place(s.methods[method][1][s.on].astype(float)) - s.truth[s.on][:, :3], axis=-1)

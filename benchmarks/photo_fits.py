@@ -20,7 +20,6 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.regressor.image_regressor import ImageRegressor
-from nphm_track.tracking.fit import OUTLINE
 from nphm_track.training.geometry_task import FaceShards
 from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.ict import load_ict
@@ -41,8 +40,8 @@ def run(ict: Ict, faces: Annotated[Path, typer.Option(help="Folder of held-out r
     codes = regressor.predict(truth["landmarks"], truth["scores"], truth["size"], tokens, unknown)
     w, e = terms.weights(codes.z_id, codes.z_ex)
     basis, observed = landmark_basis(load_ict(ict)), (truth["landmarks"][..., :2].numpy(), truth["size"].numpy())
-    alone = fit_photos(basis, *observed, landmark_weights(OUTLINE))
-    both = fit_photos(basis, *observed, landmark_weights(OUTLINE), (w, e))
+    alone = fit_photos(basis, *observed, landmark_weights())
+    both = fit_photos(basis, *observed, landmark_weights(), (w, e))
     found = {
         "mean head": (torch.zeros_like(w), torch.zeros_like(e), np.nan),
         "landmarks": (torch.from_numpy(alone.w), torch.from_numpy(alone.e), float(np.median(alone.error))),

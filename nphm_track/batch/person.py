@@ -6,7 +6,7 @@ done again, without the takes' observations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -29,6 +29,7 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
+from nphm_track.refine.key_frames import sure_and_still
 from nphm_track.refine.schedule import Refiner, Settings
 from nphm_track.refine.solver import Evidence
 from nphm_track.refine.source import ClipMaps
@@ -46,8 +47,6 @@ from nphm_track.tracking.records import UNREADABLE
 
 VIEWS = 60
 """Frames of a take among which key frames are looked for; they know its focal length, too."""
-SURE, STILL = 0.7, 0.7
-"""Least confidence as a share of what is usual at best in the take; share of its frames that count as still."""
 UNKNOWN_SPEED = 1e9
 """Of a frame that has no neighbour."""
 BETWEEN_TAKES = 1e6
@@ -69,10 +68,9 @@ class Take:
 def key_views(log: NDArray[Any]) -> NDArray[Any]:
     """At most ``VIEWS`` records [V] of a log of observations, with their ``row`` in it: sure, still, evenly spread."""
     seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
-    seen &= confidence > 0
-    speed = _speed(log, times, shots, seen)
-    sure = seen & (confidence >= SURE * np.quantile(confidence[seen], 0.9))
-    rows = spread_rows(sure & (speed <= np.quantile(speed[sure], STILL)), VIEWS)
+    confidence = np.where(seen, confidence, 0)
+    sure, still = sure_and_still(confidence, _speed(log, times, shots, confidence > 0))
+    rows = spread_rows(sure & still, VIEWS)
     kept = [(name, log.dtype[name]) for name in log.dtype.names or () if name != "state"]
     views = np.zeros(len(rows), [("row", "i8"), *kept])
     views["row"] = rows
@@ -258,7 +256,7 @@ def _fitted(
     apart["shot"], apart["seen"] = np.arange(len(views)), True
     regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
     codes = predicted_codes(regressor, apart, size, z_id)
-    fit = fit_clip(model, codes, apart, size, _given_camera(take, size), 0.0, NullProgress())
+    fit = fit_clip(model, codes, apart, size, take.options.camera(size), 0.0, NullProgress())
     start = State(
         torch.from_numpy(fit.z_id).to(device),
         torch.from_numpy(fit.z_ex).to(device),
@@ -268,17 +266,6 @@ def _fitted(
         start, fit.camera, True, False, views["time"], apart["shot"], views["confidence"], views["landmarks"][..., :2]
     )
     return _Part(take, views, clip)
-
-
-def _given_camera(take: Take, size: tuple[int, int]) -> Intrinsics | None:
-    """The camera of the take's options; None when it is to be solved."""
-    o = take.options
-    given: list[tuple[Any, Callable[..., Intrinsics]]] = [
-        (o.intrinsics, Intrinsics.from_file),
-        (o.focal, Intrinsics.from_focal),
-        (o.fov, Intrinsics.from_fov),
-    ]
-    return next((make(value, size) for value, make in given if value is not None), None)
 
 
 def _read_views(votes: Path) -> tuple[NDArray[Any], tuple[int, int]] | None:

@@ -126,7 +126,7 @@ class FaceLandmarker:
     def interpret(self, encoded: dict[str, Tensor], rois: np.ndarray) -> list[FaceObservation]:
         """Observations in the original frames from the output of ``encode`` for the same ``rois``."""
         rois = np.asarray(rois, np.float32).reshape(-1, 5)
-        landmarks = crop_points_to_frame(encoded["landmarks"].cpu().numpy(), rois.astype(np.float64))
+        landmarks = crop_points_to_frame(encoded["landmarks"].cpu().numpy(), rois.astype(np.float64)).astype(np.float32)
         with torch.inference_mode():
             presence = torch.sigmoid(encoded["presence"]).cpu().numpy()
             # The scores do not depend on the unit; the roi's keeps float32 exact for faces far from the origin.

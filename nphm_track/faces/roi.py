@@ -7,6 +7,7 @@ angle in radians by which the face is turned clockwise in the image. The rules a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -49,14 +50,43 @@ def mirrored(rois: np.ndarray, widths: Sequence[int] | np.ndarray) -> np.ndarray
     return np.concatenate([np.asarray(widths, np.float32)[:, None] - rois[:, :1], rois[:, 1:4], -rois[:, 4:]], 1)
 
 
-def crop_points_to_frame(points: np.ndarray, rois: np.ndarray, size: int = CROP_SIZE) -> np.ndarray:
-    """Points [N, P, 3] of crops (px of a ``size`` crop) in the original frame, z scaled like x; ``rois`` [N, 5]."""
-    cos, sin = np.cos(rois[:, 4])[:, None], np.sin(rois[:, 4])[:, None]
+Array = TypeVar("Array", np.ndarray, Tensor)
+
+
+def crop_points_to_frame(points: Array, rois: Array, size: int = CROP_SIZE) -> Array:
+    """Points [N, P, 2 or 3] of crops (px of a ``size`` crop) in the original frame, z scaled like x; ``rois`` [N, 5].
+
+    Arrays or tensors, like the twin :func:`frame_points_to_crop`.
+    """
+    xp: Any = torch if isinstance(points, Tensor) else np
+    cos, sin = xp.cos(rois[:, 4:5]), xp.sin(rois[:, 4:5])
     x = (points[..., 0] / size - 0.5) * rois[:, 2:3]
     y = (points[..., 1] / size - 0.5) * rois[:, 3:4]
-    z = points[..., 2] / size * rois[:, 2:3]
-    out = [cos * x - sin * y + rois[:, 0:1], sin * x + cos * y + rois[:, 1:2], z]
-    return np.stack(out, -1).astype(np.float32)
+    depth: list[Any] = [points[..., 2] / size * rois[:, 2:3]] if points.shape[-1] == 3 else []
+    return xp.stack([cos * x - sin * y + rois[:, 0:1], sin * x + cos * y + rois[:, 1:2], *depth], -1)
+
+
+def frame_points_to_crop(points: Array, rois: Array, size: int = CROP_SIZE) -> Array:
+    """Points [N, P, 2 or 3] of the frame in pixels of the crops ``rois`` [N, 5], z scaled like x."""
+    xp: Any = torch if isinstance(points, Tensor) else np
+    cos, sin = xp.cos(rois[:, 4:5]), xp.sin(rois[:, 4:5])
+    x, y = points[..., 0] - rois[:, 0:1], points[..., 1] - rois[:, 1:2]
+    u = (cos * x + sin * y) / rois[:, 2:3] + 0.5
+    v = (cos * y - sin * x) / rois[:, 3:4] + 0.5
+    depth: list[Any] = [points[..., 2] / rois[:, 2:3]] if points.shape[-1] == 3 else []
+    return xp.stack([u, v, *depth], -1) * size
+
+
+def frame_to_crop_matrix(rois: np.ndarray, size: int = CROP_SIZE) -> np.ndarray:
+    """Affine maps [N, 3, 3] float64 from pixels of the frame to those of ``size`` crops."""
+    cx, cy, width, height, angle = np.asarray(rois, np.float64).T
+    cos, sin = np.cos(angle), np.sin(angle)
+    turn = np.stack([cos, sin, -sin, cos], -1).reshape(-1, 2, 2)
+    matrix = np.zeros((len(turn), 3, 3))
+    matrix[:, :2, :2] = turn * (size / np.stack([width, height], -1))[..., None]
+    matrix[:, :2, 2] = size / 2 - (matrix[:, :2, :2] @ np.stack([cx, cy], -1)[..., None])[..., 0]
+    matrix[:, 2, 2] = 1
+    return matrix
 
 
 def crop_rois(

@@ -92,13 +92,3 @@ def _to_head_space_batch(landmarks: Tensor, mean: Tensor) -> Tensor:
     weight = mean.new_tensor([0.1, 1.0])[(mean[:, 1:2] > LOWER_FACE).long()]
     upright = landmarks * landmarks.new_tensor([1.0, -1.0, -1.0])
     return fit_similarities(upright, mean, weight / weight.sum())
-
-
-def frame_to_crop(points: Tensor, rois: Tensor, size: int = 256) -> Tensor:
-    """Points [B, P, 2 or 3] of the frame in pixels of the crops ``rois`` [B, 5]; inverts ``crop_points_to_frame``."""
-    cos, sin = rois[:, 4:5].cos(), rois[:, 4:5].sin()
-    x, y = points[..., 0] - rois[:, 0:1], points[..., 1] - rois[:, 1:2]
-    u = (cos * x + sin * y) / rois[:, 2:3] + 0.5
-    v = (cos * y - sin * x) / rois[:, 3:4] + 0.5
-    rest = [points[..., 2] / rois[:, 2:3]] if points.shape[-1] == 3 else []
-    return torch.stack([u, v, *rest], -1) * size

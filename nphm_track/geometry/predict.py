@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
-from nphm_track.faces.roi import crop_rois, scaled
-from nphm_track.geometry.landmark_mesh import frame_to_crop, landmark_maps
+from nphm_track.faces.roi import crop_rois, frame_points_to_crop, scaled
+from nphm_track.geometry.landmark_mesh import landmark_maps
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryNet
 
@@ -36,7 +36,7 @@ class GeometryPredictor:
         crop, features, maps, rois = self._inputs(images, faces, scale)
         tokens = dict(zip("np", self.net.encode(crop, features, maps), strict=True))
         landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(rois.device)
-        return tokens | {"d": self.net.details(features, frame_to_crop(landmarks, rois))}
+        return tokens | {"d": self.net.details(features, frame_points_to_crop(landmarks, rois))}
 
     @torch.inference_mode()
     def maps(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> GeometryMaps:
@@ -67,7 +67,7 @@ class GeometryPredictor:
         return self._landmark_maps(faces, rois)
 
     def _landmark_maps(self, faces: Sequence[FaceObservation], rois: Tensor) -> NDArray[np.float32]:
-        points = frame_to_crop(torch.from_numpy(np.stack([f.landmarks for f in faces])), rois)
+        points = frame_points_to_crop(torch.from_numpy(np.stack([f.landmarks for f in faces])), rois)
         return landmark_maps(points.numpy(), self.mean, self.triangles, DENSE)
 
     def _inputs(

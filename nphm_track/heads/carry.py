@@ -24,6 +24,9 @@ TOLERANCE = 2e-4
 """Model units (.05 mm)."""
 CELLS, LEADERS = (0.008, 0.004), 6
 """Metres of a cell of space with one vertex of a level in it, and how many vertices of a level lead one of the next."""
+WARM_START = 0.4
+"""Change of the expression code between frames beyond which one says too little of the other: a quarter of a full ARKit
+expression of nphm-small."""
 RESTLESS, LEAST_SENSITIVITY = 1e-4, 0.02
 """A change of the code by 1 counts as this motion of a scout; a vertex is never taken to be surer than this."""
 
@@ -74,8 +77,11 @@ class MeshCarrier:
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor, previous: Carried | None = None) -> Carried:
-        """Vertices for z_ex [D_ex]; ``previous`` is the result for the frame before, None starts afresh."""
-        if previous is None:
+        """Vertices for z_ex [D_ex]; ``previous`` is the result for the frame before, None starts afresh.
+
+        So does a change of the expression by more than ``WARM_START``.
+        """
+        if previous is None or (z_ex - previous.z_ex).norm() > WARM_START:
             return self._afresh(z_ex)
         posed = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
         now = Carried(posed, z_ex, previous.sensitivity.clone(), previous.debt.clone())

@@ -26,8 +26,6 @@ DETAIL = 0.4
 """Density of the mesh that start depths are read from; Newton steps along the rays make up for it."""
 FRONT = -0.01
 """Metres along z; what lies behind is never seen in a face crop's confident pixels."""
-JUMP = 0.4
-"""Change of the expression code beyond which a mesh is carried afresh."""
 
 
 class MapSource(Protocol):
@@ -105,8 +103,6 @@ class Head:
         """Vertices [V, 3] (metres, head space) for each of z_ex [B, D_ex]; expressions that follow are cheapest."""
         out, last = [], None
         for code in z_ex:
-            if last is not None and (code - last.z_ex).norm() > JUMP:
-                last = None
             last = self._carry(code, last)
             out.append((last.posed.points * MODEL_UNIT).cpu().numpy())
         return out

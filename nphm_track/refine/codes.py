@@ -35,7 +35,7 @@ class CodeSpace:
     boxed: bool
 
     @classmethod
-    def of(cls, model: NphmDecoder, local_spread: float = 0.1) -> CodeSpace:
+    def of(cls, model: NphmDecoder, local_spread: float) -> CodeSpace:
         """The model's prior, with some freedom for its local parts (``local_spread`` of their spread over people), and
         its expression map; else every element."""
         c, like = model.config, model.mean_anchors

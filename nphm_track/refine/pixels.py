@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.faces.roi import crop_points_to_frame, frame_to_crop_matrix
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.codes import State
 from nphm_track.refine.surface import Rays
@@ -65,9 +66,9 @@ def sample_targets(maps: GeometryMaps, count: int, camera: Intrinsics) -> Target
         return values.reshape(B, n * n, 3).gather(1, cells[..., None].expand(-1, -1, 3)).float()
 
     row, column = (cells // n).numpy() + 0.5, (cells % n).numpy() + 0.5
-    pixels = camera.undistort(crop_to_frame(np.stack([column, row], -1), maps.rois.numpy(), n))
+    frame = crop_points_to_frame(np.stack([column, row], -1), maps.rois.numpy().astype(np.float64), n)
     return Targets(
-        torch.from_numpy(pixels),
+        torch.from_numpy(camera.undistort(frame)),
         cells,
         take(maps.normals),
         take(maps.points),
@@ -88,27 +89,6 @@ def dispersed_order(n: int) -> NDArray[np.int64]:
     return rank.ravel().argsort(kind="stable")
 
 
-def crop_to_frame(points: NDArray[np.floating], rois: NDArray[np.floating], n: int) -> NDArray[np.float64]:
-    """Points [B, P, 2] of n x n crops in the original frame; the inverse of ``frame_to_crop``."""
-    matrix = np.linalg.inv(frame_to_crop(rois, n))
-    return points @ matrix[:, :2, :2].swapaxes(1, 2) + matrix[:, None, :2, 2]
-
-
-def frame_to_crop(rois: NDArray[np.floating], n: int) -> NDArray[np.float64]:
-    """Affine maps [B, 3, 3] from pixels of the frame to pixels of n x n crops (``faces.roi``)."""
-    cx, cy, width, height, angle = np.asarray(rois, np.float64).T
-    cos, sin = np.cos(angle), np.sin(angle)
-    zero, one = np.zeros_like(cx), np.ones_like(cx)
-    turn = np.stack([cos, sin, -sin, cos], -1).reshape(-1, 2, 2)
-    scale = n / np.stack([width, height], -1)
-    linear = turn * scale[..., None]
-    shift = n / 2 - (linear @ np.stack([cx, cy], -1)[..., None])[..., 0]
-    return np.stack(
-        [linear[:, 0, 0], linear[:, 0, 1], shift[:, 0], linear[:, 1, 0], linear[:, 1, 1], shift[:, 1], zero, zero, one],
-        -1,
-    ).reshape(-1, 3, 3)
-
-
 def mesh_depth(
     vertices: NDArray[np.floating],
     faces: NDArray[np.integer],
@@ -122,7 +102,7 @@ def mesh_depth(
 
     The crop's affine map and the camera are one projective map, so the crop is drawn without drawing the frame.
     """
-    projective = frame_to_crop(roi[None], n)[0] @ K
+    projective = frame_to_crop_matrix(roi[None], n)[0] @ K
     camera = vertices @ R.T + t
     return rasterise(camera @ projective.T, faces, np.eye(3), (n, n)).depth.reshape(-1)
 

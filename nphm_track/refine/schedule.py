@@ -25,6 +25,7 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip, Head, MapSource, hidden
 from nphm_track.refine.codes import CodeSpace, State
+from nphm_track.refine.key_frames import key_frames
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, pixel_rays, rays_of
@@ -338,26 +339,6 @@ class Look:
     points: Tensor
     valid: Tensor
     landmarks: Tensor
-
-
-def key_frames(clip: Clip, count: int) -> NDArray[np.int64]:
-    """At most ``count`` rows for the identity: sure, still (a moving head is blurred) where there are more than enough,
-    and turned as differently as the clip has them."""
-    R, t = clip.start.R.cpu().numpy(), clip.start.t.cpu().numpy()
-    looks = np.concatenate([R[:, :, 2], t[:, 2:] / np.median(t[:, 2])], 1)
-    speed = np.zeros(len(clip))
-    if len(clip) > 2:
-        speed = np.linalg.norm(np.gradient(looks, clip.times, axis=0), axis=1)
-    sure = clip.confidence >= 0.7 * np.quantile(clip.confidence, 0.9)
-    still = speed <= np.quantile(speed[sure], 0.7)
-    usable = np.flatnonzero(sure & still if sure.sum() > count else sure)
-    nearest = np.full(len(usable), np.inf)
-    chosen = [int(np.argmax(R[usable, 2, 2] * -1))]
-    while len(chosen) < min(count, len(usable)):
-        nearest = np.minimum(nearest, np.linalg.norm(looks[usable] - looks[usable[chosen[-1]]], axis=1))
-        nearest[chosen] = -1
-        chosen.append(int(np.argmax(nearest)))
-    return np.sort(usable[chosen])
 
 
 def _front(values: Tensor, settled: np.ndarray) -> Tensor:

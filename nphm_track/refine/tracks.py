@@ -15,10 +15,10 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.faces.roi import frame_to_crop_matrix
 from nphm_track.geometry.landmark_mesh import N_MESH
 from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import LIDS, LIPS, POINTS
-from nphm_track.refine.pixels import frame_to_crop
 
 SKIN = tuple(p for p in range(N_MESH) if p not in LIDS and p not in LIPS)
 """Points that can be followed: lids and lips deform within a patch."""
@@ -116,7 +116,7 @@ class Follower:
         affine = bent[..., :2]
         facing = -torch.linalg.det(affine) * (turned[:, self.index, 2] / state.K[0, 0]).square()
         lens = replace(camera, K=state.K.cpu().numpy()).project(turned[:, self.index].cpu().numpy())
-        to_crop = torch.from_numpy(frame_to_crop(rois.cpu().numpy(), crops.shape[-1])).to(at)
+        to_crop = torch.from_numpy(frame_to_crop_matrix(rois.cpu().numpy(), crops.shape[-1])).to(at)
         bands = _bands(crops.mean(1, keepdim=True).to(at.device))
         look = _Look(bands, torch.from_numpy(lens).to(at), bent, to_crop)
         seen = (facing > LEAST_FACING) & (confidence > 0)[:, None] & look.inside()

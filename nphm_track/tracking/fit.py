@@ -227,7 +227,7 @@ def _rest_code(
     landmarks = log["landmarks"][some][:, :, :2]
     pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
     eyes = float(np.median(eye_distance(landmarks)))
-    weight = landmark_model.REST.of(FIT_POINTS)
+    weight = landmark_model.REST.of(FIT_POINTS).astype(np.float32).astype(np.float64)  # as exact as those of the poses
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[some].mean(0))
     added: NDArray[np.float64] = np.zeros(basis.shape[1])

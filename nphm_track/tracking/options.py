@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nphm_track.errors import InputError
+
+if TYPE_CHECKING:
+    from nphm_track.cameras.intrinsics import Intrinsics
 
 IDENTITY_OPTIONS = ("identity", "identity_sha256")
 """What ``TrackOptions.identity`` adds to a fingerprint."""
@@ -137,6 +140,19 @@ class TrackOptions(BaseModel):
     def ply_every(self) -> int:
         """Of how many rows of the track one has a PLY file; 0: none has."""
         return self.mesh_every if self.meshes and self.mesh_format == "ply" else 0
+
+    def camera(self, size: tuple[int, int]) -> Intrinsics | None:
+        """The camera that the options give for frames of ``size`` (width, height) px; None when it is to be solved.
+
+        Raises InputError when the file of intrinsics cannot be used.
+        """
+        from nphm_track.cameras.intrinsics import Intrinsics  # numpy would slow --help down
+
+        if self.intrinsics is not None:
+            return Intrinsics.from_file(self.intrinsics, size)
+        if self.focal is not None:
+            return Intrinsics.from_focal(self.focal, size)
+        return None if self.fov is None else Intrinsics.from_fov(self.fov, size)
 
     def fingerprint(self) -> dict[str, Any]:
         """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""

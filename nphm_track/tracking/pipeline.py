@@ -297,19 +297,13 @@ class _Job:
     @cached_property
     def camera(self) -> Intrinsics | None:
         """The camera that the options or the image's metadata give."""
-        o = self.options
-        if o.intrinsics is not None:
-            return Intrinsics.from_file(o.intrinsics, self.size)
-        if o.focal is not None:
-            return Intrinsics.from_focal(o.focal, self.size)
-        if o.fov is not None:
-            return Intrinsics.from_fov(o.fov, self.size)
-        if self.source.info.kind == "image":
+        given = self.options.camera(self.size)
+        if given is None and self.source.info.kind == "image":
             focal = focal_from_exif(self.folder.info.input.path, self.size)
             if focal is not None:
                 self.progress.note(f"focal length {focal:.0f} px, from the image's metadata")
                 return Intrinsics.from_focal(focal, self.size)
-        return None
+        return given
 
     def _given_identity(self, dim: int) -> np.ndarray | None:
         """The identity code [dim] of the options."""

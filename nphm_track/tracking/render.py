@@ -28,10 +28,6 @@ from nphm_track.video.writer import ImageWriter, VideoWriter
 
 BLOCK = 64
 """Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
-JUMP = 0.4
-"""Change of the expression code between frames beyond which they are not near enough for a warm start: a quarter of a
-full ARKit expression of nphm-small."""
-
 Vertices = NDArray[np.float32]
 
 
@@ -50,8 +46,6 @@ class SurfaceCarrier:
         if row // BLOCK != self._block:
             self._block, self._last = row // BLOCK, None
         z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
-        if self._last is not None and (z_ex - self._last.z_ex).norm() > JUMP:
-            self._last = None
         self._last = self._carry(z_ex, self._last)
         return (self._last.posed.points * MODEL_UNIT).cpu().numpy()
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nphm_track.conventions import CHIN, EYE_CORNERS_478, OUTER_EYE_CORNERS
 from nphm_track.faces.landmarker import FaceLandmarker
-from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE
+from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE, crop_points_to_frame
 from nphm_track.rendering.batched import BatchFragments, interpolate_batch, rasterise_batch, vertex_normals_batch
 from nphm_track.training.degrade import degrade_batch
 from nphm_track.training.dice import Dice
@@ -316,7 +316,7 @@ class FaceStream:
         from nphm_track.geometry.networks import TRUNK
 
         out = self.landmarker.landmark_net(crop.contiguous(memory_format=torch.channels_last), True)
-        landmarks = crop_to_frame(out["landmarks"], roi)
+        landmarks = crop_points_to_frame(out["landmarks"], roi)
         true = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
         some = [*OUTER_EYE_CORNERS, CHIN]
         error = (landmarks[:, some, :2] - true[:, some]).norm(dim=-1).amax(1)
@@ -372,11 +372,3 @@ def roi_cameras(K: Tensor, roi: Tensor, size: int) -> tuple[Tensor, Tensor]:
     out[:, :2, 2] = offset * scale[:, None] + size / 2
     out[:, 2, 2] = 1
     return out, turn
-
-
-def crop_to_frame(points: Tensor, roi: Tensor, size: int = CROP_SIZE) -> Tensor:
-    """Points [B, P, 3] of crops (px) in the frame, z scaled like x; twin of ``roi.crop_points_to_frame``."""
-    cos, sin = roi[:, 4:5].cos(), roi[:, 4:5].sin()
-    x, y = (points[..., 0] / size - 0.5) * roi[:, 2:3], (points[..., 1] / size - 0.5) * roi[:, 3:4]
-    z = points[..., 2] / size * roi[:, 2:3]
-    return torch.stack([cos * x - sin * y + roi[:, 0:1], sin * x + cos * y + roi[:, 1:2], z], -1)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.faces.landmarker import FaceLandmarker
-from nphm_track.geometry.landmark_mesh import frame_to_crop, landmark_maps, landmark_triangles
+from nphm_track.faces.roi import frame_points_to_crop
+from nphm_track.geometry.landmark_mesh import landmark_maps, landmark_triangles
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
 from nphm_track.models import read_weights
 from nphm_track.training.recipe import Strict
@@ -178,7 +179,7 @@ def prepare_crops(
     ``rng`` adds photometric noise and smooth landmark errors of up to ``landmark_noise`` of the crop's side.
     """
     crop = torch.stack([decode_crop(j) for j in rows["jpeg"]])
-    landmarks = frame_to_crop(torch.from_numpy(rows["landmarks"]), torch.from_numpy(rows["roi"]))
+    landmarks = frame_points_to_crop(torch.from_numpy(rows["landmarks"]), torch.from_numpy(rows["roi"]))
     if rng is not None:
         b = len(crop)
         gain = rng.uniform(0.8, 1.2, (b, 3, 1, 1)) * rng.uniform(0.85, 1.15, (b, 1, 1, 1))

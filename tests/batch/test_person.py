@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from nphm_track.batch.person import VIEWS, Take, _moved, _Part, _PersonClip, key_views
 from nphm_track.cameras.intrinsics import Intrinsics
+from nphm_track.faces.roi import frame_to_crop_matrix
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
-from nphm_track.refine.pixels import camera_directions, frame_to_crop
+from nphm_track.refine.pixels import camera_directions
 from nphm_track.tracking.options import TrackOptions
 
 CAMERAS = (
@@ -136,8 +137,8 @@ def test_the_head_is_drawn_into_the_same_crop(parts: list[_Part]) -> None:
     roi = maps(part.clip.camera, 1).rois
     moved = _moved(roi, part.scale, -part.centre * part.scale)
     common = _PersonClip.of(parts, np.zeros(4, np.float32)).start.K.numpy()
-    through = frame_to_crop(moved.numpy(), 64)[0] @ common
-    np.testing.assert_allclose(through, frame_to_crop(roi.numpy(), 64)[0] @ part.clip.camera.K, atol=1e-6)
+    through = frame_to_crop_matrix(moved.numpy(), 64)[0] @ common
+    np.testing.assert_allclose(through, frame_to_crop_matrix(roi.numpy(), 64)[0] @ part.clip.camera.K, atol=1e-6)
 
 
 def test_names_and_order(parts: list[_Part]) -> None:

@@ -5,10 +5,9 @@ import pytest
 import torch
 
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.faces.roi import crop_points_to_frame
+from nphm_track.faces.roi import crop_points_to_frame, frame_points_to_crop
 from nphm_track.geometry.landmark_mesh import (
     N_MESH,
-    frame_to_crop,
     landmark_maps,
     landmark_maps_batch,
     landmark_triangles,
@@ -82,4 +81,4 @@ def test_frame_to_crop_inverts_crop_points_to_frame() -> None:
     crop = rng.uniform(0, 256, (2, 30, 3))
     rois = np.array([[100, 80, 150, 150, 0.3], [300, 200, 90, 90, -1.2]])
     frame = torch.from_numpy(crop_points_to_frame(crop, rois))
-    assert frame_to_crop(frame, torch.from_numpy(rois)).numpy() == pytest.approx(crop, abs=1e-3)
+    assert frame_points_to_crop(frame, torch.from_numpy(rois)).numpy() == pytest.approx(crop, abs=1e-3)

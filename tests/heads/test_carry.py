@@ -74,6 +74,13 @@ def test_slow_opening_with_warm_starts_ends_where_a_cold_start_does(model: NphmD
     assert (distance > 0.0005).float().mean() < 0.005
 
 
+def test_a_jump_of_the_expression_starts_afresh(model: NphmDecoder, mesh: CanonicalMesh) -> None:
+    carry = MeshCarrier(model, mesh, torch.zeros(model.config.identity_dim))
+    z_ex = expression(model, jawOpen=0.6)
+    cold, warm = carry(z_ex), carry(z_ex, carry(expression(model)))
+    assert torch.equal(warm.posed.points, cold.posed.points)
+
+
 def test_led_vertices_stay_on_the_surface_through_speech_and_a_blink(model: NphmDecoder) -> None:
     z_id = torch.zeros(model.config.identity_dim)
     mesh = extract_canonical(model, z_id)

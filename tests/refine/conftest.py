@@ -52,7 +52,7 @@ def person() -> Person:
     """Three frames, turned differently, with 48 pixels each."""
     prepare_torch()
     model = load_head_model()
-    space, generator = CodeSpace.of(model), torch.Generator().manual_seed(3)
+    space, generator = CodeSpace.of(model, local_spread=0.1), torch.Generator().manual_seed(3)
     frames, count = 3, 48
     z_id = space.identity @ (0.3 * torch.randn(space.identity.shape[1], generator=generator))
     weights = 0.1 * torch.rand(frames, space.expression.shape[1], generator=generator)

@@ -8,16 +8,9 @@ import numpy as np
 import torch
 
 from nphm_track.cameras.intrinsics import Intrinsics
-from nphm_track.faces.roi import crop_points_to_frame
+from nphm_track.faces.roi import crop_points_to_frame, frame_to_crop_matrix
 from nphm_track.geometry.maps import GeometryMaps
-from nphm_track.refine.pixels import (
-    crop_to_frame,
-    dispersed_order,
-    frame_to_crop,
-    mesh_depth,
-    pixel_rays,
-    sample_targets,
-)
+from nphm_track.refine.pixels import dispersed_order, mesh_depth, pixel_rays, sample_targets
 from nphm_track.rigid import rotation
 
 ROIS = np.array([[160.0, 150.0, 200.0, 200.0, 0.3], [100.0, 170.0, 120.0, 120.0, -0.1]], np.float32)
@@ -36,9 +29,10 @@ def maps(n: int) -> GeometryMaps:
 def test_crops_follow_the_rules_of_faces_roi() -> None:
     points = np.random.default_rng(0).uniform(0, 64, (2, 5, 2))
     padded = np.concatenate([points, np.zeros((2, 5, 1))], -1)
-    frame = crop_to_frame(points, ROIS, 64)
+    frame = crop_points_to_frame(points, ROIS, 64)
     assert np.allclose(frame, crop_points_to_frame(padded, ROIS, 64)[..., :2], atol=1e-3)
-    back = frame @ frame_to_crop(ROIS, 64)[:, :2, :2].swapaxes(1, 2) + frame_to_crop(ROIS, 64)[:, None, :2, 2]
+    matrix = frame_to_crop_matrix(ROIS, 64)
+    back = frame @ matrix[:, :2, :2].swapaxes(1, 2) + matrix[:, None, :2, 2]
     assert np.allclose(back, points, atol=1e-9)
 
 
@@ -59,7 +53,7 @@ def test_targets_are_confident_pixels_in_the_frame() -> None:
     row, column = targets.cells // 32, targets.cells % 32
     assert torch.equal(targets.points[1, 3], some.points[1, row[1, 3], column[1, 3]])
     centre = np.stack([column.numpy() + 0.5, row.numpy() + 0.5], -1)
-    assert np.allclose(targets.pixels.numpy(), crop_to_frame(centre, ROIS, 32))
+    assert np.allclose(targets.pixels.numpy(), crop_points_to_frame(centre, ROIS, 32))
     nothing = replace(some, normal_confidence=0 * some.normal_confidence, point_confidence=0 * some.point_confidence)
     assert not sample_targets(nothing, 50, camera).normal_weight.any()
     few = sample_targets(some, 400, camera)
@@ -84,7 +78,7 @@ def test_mesh_depth_of_a_turned_crop() -> None:
     t, K = np.array([0.0, 0.0, 0.7]), np.array([[400.0, 0, 160], [0, 400, 160], [0, 0, 1]])
     depth = mesh_depth(vertices, faces, turn, t, K, ROIS[0], 32).reshape(32, 32)
     cell = np.array([[[20.5, 7.5]]])
-    pixel = crop_to_frame(cell, ROIS[:1], 32)[0, 0]
+    pixel = crop_points_to_frame(cell, ROIS[:1], 32)[0, 0]
     ray = np.linalg.inv(K) @ [*pixel, 1]
     normal = turn[:, 2]
     assert np.isclose(depth[7, 20], normal @ t / (normal @ ray), rtol=1e-5)

@@ -12,13 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track.faces.roi import crop_points_to_frame
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip, Head
 from nphm_track.refine.codes import State
+from nphm_track.refine.key_frames import key_frames
 from nphm_track.refine.landmarks import POINTS, Landmarks
 from nphm_track.refine.objective import Weights
-from nphm_track.refine.pixels import Targets, crop_to_frame, rays_of
-from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, key_frames, person_dtype, refine_clip
+from nphm_track.refine.pixels import Targets, rays_of
+from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
 from nphm_track.refine.tracks import Follower, Tracks
 from nphm_track.rigid import rotation
@@ -69,7 +71,7 @@ def perfect_maps(person: Any, head: Head, truth: State) -> GeometryMaps:
     i, j = np.meshgrid(np.arange(CELLS), np.arange(CELLS), indexing="ij")
     cells = torch.arange(CELLS * CELLS).repeat(T, 1)
     grid = np.stack([j.ravel(), i.ravel()], -1)[None] + 0.5
-    pixels = torch.from_numpy(crop_to_frame(grid, roi.numpy(), CELLS))
+    pixels = torch.from_numpy(crop_points_to_frame(grid, roi.numpy(), CELLS))
     nothing = torch.zeros(T, CELLS * CELLS)
     targets = Targets(pixels, cells, nothing, nothing, nothing, nothing)
     depth, hit = head.depths(head.posed(truth.z_ex), truth, targets, roi, CELLS)

@@ -117,15 +117,14 @@ class FakeCarrier:
         return Carried(PosedPoints(self.vertices + z_ex, torch.eye(3), z_ex), z_ex, z_ex, z_ex)
 
 
-def test_carrier_starts_cold_at_every_block_and_after_a_jump(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_carrier_starts_cold_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCarrier.asked.clear()
     monkeypatch.setattr(render, "MeshCarrier", FakeCarrier)
     monkeypatch.setattr(render, "BLOCK", 3)
-    monkeypatch.setattr(render, "JUMP", 1.5)
     mesh = CanonicalMesh(np.full((2, 3), 0.5 * MODEL_UNIT, np.float32), np.zeros((0, 3), np.int32))
     carry = SurfaceCarrier(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 9))
     carried = [carry(row) for row in (0, 1, 2, 4, 5, 6, 8)]
-    assert FakeCarrier.asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None), (8, None)]
+    assert FakeCarrier.asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None), (8, 6)]
     np.testing.assert_allclose(carried[4], 5.5 * MODEL_UNIT)
 
 

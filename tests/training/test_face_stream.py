@@ -11,8 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from nphm_track.errors import InputError
-from nphm_track.faces.roi import crop_points_to_frame
-from nphm_track.geometry.landmark_mesh import frame_to_crop
+from nphm_track.faces.roi import crop_points_to_frame, frame_points_to_crop
 from nphm_track.training import face_stream as F
 from nphm_track.training.dice import Dice
 from nphm_track.training.ict import load_ict
@@ -161,7 +160,7 @@ def test_target_points_lie_under_their_own_pixels(batch: F.FaceBatch) -> None:
     assert error[mask].max() < 1 and error[mask].median() < 0.05
     # The same by way of the frame, without the crop's own camera.
     frame = torch.cat([pixels_of(camera, batch.K), camera[..., 2:]], -1)
-    crop = frame_to_crop(frame, batch.roi, 128)[..., :2].view(4, 128, 128, 2)
+    crop = frame_points_to_crop(frame, batch.roi, 128)[..., :2].view(4, 128, 128, 2)
     torch.testing.assert_close(crop[mask], pixels[mask], atol=0.01, rtol=0)
 
 
@@ -179,13 +178,15 @@ def test_target_normals_are_unit_look_at_the_camera_and_fit_the_points(batch: F.
 
 
 def test_crops_lie_where_the_rois_say(stream: F.FaceStream, batch: F.FaceBatch) -> None:
-    torch.testing.assert_close(frame_to_crop(batch.landmarks, batch.roi), batch.crop_landmarks, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        frame_points_to_crop(batch.landmarks, batch.roi), batch.crop_landmarks, atol=1e-3, rtol=0
+    )
     twin = crop_points_to_frame(batch.crop_landmarks.numpy(), batch.roi.numpy())
     np.testing.assert_allclose(batch.landmarks.numpy(), twin, atol=1e-3)
     true = stream.heads.landmarks(batch.w, batch.e) @ batch.R.mT + batch.t[:, None]
     frame = torch.cat([pixels_of(true, batch.K), true[..., 2:]], -1)
     assert ((frame[..., :2] >= 0) & (frame[..., :2] <= batch.size[:, None])).float().mean() > 0.97
-    crop = frame_to_crop(frame, batch.roi)[..., :2]
+    crop = frame_points_to_crop(frame, batch.roi)[..., :2]
     assert (crop.amin(1) > 10).all() and (crop.amax(1) < 246).all()
     assert ((crop[:, 263] - crop[:, 33])[:, 1].abs() < 20).all()  # the eyes lie level
 

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nphm_track.conventions import LIDS
-from nphm_track.heads.landmarks import RIMS
+from nphm_track.conventions import LIDS, LIP_RIMS
 from nphm_track.training.ict import IctHeads, load_ict
 
 PLACES = Path(__file__).parents[2] / "training" / "assets" / "ict_landmarks478.npz"
@@ -43,7 +42,7 @@ def carried(heads: IctHeads, values: NDArray[np.float32], points: tuple[int, ...
 def test_inner_lips_move_as_the_heads_own_landmarks_under_every_expression(
     heads: IctHeads, own68: NDArray[np.int64]
 ) -> None:
-    for rim, own in zip(RIMS, OWN_RIMS, strict=True):
+    for rim, own in zip(LIP_RIMS, OWN_RIMS, strict=True):
         place, motion = carried(heads, heads.neutral, rim), carried(heads, heads.expression, rim)
         known = own68[list(own)]
         x = 1000 * heads.neutral[known, 0]
@@ -57,7 +56,7 @@ def test_inner_lips_move_as_the_heads_own_landmarks_under_every_expression(
 
 def test_an_open_jaw_parts_every_pair_of_inner_lip_points(heads: IctHeads) -> None:
     jaw = heads.expression[heads.expression_names.index("jawOpen")]
-    upper, lower = (carried(heads, jaw, rim)[:, 1] for rim in RIMS)
+    upper, lower = (carried(heads, jaw, rim)[:, 1] for rim in LIP_RIMS)
     assert (upper - lower > 12).all()
 
 

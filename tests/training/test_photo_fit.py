@@ -7,7 +7,7 @@ import torch
 from nphm_track.training.head_terms import of_usual_size
 from nphm_track.training.photo_fit import LandmarkBasis, fit_photos, landmark_weights
 
-ALL, EXACT = landmark_weights(()), 0.011
+ALL, EXACT = landmark_weights(), 0.011
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_unseen_landmarks_hardly_move_the_head(basis: LandmarkBasis) -> None:
     pixels[:, wrong] += 8
     size = np.full((1, 2), 320, np.float32)
     seen, unseen = (
-        fit_photos(basis, pixels, size, landmark_weights((), left), noise=EXACT) for left in ((), wrong.tolist())
+        fit_photos(basis, pixels, size, landmark_weights(left), noise=EXACT) for left in ((), wrong.tolist())
     )
     assert np.abs(unseen.w).max() < 0.02 < np.abs(seen.w).max()
 
