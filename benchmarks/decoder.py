@@ -15,8 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
-from skimage.measure import marching_cubes
 from torch import Tensor
 
 from benchmarks.data import speech
@@ -27,7 +25,7 @@ from nphm_track.heads.carry import TOLERANCE, MeshCarrier
 from nphm_track.heads.config import MONONPHM
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import BOX, evaluate_grid, extract_canonical, model_field
+from nphm_track.heads.mesh import extract_canonical
 
 FLOPS_PER_POINT = 5.5e6
 SIDE = 1024  # of the matrices multiplied for comparison
@@ -39,15 +37,14 @@ Row = tuple[str, float, float | None, str, str]
 
 
 def run(
-    out: Out, threads: list[int] = [1, 2], points: int = 8000, rounds: int = 5, nodes: int = 257, dense: int = 129,  # noqa: B006
-    frames: int = 30,
+    out: Out, threads: list[int] = [1, 2], points: int = 8000, rounds: int = 5, frames: int = 30,  # noqa: B006
 ) -> Report:  # fmt: skip
-    """``nodes``: side of the grid whose evaluations are counted; ``dense``: of the one that is evaluated everywhere."""
+    """Rows with targets where there are some."""
     prepare_torch(max(threads))
     small = load_head_model()
     big = random_mononphm(small.mean_anchors)
     rows = [row for count in threads for row in distances(big, count, points, rounds)]
-    rows += meshes(small, frames) + grids(small, nodes, dense)
+    rows += meshes(small, frames)
     return Report({"rows": rows}, [table(("", "wall clock", "CPU time", "target", "note"), rows)])
 
 
@@ -113,23 +110,6 @@ def distances(model: NphmDecoder, threads: int, points: int, rounds: int) -> lis
 
 def _scaled(times: Times, factor: float) -> Times:
     return times[0] * factor, times[1] * factor
-
-
-def grids(model: NphmDecoder, nodes: int, dense: int) -> list[Row]:
-    """Sparse evaluation of the canonical head on uniform grids; the surface is compared on the ``dense`` one."""
-    field = model_field(model, torch.zeros(model.config.identity_dim), None)
-    evaluations = evaluate_grid(field, [np.linspace(low, high, nodes) for low, high in BOX])[2]
-    axes = [np.linspace(low, high, dense) for low, high in BOX]
-    everywhere = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, 3)
-    values = field(everywhere).reshape(dense, dense, dense), evaluate_grid(field, axes)[0]
-    step = np.array([a[1] - a[0] for a in axes])
-    full, sparse = (marching_cubes(v, 0.0, spacing=tuple(step))[0] for v in values)
-    apart = max(cKDTree(a).query(b)[0].max() for a, b in ((full, sparse), (sparse, full)))
-    saved = nodes**3 / evaluations
-    return [
-        (f"{nodes}^3 grid: dense / sparse evaluations", saved, None, ">= 20", f"{evaluations} evaluations"),
-        (f"{dense}^3 grid: dense and sparse surfaces apart, cells", apart / step.min(), None, "< 0.5", ""),
-    ]
 
 
 @torch.no_grad()

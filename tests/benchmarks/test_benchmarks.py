@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the package is not installed
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # the package is not installed
 from benchmarks.__main__ import application, main, names
 from benchmarks.harness import Report, table
 from benchmarks.reading import Reader, write_video
