@@ -1,5 +1,7 @@
 """Triangle rasteriser for batches, in plain torch: the same on a CPU and on a GPU (``rasteriser`` is its CPU twin).
 
+``Drawer`` takes the twin on a CPU, which has no need of windows and scatters.
+
 Every triangle looks at a small window of pixels around itself; the nearest triangle of a pixel is found by one scatter
 of (1/z, triangle) packed into an integer. Camera space is OpenCV's; pixel centres lie at .5.
 """
@@ -8,9 +10,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from nphm_track.rendering import rasteriser
 
 NEAR = 1e-3
 EDGE = 1e-6
@@ -143,3 +148,39 @@ def _resolve(best: Tensor, screen: Tensor, faces: Tensor) -> BatchFragments:
     bary[image, y, x] = weight / inverse
     face_id[image, y, x] = face
     return BatchFragments(depth, face_id, bary)
+
+
+class Drawer:
+    """Draws meshes of one topology with whatever the device is fastest with; results are those of the functions."""
+
+    def __init__(self, faces: Tensor) -> None:
+        """``faces`` [F, 3] int64 on the device that draws."""
+        self.faces = faces
+        self.triangles = faces.to(torch.int32).numpy() if faces.device.type == "cpu" else None
+
+    def rasterise(self, camera: Tensor, K: Tensor, size: tuple[int, int], *, cull: bool = False) -> BatchFragments:
+        """As :func:`rasterise_batch`."""
+        if self.triangles is None:
+            return rasterise_batch(camera, self.faces, K, size, cull=cull)
+        meshes = zip(camera.numpy(), K.numpy(), strict=True)
+        drawn = [rasteriser.rasterise(v, self.triangles, k, size, cull=cull) for v, k in meshes]
+        parts = (torch.from_numpy(np.stack([getattr(d, f) for d in drawn])) for f in BatchFragments._fields)
+        depth, face_id, bary = parts
+        return BatchFragments(depth, face_id.long(), bary)
+
+    def interpolate(self, fragments: BatchFragments, attributes: Tensor) -> Tensor:
+        """As :func:`interpolate_batch`."""
+        if self.triangles is None:
+            return interpolate_batch(fragments, self.faces, attributes)
+        values = np.ascontiguousarray(attributes.numpy(), np.float32)
+        out = np.zeros((*fragments.face_id.shape, values.shape[2]), np.float32)
+        face_id, bary = fragments.face_id.to(torch.int32).numpy(), fragments.bary.numpy()
+        for k in range(len(out)):
+            rasteriser.interpolate_into(face_id[k], bary[k], self.triangles, values[k], out[k])
+        return torch.from_numpy(out)
+
+    def normals(self, vertices: Tensor) -> Tensor:
+        """As :func:`vertex_normals_batch`."""
+        if self.triangles is None:
+            return vertex_normals_batch(vertices, self.faces)
+        return torch.from_numpy(np.stack([rasteriser.vertex_normals(v, self.triangles) for v in vertices.numpy()]))

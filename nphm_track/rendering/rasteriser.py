@@ -67,7 +67,7 @@ def interpolate(fragments: Fragments, faces: ArrayLike, attributes: ArrayLike) -
     """Vertex attributes [V, C] at every pixel, [H, W, C]; 0 where nothing is seen."""
     values = np.ascontiguousarray(attributes, np.float32)
     out = np.zeros((*fragments.face_id.shape, values.shape[1]), np.float32)
-    _interpolate(fragments.face_id, fragments.bary, np.ascontiguousarray(faces, np.int32), values, out)
+    interpolate_into(fragments.face_id, fragments.bary, np.ascontiguousarray(faces, np.int32), values, out)
     return out
 
 
@@ -151,7 +151,8 @@ def _fill(vertices, faces, K, cull, depth, face_id, bary):
 
 
 @kernel(error_model="numpy")
-def _interpolate(face_id, bary, faces, values, out):
+def interpolate_into(face_id, bary, faces, values, out):
+    """``interpolate`` with arrays of the right types, into ``out`` [H, W, C] of zeros."""
     height, width = face_id.shape
     for y in range(height):
         for x in range(width):

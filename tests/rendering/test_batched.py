@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from nphm_track.rendering.batched import interpolate_batch, rasterise_batch, vertex_normals_batch
+from nphm_track.rendering.batched import Drawer, interpolate_batch, rasterise_batch, vertex_normals_batch
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
 
 trimesh = pytest.importorskip("trimesh")
@@ -149,3 +149,18 @@ def test_vertex_normals_agree_with_the_twin():
     assert ((normals * (vertices - vertices.mean(1, keepdim=True))).sum(-1) > 0).all()
     lonely = vertex_normals_batch(torch.cat([vertices, vertices[:, :1]], 1), torch.from_numpy(faces))
     assert not lonely[:, -1].any()
+
+
+def test_a_drawer_gives_what_the_batch_gives():
+    vertices, faces = balls(0)
+    faces = torch.from_numpy(faces).long()
+    drawer = Drawer(faces)
+    drawn, batch = drawer.rasterise(vertices, CAMERAS, SIZE), rasterise_batch(vertices, faces, CAMERAS, SIZE)
+    same = drawn.face_id == batch.face_id
+    assert same.float().mean() > 0.999
+    assert all(a.dtype == b.dtype and a.shape == b.shape for a, b in zip(drawn, batch, strict=True))
+    torch.testing.assert_close(drawn.depth[same], batch.depth[same], rtol=1e-5, atol=0)
+    normals = drawer.normals(vertices)
+    torch.testing.assert_close(normals, vertex_normals_batch(vertices, faces), rtol=1e-4, atol=1e-5)
+    shown = drawer.interpolate(batch, normals)
+    torch.testing.assert_close(shown, interpolate_batch(batch, faces, normals), rtol=1e-4, atol=1e-5)
