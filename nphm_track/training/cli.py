@@ -31,7 +31,12 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.faces_task import FacesData, FacesTask
 
         return FacesTask(parse(FacesData, {"device": recipe.trainer.device, **recipe.data}))
-    raise InputError(f"recipe: unknown task '{recipe.task}' (known: faces, geometry, head, image-regressor, regressor)")
+    if recipe.task == "surface-points":
+        from nphm_track.training.points_task import PointsData, PointsTask
+
+        return PointsTask(parse(PointsData, {"device": recipe.trainer.device, **recipe.data}))
+    known = "faces, geometry, head, image-regressor, regressor, surface-points"
+    raise InputError(f"recipe: unknown task '{recipe.task}' (known: {known})")
 
 
 def train(

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,9 +20,10 @@ from torch import Tensor
 from nphm_track.conventions import CHIN, EYE_CORNERS_478, OUTER_EYE_CORNERS
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE, crop_points_to_frame
-from nphm_track.rendering.batched import BatchFragments, interpolate_batch, rasterise_batch, vertex_normals_batch
+from nphm_track.rendering.batched import BatchFragments
 from nphm_track.training.degrade import degrade_batch
 from nphm_track.training.dice import Dice
+from nphm_track.training.face_batch import FaceBatch, Scene, View
 from nphm_track.training.ict import load_ict, sample_expression
 from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics
 from nphm_track.training.paint_batch import Painter
@@ -49,67 +49,24 @@ POPULATION = 1.0
 """Of the mean identity that the photos' fits have, about which heads are drawn: people are not ICT's mean head."""
 
 
-@dataclass(frozen=True)
-class FaceBatch:
-    """B crops with what they show; pixels of the imagined frame unless said otherwise.
-
-    Attributes:
-        crop: [B, 3, 256, 256] in 0..1.
-        points, normals: [B, 3, 128, 128] metres and unit, head space. mask: [B, 128, 128] face that is seen.
-        w, e: [B, 100], [B, E] ICT weights.
-        K, R, t: camera and head pose. size: [B, 2] of the frame. roi: [B, 5] (``faces.roi``).
-        landmarks: [B, 478, 3] found in the crop, in the frame; crop_landmarks: the same in crop pixels.
-        scores: [B, 52] blendshape scores. valid: [B] the landmark network found the face.
-        features: the landmark network's maps of the crop, by size.
-    """
-
-    crop: Tensor
-    points: Tensor
-    normals: Tensor
-    mask: Tensor
-    w: Tensor
-    e: Tensor
-    K: Tensor
-    R: Tensor
-    t: Tensor
-    size: Tensor
-    roi: Tensor
-    landmarks: Tensor
-    crop_landmarks: Tensor
-    scores: Tensor
-    valid: Tensor
-    features: dict[int, Tensor]
-
-    def columns(self) -> dict[str, Tensor]:
-        """All tensors but the features, by name."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "features"}
-
-
-@dataclass(frozen=True)
-class View:
-    """Cameras of B samples: K [B, 3, 3], head pose R [B, 3, 3] and t [B, 3] (metres), size [B, 2] of the frame (px)."""
-
-    K: Tensor
-    R: Tensor
-    t: Tensor
-    size: Tensor
-
-
 class FaceStream:
     """Draws batches; the same seed gives the same batch on the same device.
 
     Attributes, for streams of another kind: ``dice``, where chance comes from; ``painted`` and ``follow``, the shares
-    of painted heads and of photos whose surroundings follow the head.
+    of painted heads and of photos whose surroundings follow the head; ``spread`` of the identities, in units of the
+    scans' own; ``flat``, the share of heads under lamps that an even light without shadows lights instead.
     """
 
     dice: type[Dice] = Dice
     painted, follow = PAINTED, FOLLOW
+    spread = 1.0
+    flat = 0.0
 
     def __init__(self, heads: HeadTensors, bank: TextureBank, painter: Painter, landmarker: FaceLandmarker) -> None:
         self.heads, self.bank, self.painter, self.landmarker = heads, bank, painter, landmarker
         self.device = heads.device
         neutral = heads.neutral
-        self.occlusion = ambient_occlusion(neutral, vertex_normals_batch(neutral[None], heads.faces)[0])
+        self.occlusion = ambient_occlusion(neutral, heads.drawer.normals(neutral[None])[0])
         rng = np.random.default_rng(0)
         self.expressions = torch.from_numpy(sample_expression(rng, EXPRESSIONS, heads.names)).to(self.device)
         self.scenery = Scenery(bank.image)
@@ -119,7 +76,7 @@ class FaceStream:
     def open(
         cls, ict: str | Path, photos: str | Path, fits: str | Path, *, heldout: bool = False,
         device: torch.device | str = "cpu", limit: int | None = None, landmarks: str = LANDMARKS,
-    ) -> FaceStream:  # fmt: skip
+    ) -> Self:  # fmt: skip
         """From the ICT heads' folder, the photos' folder and the file of ``training/build_photo_fits.py``.
 
         ``limit`` photos of the split at most. Raises InputError when a file is missing.
@@ -133,7 +90,7 @@ class FaceStream:
         painter = Painter(heads, np.searchsorted(heads.source, rigid), device)
         return cls(tensors, bank, painter, FaceLandmarker.from_pretrained(device=device))
 
-    def with_photos(self, bank: TextureBank) -> FaceStream:
+    def with_photos(self, bank: TextureBank) -> Self:
         """The same stream with other people's photos."""
         out = copy.copy(self)
         out.bank, out.scenery = bank, Scenery(bank.image)
@@ -142,7 +99,16 @@ class FaceStream:
     @torch.no_grad()
     def draw(self, seed: int, count: int) -> FaceBatch:
         """A batch of ``count`` samples."""
-        dice, heads, bank = self.dice(seed, self.device), self.heads, self.bank
+        s = self.scene(self.dice(seed, self.device), count)
+        points, normal_maps, mask = self._targets(s.at, s.shown, s.fragments.depth)
+        view = s.view
+        seen = self._observe(s.crop, s.roi, s.w, s.e, view)
+        return FaceBatch(s.crop, points, normal_maps, mask, s.w, s.e, view.K, view.R, view.t, view.size, s.roi, **seen)
+
+    @torch.no_grad()
+    def scene(self, dice: Dice, count: int) -> Scene:
+        """``count`` heads and their pictures."""
+        heads, bank = self.heads, self.bank
         row = dice.below(len(bank), count)
         w, e = self._codes(dice, row)
         vertices = self._bumps(dice, heads.vertices(w, e))
@@ -155,7 +121,7 @@ class FaceStream:
         R, t = turn @ view.R, (turn @ view.t[..., None])[..., 0]
         camera = vertices @ R.mT + t[:, None]
         fragments = rasterise_heads(heads, camera, K)
-        normals = vertex_normals_batch(vertices, heads.faces)
+        normals = heads.drawer.normals(vertices)
         image, at = self._shade(dice, row, e, painted, camera, normals @ R.mT, vertices, normals, fragments)
         covered = fragments.face_id >= 0
         direct = covered & (at["direct"] > 0.999) & ~painted[:, None, None]
@@ -168,9 +134,7 @@ class FaceStream:
         image, hidden = self.scenery.occlude(dice, image)
         image = self.scenery.glasses(dice, image, pixels_of(heads.landmarks(w, e) @ R.mT + t[:, None], K))
         crop = degrade_batch(dice, image)
-        points, normal_maps, mask = self._targets(at, covered & ~cut & ~hidden, fragments.depth)
-        seen = self._observe(crop, roi, w, e, view)
-        return FaceBatch(crop, points, normal_maps, mask, w, e, view.K, view.R, view.t, view.size, roi, **seen)
+        return Scene(w, e, camera, K, R, t, view, roi, fragments, at, covered & ~cut & ~hidden, painted, crop)
 
     def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
         """Identities of the scans' spread about the people in the photos, some around the photo's own; expressions
@@ -178,7 +142,7 @@ class FaceStream:
         b = len(row)
         own_e = self.bank.e[row].clamp(0, 1)
         own_w = self.bank.w[row] - self.population  # about the mean
-        w = dice.normal(b, own_w.shape[1]).clamp(-3, 3)
+        w = self.spread * dice.normal(b, own_w.shape[1]).clamp(-3, 3)
         choice = dice.uniform(b, 1)
         w = torch.where(choice < 0.3, own_w + 0.8 * w, torch.where(choice < 0.45, own_w + 0.3 * w, w))
         w = w + POPULATION * self.population
@@ -197,7 +161,7 @@ class FaceStream:
         height = 0.09 * sigma * dice.normal(b, n) * dice.chance(BUMPY, b, 1)
         near = torch.exp(-0.5 * (torch.cdist(heads.neutral.expand(b, -1, -1), centre) / sigma[:, None]) ** 2)
         lift = (near @ height[..., None]) * (~heads.is_eye & ~heads.is_pocket)[:, None]
-        return vertices + lift * vertex_normals_batch(vertices, heads.faces)
+        return vertices + lift * heads.drawer.normals(vertices)
 
     def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> View:
         """Cameras of 20 to 75 degrees around faces that fill a sixth to two thirds of a frame of some shape."""
@@ -251,6 +215,8 @@ class FaceStream:
         light = torch.where(smooth, random_harmonics(dice, b), bank.light[row])
         irradiance, shine = lamp_light(dice, camera, camera_normals, self.occlusion)
         lamps = (dice.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
+        flat = dice.chance(self.flat, b)[:, None, None]
+        irradiance, shine = torch.where(flat, 1.0, irradiance), torch.where(flat, 0.0, shine)
         soft = harmonic_light(camera_normals, light)[..., None].expand_as(irradiance)
         exposure = dice.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
         exposure = exposure.clamp(0.5, 3)  # cameras expose for the face
@@ -263,7 +229,7 @@ class FaceStream:
             "inside": inside[..., None], "points": vertices, "normals": normals,
             "in_face": heads.in_face[:, None].expand(b, -1, 1),
         }  # fmt: skip
-        drawn = interpolate_batch(fragments, heads.faces, torch.cat(list(parts.values()), -1))
+        drawn = heads.drawer.interpolate(fragments, torch.cat(list(parts.values()), -1))
         at = dict(zip(parts, drawn.split([p.shape[-1] for p in parts.values()], -1), strict=True))
         at = {k: v[..., 0] if v.shape[-1] == 1 else v for k, v in at.items()}
         shown = sample_pixels(bank.image[row].float() / 255, at["uv"].flatten(1, 2)).unflatten(1, at["uv"].shape[1:3])
@@ -332,7 +298,7 @@ def rasterise_heads(heads: HeadTensors, camera: Tensor, K: Tensor) -> BatchFragm
     """What crops show of heads [B, V, 3] (camera space). Closed lids hide the eye whatever the identity: eyeballs are
     drawn ``EYE_DEPTH`` behind their place, and the lining of lids, which turns its back, not at all."""
     behind = torch.where(heads.is_eye[:, None], 1 + EYE_DEPTH / camera[..., 2:], 1.0)
-    return rasterise_batch(camera * behind, heads.faces, K, (CROP_SIZE, CROP_SIZE), cull=True)
+    return heads.drawer.rasterise(camera * behind, K, (CROP_SIZE, CROP_SIZE), cull=True)
 
 
 def _cut_out(dice: Dice, vertices: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ from nphm_track.models import read_weights, resolve
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.regressor.landmark_regressor import RegressorConfig
 from nphm_track.training.dice import Dice
-from nphm_track.training.face_stream import FaceBatch, FaceStream
+from nphm_track.training.face_batch import FaceBatch
+from nphm_track.training.face_stream import FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
 from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
@@ -76,6 +77,23 @@ class Faces(nn.Module):
         self.geometry, self.regressor = geometry, regressor
 
 
+class Drawn(Protocol):
+    """Renders as they are kept: a dataclass of tensors with ``features`` among them."""
+
+    def __init__(self, **columns: Any) -> None: ...
+
+    @property
+    def crop(self) -> Tensor: ...
+
+    @property
+    def features(self) -> dict[int, Tensor]: ...
+
+    def columns(self) -> dict[str, Tensor]: ...
+
+
+B = TypeVar("B", bound=Drawn)
+
+
 class Replay:
     """The newest renders, to be trained on again; half precision. What is in it is not part of a checkpoint."""
 
@@ -84,10 +102,10 @@ class Replay:
         self.columns: dict[Any, Tensor] = {}
         self.drawn = 0
 
-    def mix(self, fresh: FaceBatch, count: int, dice: Dice) -> FaceBatch:
+    def mix(self, fresh: B, count: int, dice: Dice) -> B:
         """``fresh`` and as many of the kept renders as make ``count``; fresh ones take the places of the oldest."""
         new: dict[Any, Tensor] = {**fresh.columns(), **fresh.features}
-        n = len(fresh.valid)
+        n = len(fresh.crop)
         if not self.columns:
             large = {"crop", "points", "normals", "mask", *fresh.features}
             self.columns = {
@@ -100,12 +118,12 @@ class Replay:
             out = {k: torch.cat([v, self.columns[k][again].to(v.dtype)]) for k, v in new.items()}
         else:
             out = new
-        place = torch.arange(self.drawn, self.drawn + n, device=fresh.valid.device) % self.capacity
+        place = torch.arange(self.drawn, self.drawn + n, device=fresh.crop.device) % self.capacity
         for k, v in new.items():
             self.columns[k][place] = v.to(self.columns[k].dtype)
         self.drawn += n
         features = {k: out.pop(k) for k in fresh.features}
-        return FaceBatch(**out, features=features)
+        return type(fresh)(**out, features=features)
 
 
 class FacesTask:

@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nphm_track.errors import InputError
-from nphm_track.rendering.batched import rasterise_batch, vertex_normals_batch
+from nphm_track.rendering.batched import Drawer
 from nphm_track.training.ict import IctHeads
 
 PICTURE = 288
@@ -50,6 +50,7 @@ class HeadTensors:
         self.landmark_modes = put(landmark_points[1:]).flatten(1)
         self.names = heads.expression_names
         self.faces = put(heads.faces, torch.int64)
+        self.drawer = Drawer(self.faces)
         self.is_eye, self.is_pocket = put(heads.is_eye, torch.bool), put(heads.is_pocket, torch.bool)
         self.mirror = put(heads.mirror, torch.int64)
         face = (v[:, 2] > -0.03) & (v[:, 1] > -0.105) & (v[:, 1] < 0.085) & (np.abs(v[:, 0]) < 0.082) & ~heads.is_pocket
@@ -190,9 +191,9 @@ def lay(heads: HeadTensors, image: Tensor, fit: dict[str, Tensor]) -> TextureBan
     own = pixels_of(heads.landmarks(w, e) @ R.mT + t[:, None], K)
     residual = fit["landmarks"][..., :2] * fit["scale"][:, None, None] - own
     uv = pixels_of(camera, K) + (heads.pull[..., None] * residual[:, heads.near]).sum(2)
-    normals = vertex_normals_batch(camera, heads.faces)
+    normals = heads.drawer.normals(camera)
     facing = -(normals * F.normalize(camera, dim=-1)).sum(-1)
-    depth = rasterise_batch(camera, heads.faces, K, (PICTURE, PICTURE)).depth
+    depth = heads.drawer.rasterise(camera, K, (PICTURE, PICTURE)).depth
     index = uv.long().clamp(0, PICTURE - 1)
     there = depth.flatten(1).gather(1, index[..., 1] * PICTURE + index[..., 0])
     inside = ((uv >= 1) & (uv < PICTURE - 1)).all(-1)

@@ -16,6 +16,7 @@ from nphm_track.training import face_stream as F
 from nphm_track.training.dice import Dice
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import landmark_basis
+from nphm_track.training.points_task import PointStream
 from nphm_track.training.texture_bank import PICTURE, pixels_of, sample_pixels
 
 LANDMARKS = str(Path(__file__).parents[2] / "training" / "assets" / "ict_landmarks478.npz")
@@ -126,7 +127,7 @@ def test_closed_lids_hide_the_eyes_of_every_head(stream: F.FaceStream) -> None:
         camera = heads.vertices(w, e) @ torch.diag(torch.tensor([1.0, -1, -1])) + torch.tensor([0, 0, 1.1])
         seen = F.rasterise_heads(heads, camera, K)
         eyes.append((heads.is_eye[heads.faces[seen.face_id.clamp_min(0)]].all(-1) & (seen.face_id >= 0)).sum((1, 2)))
-        towards = F.interpolate_batch(seen, heads.faces, F.vertex_normals_batch(camera, heads.faces))[..., 2]
+        towards = heads.drawer.interpolate(seen, heads.drawer.normals(camera))[..., 2]
         assert (towards > 0.3).float().mean() < 1e-3
     assert (eyes[0] > 60).all() and (eyes[1] < 0.2 * eyes[0]).all()
 
@@ -247,3 +248,44 @@ def test_paint_knows_the_parts_of_the_face(stream: F.FaceStream) -> None:
     assert (skinned[:, painter.lips, 1].mean(1) < skinned[:, cheek, 1].mean(1)).all()
     assert (skinned[:, painter.brow < 0.002].mean((1, 2)) < skinned[:, cheek].mean((1, 2))).all()
     assert (skinned[:, painter.eye & (painter.radius < 0.0025)] < 0.03).all()
+
+
+@pytest.fixture(scope="module")
+def points(stream: F.FaceStream) -> PointStream:
+    """The same heads and photos, drawn for points."""
+    out = PointStream.__new__(PointStream)
+    out.__dict__ = dict(stream.__dict__)
+    return out
+
+
+def test_points_of_mirrored_pictures_are_the_other_sides(points: PointStream) -> None:
+    heads = points.heads
+    vertex = heads.skin.nonzero()[::40, 0]
+    vertex = torch.cat([vertex, heads.mirror[vertex]]).unique()
+    twin = torch.searchsorted(vertex, heads.mirror[vertex])
+    plain, some = (points.draw_points(3, 6, vertex, mirror) for mirror in (None, twin))
+    flipped = (plain.crop != some.crop).flatten(1).any(1)
+    assert 0 < flipped.sum() < 6
+    torch.testing.assert_close(some.crop[flipped], plain.crop[flipped].flip(-1))
+    torch.testing.assert_close(some.xy[flipped, :, 0], 256 - plain.xy[flipped][:, twin, 0], atol=1e-3, rtol=1e-4)
+    expected = torch.where(flipped[:, None], plain.depth()[:, twin], plain.depth())
+    torch.testing.assert_close(some.depth(), expected, atol=1e-3, rtol=1e-3)
+    assert torch.equal(some.visible[flipped], plain.visible[flipped][:, twin])
+    torch.testing.assert_close(pixels_of(some.camera, some.K), some.xy, atol=1e-3, rtol=1e-4)
+    found = some.valid > 0
+    assert found.float().mean() > 0.5
+    nose = some.landmarks[found, 4, :2] - pixels_of(some.true_landmarks, some.K)[found, 4]
+    assert nose.norm(dim=-1).median() < 15
+
+
+def test_even_light_leaves_no_shadow(points: PointStream) -> None:
+    kept = points.flat, points.painted
+    spread = []
+    for flat in (0.0, 1.0):
+        points.flat, points.painted = flat, 1.0
+        scene = points.scene(Dice(5), 8)
+        face = (scene.fragments.face_id >= 0) & (scene.at["in_face"] > 0.99)
+        lit = [x[inside].mean(1) for x, inside in zip(scene.at["ratio"], face, strict=True)]
+        spread.append(float(torch.stack([x.std() / x.mean() for x in lit]).mean()))
+    points.flat, points.painted = kept
+    assert spread[1] < 0.3 * spread[0]

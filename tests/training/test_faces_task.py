@@ -9,7 +9,7 @@ from torch import Tensor
 from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
 from nphm_track.training.dice import Dice
-from nphm_track.training.face_stream import FaceBatch
+from nphm_track.training.face_batch import FaceBatch
 from nphm_track.training.faces_task import Faces, Replay, grown
 
 
