@@ -7,16 +7,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nphm_track.errors import InputError
 
+if TYPE_CHECKING:
+    from nphm_track.video.presentation import Presentation
+
 FloatArray = NDArray[np.float64]
 
 MIN_FOV_DEG, MAX_FOV_DEG = 20.0, 100.0
 """Bounds of the horizontal field of view wherever the camera is guessed rather than given."""
+NORMALISED = 5.0
+"""Focal length in pixels below which a file means shares of the image's size."""
+WIDEST, NARROWEST, MOST_OBLONG = 0.25, 60.0, 2.5
+"""Bounds of a given focal length over the longer side (127 and 1 degrees of view), and of fx over fy."""
+OFF_CENTRE = 0.15
+"""Of the image's size: how far from its middle the principal point may be in a file that does not state that size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,29 +79,66 @@ class Intrinsics:
         return cls.from_focal(focal_from_fov(horizontal_fov_deg, size[0]), size)
 
     @classmethod
-    def from_file(cls, path: str | Path, size: tuple[int, int]) -> Intrinsics:
-        """Read a calibration and scale it to ``size``, the frame it is used for.
+    def from_file(cls, path: str | Path, size: tuple[int, int], shown: Presentation | None = None) -> Intrinsics:
+        """Read a calibration (see ``calibration_formats``) and scale it to ``size``, the frame it is used for.
 
-        Formats: JSON with ``K`` or ``fx, fy, cx, cy``; nerfstudio ``transforms.json``; OpenCV FileStorage YAML.
-        Raises InputError when the file is unreadable or calibrates an image of another shape.
+        A calibration of the picture as a video stores it is brought to the picture as it is ``shown``.
+
+        Raises InputError when the file is unreadable, calibrates an image of another shape or resolution, or is of a
+        camera that cannot be.
         """
         from nphm_track.cameras.calibration_file import read_calibration
 
         calibration = read_calibration(path)
         try:
+            if calibration.size is None:
+                _check_resolution(calibration.K, size)
             camera = cls(calibration.K, calibration.size or size, calibration.distortion)
-            return camera.resized(size)
+            if shown is not None and not _same_shape(camera.size, size) and _same_shape(camera.size, shown.stored):
+                camera = camera.squeezed(shown.square).turned(shown.rotation, shown.mirrored)
+            return camera.checked().resized(size)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
+    def checked(self) -> Intrinsics:
+        """The camera itself. Raises InputError when no camera is like it: numbers in other units, most likely."""
+        (fx, fy), side = self._focal, max(self.size)
+        if max(fx, fy) < NORMALISED:
+            raise InputError(f"focal length {fx:g} is no pixels; normalised by the image's size (0..1)?")
+        if min(fx, fy) < WIDEST * side:
+            raise InputError(f"focal length {fx:g} px is impossible for {side} px; is it millimetres?")
+        if max(fx, fy) > NARROWEST * side or not 1 / MOST_OBLONG < fx / fy < MOST_OBLONG:
+            raise InputError(f"focal lengths {fx:g} and {fy:g} px are impossible for {side} px")
+        return self
+
+    def turned(self, rotation: int, mirrored: bool) -> Intrinsics:
+        """The same camera for the image turned by ``rotation`` degrees counter-clockwise (a multiple of 90), then, if
+        ``mirrored``, with left and right swapped.
+        """
+        fx, fy, cx, cy = self.K[[0, 1, 0, 1], [0, 1, 2, 2]]
+        width, height = self.size
+        tangential = (0.0, 0.0) if self.distortion is None else (self.distortion[3], self.distortion[2])
+        x, y = tangential  # p2, p1: a vector in the image
+        for _ in range(rotation // 90 % 4):  # x' = y, y' = -x
+            fx, fy, cx, cy, x, y = fy, fx, cy, width - cx, y, -x
+            width, height = height, width
+        if mirrored:
+            cx, x = width - cx, -x
+        lens = None if self.distortion is None else self.distortion.copy()
+        if lens is not None:
+            lens[2:4] = y, x
+        return Intrinsics(np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), (width, height), lens)
+
     def resized(self, size: tuple[int, int]) -> Intrinsics:
         """The same camera for the image resized to ``size``; the aspect must agree within 1 %."""
-        scale_x, scale_y = size[0] / self.size[0], size[1] / self.size[1]
-        # A pixel of rounding is no other aspect: 854 x 480 is a 16:9 image.
-        slack = 0.01 + 1 / min(*size, *self.size)
-        if abs(scale_x / scale_y - 1) > slack:
+        if not _same_shape(self.size, size):
             raise InputError(f"calibrated for {self.size[0]} x {self.size[1]}, the image is {size[0]} x {size[1]}")
-        return Intrinsics(np.diag([scale_x, scale_y, 1.0]) @ self.K, size, self.distortion)
+        return self.squeezed(size)
+
+    def squeezed(self, size: tuple[int, int]) -> Intrinsics:
+        """The same camera for the image resized to ``size``, whatever its aspect."""
+        scale = np.diag([size[0] / self.size[0], size[1] / self.size[1], 1.0])
+        return Intrinsics(scale @ self.K, size, self.distortion)
 
     @property
     def fov(self) -> float:
@@ -127,6 +174,21 @@ class Intrinsics:
     @property
     def _centre(self) -> FloatArray:
         return self.K[:2, 2]
+
+
+def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Within 1 %; a pixel of rounding is no other aspect: 854 x 480 is a 16:9 image."""
+    return abs(size[0] * other[1] / (size[1] * other[0]) - 1) <= 0.01 + 1 / min(*size, *other)
+
+
+def _check_resolution(K: FloatArray, size: tuple[int, int]) -> None:
+    """Raises InputError when ``K``, of a file that states no size, is that of an image of another one."""
+    off = np.abs(K[:2, 2] / np.array(size) - 0.5)
+    if K[0, 0] >= NORMALISED and off.max() > OFF_CENTRE:
+        was, now = (f"{2 * K[0, 2]:.0f} x {2 * K[1, 2]:.0f}", f"{size[0]} x {size[1]}")
+        raise InputError(
+            f"its principal point is that of an image of about {was}, this one is {now}; state the size (w, h)"
+        )
 
 
 def focal_from_fov(fov_deg: float, width: float) -> float:
@@ -177,7 +239,7 @@ def focal_from_exif(path: str | Path, size: tuple[int, int]) -> float | None:
     """Focal length in pixels of the image ``size`` from the photograph's ``FocalLengthIn35mmFilm``.
 
     The tag relates the diagonals of the picture and of 35 mm film (CIPA DCG-001). None when the file is no image, says
-    nothing, was cropped, or says something outside 20-100 degrees of horizontal field of view.
+    nothing or what no lens has, or was cropped.
     """
     from PIL import ExifTags, Image
 
@@ -193,4 +255,4 @@ def focal_from_exif(path: str | Path, size: tuple[int, int]) -> float | None:
     if min(taken) > 0 and abs(max(taken) / min(taken) / (max(size) / min(size)) - 1) > 0.02:
         return None
     focal_px = focal_mm * float(np.hypot(*size)) / float(np.hypot(36.0, 24.0))
-    return focal_px if MIN_FOV_DEG <= fov_from_focal(focal_px, size[0]) <= MAX_FOV_DEG else None
+    return focal_px if WIDEST < focal_px / max(size) < NARROWEST else None

@@ -216,6 +216,8 @@ def solve_camera(
     pixels = torch.from_numpy(log["landmarks"][some][:, index, :2])
     focal = solve_focal(torch.from_numpy(head_landmarks(carry, z_ex[some])), pixels, size, point_weights(index))
     progress.note(f"focal length {focal.focal_px:.0f} px ({focal.fov_deg:.0f} degrees across), solved from the clip")
+    if size[0] <= size[1]:
+        progress.note("if this is a cut-out of a wider picture, its focal length is longer: give it with --focal")
     return Intrinsics.from_focal(focal.focal_px, size)
 
 

@@ -155,5 +155,6 @@ def _describe(path: Path, container: InputContainer, stream: VideoStream, shown:
     count = min(stream.frames or lasting or 0, lasting or stream.frames) or None  # an edit list shows fewer than stored
     return VideoInfo(
         path, "video", *shown.size, shown.rotation, rate, count, duration,
-        codec=stream.codec_context.name, has_audio=bool(container.streams.audio), notes=tuple(shown.notes()),
+        codec=stream.codec_context.name, has_audio=bool(container.streams.audio), presentation=shown,
+        notes=tuple(shown.notes()),
     )  # fmt: skip

@@ -8,12 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
+
+if TYPE_CHECKING:
+    from nphm_track.video.presentation import Presentation
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 TICK = 1e-6
@@ -43,6 +46,7 @@ class VideoInfo:
     duration: float | None = None  # seconds
     codec: str | None = None
     has_audio: bool = False
+    presentation: Presentation | None = None  # how the stored pictures of a video become the shown ones
     notes: tuple[str, ...] = ()  # what else was done to show the pictures as the file asks, in words
 
 

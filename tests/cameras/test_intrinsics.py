@@ -166,9 +166,17 @@ def test_focal_from_exif(tmp_path: Path) -> None:
     assert focal_from_exif(path, (300, 400)) == pytest.approx(26 / 43.267 * 500, rel=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("focal_mm", "size"), [(77, (300, 400)), (105, (400, 300)), (600, (400, 300)), (13, (300, 400))]
+)
+def test_a_stated_focal_length_is_believed_whatever_the_lens_and_the_orientation(tmp_path, focal_mm, size) -> None:
+    path = photograph(tmp_path / "phone.jpg", size, FocalLengthIn35mmFilm=focal_mm)
+    assert focal_from_exif(path, size) == pytest.approx(focal_mm / 43.267 * 500, rel=1e-4)
+
+
 def test_exif_that_says_nothing_useful(tmp_path: Path) -> None:
     assert focal_from_exif(photograph(tmp_path / "a.jpg", (400, 300)), (400, 300)) is None
-    assert focal_from_exif(photograph(tmp_path / "b.jpg", (400, 300), FocalLengthIn35mmFilm=600), (400, 300)) is None
+    assert focal_from_exif(photograph(tmp_path / "b.jpg", (400, 300), FocalLengthIn35mmFilm=1), (400, 300)) is None
     assert focal_from_exif(photograph(tmp_path / "c.jpg", (400, 300), FocalLengthIn35mmFilm=0), (400, 300)) is None
     cropped = {"FocalLengthIn35mmFilm": 26, "ExifImageWidth": 4000, "ExifImageHeight": 3000}
     assert focal_from_exif(photograph(tmp_path / "d.jpg", (300, 300), **cropped), (300, 300)) is None
