@@ -256,7 +256,9 @@ def _fitted(
     apart["shot"], apart["seen"] = np.arange(len(views)), True
     regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
     codes = predicted_codes(regressor, apart, size, z_id)
-    fit = fit_clip(model, codes, apart, size, take.options.camera(size), 0.0, NullProgress())
+    shown = open_input(take.input, take.options).info.presentation if take.options.intrinsics else None
+    camera = take.options.camera(size, shown)
+    fit = fit_clip(model, codes, apart, size, camera, 0.0, NullProgress())
     start = State(
         torch.from_numpy(fit.z_id).to(device),
         torch.from_numpy(fit.z_ex).to(device),

@@ -25,6 +25,8 @@ def doctor(
 
 
 def _check_run(path: Path, json: bool) -> None:
+    from nphm_track.tracking.records import RunInfo, lost_words
+    from nphm_track.tracking.run_folder import RUN_JSON
     from nphm_track.tracking.validate import validate_run
 
     problems = validate_run(path)
@@ -35,7 +37,8 @@ def _check_run(path: Path, json: bool) -> None:
     if problems:
         raise InputError(f"{path}: {len(problems)} problem{'s' * (len(problems) > 1)}")
     if not json:
-        typer.echo(f"{path} is a valid run")
+        quality = RunInfo.load(path / RUN_JSON).quality
+        typer.echo(f"{path} is a valid run" + (f"; {lost_words(quality)}" if quality.get("lost") else ""))
 
 
 def _check_installation(json: bool) -> None:

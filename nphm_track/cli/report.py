@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nphm_track.tracking.records import lost_words
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
@@ -59,7 +60,7 @@ def print_summary(run: Run) -> None:
     """The closing table, on stdout."""
     values = summary(run)
     table = Table.grid(padding=(0, 2))
-    frames = f"{values.get('tracked')} tracked, {values.get('filled')} filled in, {values.get('lost')} lost"
+    frames = f"{values.get('tracked')} tracked, {values.get('filled')} filled in, {lost_words(run.info.quality)}"
     table.add_row("frames", frames)
     if values.get("landmark_error_px") is not None:
         percent = f"{values['landmark_error_percent']:.2f} % of the inter-ocular distance"

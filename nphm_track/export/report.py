@@ -27,7 +27,7 @@ from nphm_track.export.manifest import GENERATOR
 from nphm_track.export.morphs import fit_morphs
 from nphm_track.export.page import asset
 from nphm_track.tracking.progress import NullProgress
-from nphm_track.tracking.records import Status, Track, replacing
+from nphm_track.tracking.records import Status, Track, lost_words, replacing
 from nphm_track.tracking.run_folder import CANONICAL_PLY, REPORT_HTML, Run
 from nphm_track.tracking.transforms import OPENGL_FROM_OPENCV
 from nphm_track.video.reader import open_video
@@ -174,11 +174,8 @@ def _jpeg(image: NDArray[np.uint8]) -> str:
 
 def _summary(run: Run) -> str:
     quality = run.info.quality
-    parts = [
-        f"{quality.get(s.name.lower(), 0)} {word}"
-        for s, word in zip(Status, ("tracked", "filled in", "lost"), strict=True)
-    ]
-    line = f"{len(run.track)} frames: {', '.join(parts)}"
+    parts = f"{quality.get('tracked', 0)} tracked, {quality.get('filled', 0)} filled in, {lost_words(quality)}"
+    line = f"{len(run.track)} frames: {parts}"
     if quality.get("landmark_error_px") is not None:
         percent = f"{quality['landmark_error_percent']:.2f} % of the distance between the outer eye corners"
         line += f"; landmark error {quality['landmark_error_px']:.2f} px ({percent})"

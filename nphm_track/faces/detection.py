@@ -106,3 +106,20 @@ def suppress(detections: list[FaceDetection]) -> list[FaceDetection]:
         out.append(FaceDetection(box, left[0].score, points))
         left = [d for d, same in zip(left, together, strict=True) if not same]
     return out
+
+
+def turned_around(detection: FaceDetection, width: int, height: int) -> FaceDetection:
+    """Where a face of the picture turned by 180 degrees is in the picture itself."""
+    size = np.array([width, height], np.float32)
+    x0, y0, x1, y1 = detection.box
+    box = np.array([width - x1, height - y1, width - x0, height - y0], np.float32)
+    return FaceDetection(box, detection.score, size - detection.keypoints)
+
+
+def either_way_up(upright: list[FaceDetection], hanging: list[FaceDetection]) -> list[FaceDetection]:
+    """Of faces found both upright and on their head, the better one of each two; best score first."""
+    kept: list[FaceDetection] = []
+    for detection in sorted(upright + hanging, key=lambda d: -d.score):
+        if not same_face(detection.box, np.array([d.box for d in kept]).reshape(-1, 4)).any():
+            kept.append(detection)
+    return kept

@@ -12,6 +12,7 @@ from nphm_track.errors import InputError
 
 if TYPE_CHECKING:
     from nphm_track.cameras.intrinsics import Intrinsics
+    from nphm_track.video.presentation import Presentation
 
 IDENTITY_OPTIONS = ("identity", "identity_sha256")
 """What ``TrackOptions.identity`` adds to a fingerprint."""
@@ -141,17 +142,18 @@ class TrackOptions(BaseModel):
         """Of how many rows of the track one has a PLY file; 0: none has."""
         return self.mesh_every if self.meshes and self.mesh_format == "ply" else 0
 
-    def camera(self, size: tuple[int, int]) -> Intrinsics | None:
+    def camera(self, size: tuple[int, int], shown: Presentation | None = None) -> Intrinsics | None:
         """The camera that the options give for frames of ``size`` (width, height) px; None when it is to be solved.
 
-        Raises InputError when the file of intrinsics cannot be used.
+        ``shown`` says how the pictures of a video are stored, of which a file of intrinsics may be. Raises InputError
+        when it cannot be used, or no camera has such a focal length.
         """
         from nphm_track.cameras.intrinsics import Intrinsics  # numpy would slow --help down
 
         if self.intrinsics is not None:
-            return Intrinsics.from_file(self.intrinsics, size)
+            return Intrinsics.from_file(self.intrinsics, size, shown)
         if self.focal is not None:
-            return Intrinsics.from_focal(self.focal, size)
+            return Intrinsics.from_focal(self.focal, size).checked()
         return None if self.fov is None else Intrinsics.from_fov(self.fov, size)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.clip import open_input
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
+from nphm_track.tracking.fit_check import does_not_fit
 from nphm_track.tracking.identity import IdentityVotes, load_identity
 from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
@@ -226,6 +227,11 @@ class _Job:
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
         with self._timed("fit"):
             track = to_track(log, refined.fit if refined else fit, self.size, refined)
+            if not (track.status == Status.TRACKED).any():
+                raise NoFaceError(
+                    f"no head fits in {self.source.info.path}: the landmarks of its {int(track.misfit.sum())} frames "
+                    "with a face are not those of one; is it a face, and is the camera that was given its own?"
+                )
             track.save(self.folder.track)
         return track
 
@@ -297,7 +303,7 @@ class _Job:
     @cached_property
     def camera(self) -> Intrinsics | None:
         """The camera that the options or the image's metadata give."""
-        given = self.options.camera(self.size)
+        given = self.options.camera(self.size, self.source.info.presentation)
         if given is None and self.source.info.kind == "image":
             focal = focal_from_exif(self.folder.info.input.path, self.size)
             if focal is not None:
@@ -364,16 +370,18 @@ class _Job:
 def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None) -> Track:
     """The arrays of track.npz; what lost frames lack becomes NaN."""
     seen = column(log, "seen")
+    misfit = seen & does_not_fit(log["landmarks"], fit.landmark_error_px)
     status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
+    status[misfit] = Status.LOST
     lost = status == Status.LOST
-    z_ex, R, t = fit.z_ex.copy(), fit.R.copy(), fit.t.copy()
-    for array in (z_ex, R, t):
+    z_ex, R, t, landmarks_fit = fit.z_ex.copy(), fit.R.copy(), fit.t.copy(), fit.landmarks_fit.copy()
+    for array in (z_ex, R, t, landmarks_fit):
         array[lost] = np.nan
     return Track(
         frame=column(log, "frame"),
         time=column(log, "time"),
         status=status,
-        confidence=np.where(seen, column(log, "confidence"), 0).astype(np.float32),
+        confidence=np.where(seen & ~misfit, column(log, "confidence"), 0).astype(np.float32),
         z_id=fit.z_id,
         z_ex=z_ex,
         R=R,
@@ -381,7 +389,7 @@ def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: Refi
         K=fit.camera.K,
         image_size=np.array(size, np.int64),
         landmarks=log["landmarks"][..., :2],
-        landmarks_fit=fit.landmarks_fit,
+        landmarks_fit=landmarks_fit,
         blendshapes=column(log, "blendshapes"),
         landmark_error_px=fit.landmark_error_px,
         normal_error_deg=refined.after[:, 0] if refined else np.full(len(log), np.nan, np.float32),

@@ -8,7 +8,7 @@ import struct
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -43,7 +43,8 @@ class Status(IntEnum):
     FILLED = 1
     """Not seen, or not trusted, and filled in from the frames around it."""
     LOST = 2
-    """No head: pose, codes and landmarks are NaN and there is no mesh."""
+    """No head: pose, codes and fitted landmarks are NaN and there is no mesh. The observed landmarks are NaN, too, when
+    no face was seen; where they are there, no head fits them."""
 
 
 @dataclass
@@ -94,6 +95,12 @@ class Track:
     def __len__(self) -> int:
         return len(self.frame)
 
+    @property
+    def misfit(self) -> NDArray[np.bool_]:
+        """[T] lost frames in which a face was seen that no head fits."""
+        seen = np.concatenate([np.isfinite(piece[:, 0, 0]) for piece in pieces(self.landmarks)])
+        return np.asarray(seen & (self.status == Status.LOST))
+
     def save(self, path: str | Path) -> None:
         """Write ``track.npz`` atomically. Arrays may be memory maps: they are streamed, not loaded."""
         with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
@@ -110,14 +117,15 @@ class Track:
             raise InputError(f"{path} is not a readable track ({error})") from None
 
     def quality(self) -> dict[str, float | int | None]:
-        """Counts by status, and the landmark error of the tracked frames in pixels and in % of the distance between the
-        outer eye corners; None where nothing was measured."""
+        """Counts by status, the lost frames whose face no head fits, and the landmark error of the tracked frames in
+        pixels and in % of the distance between the outer eye corners; None where nothing was measured."""
         seen = (self.status == Status.TRACKED) & np.isfinite(self.landmark_error_px)
         error = self.landmark_error_px[seen]
         eyes = np.concatenate([eye_distance(piece) for piece in pieces(self.landmarks)])[seen]
         return {
             "frames": len(self),
             **{status.name.lower(): int(np.count_nonzero(self.status == status)) for status in Status},
+            "misfit": int(np.count_nonzero(self.misfit)),
             "landmark_error_px": round(float(error.mean()), 3) if seen.any() else None,
             "landmark_error_percent": round(float((100 * error / eyes).mean()), 3) if seen.any() else None,
             **self._refinement(),
@@ -133,6 +141,12 @@ class Track:
                 known = np.isfinite(values)
                 out[f"refine_{term}_{when}"] = round(float(values[known].mean()), 3) if known.any() else None
         return out
+
+
+def lost_words(quality: Mapping[str, float | int | None]) -> str:
+    """How many frames are lost and why, from a run's ``quality``."""
+    lost, misfit = quality.get("lost") or 0, quality.get("misfit") or 0
+    return f"{lost} lost" + (f" ({lost - misfit} without a face, {misfit} whose head does not fit)" if misfit else "")
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:

@@ -172,3 +172,21 @@ def test_parity_with_the_original_networks(landmarker, shared_data):
             (scores,) = blendshapes(np.ascontiguousarray(expected[None, landmarker.blendshape_net.points.numpy(), :2]))
             np.testing.assert_allclose(face.blendshapes, scores, atol=2e-3)
     assert worst < 0.1, f"mean landmark difference {worst} px"
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+def test_faces_are_found_whichever_way_up(landmarker, astronaut, turns):
+    (upright,) = landmarker.find(astronaut)
+    (turned,) = landmarker.find(np.ascontiguousarray(np.rot90(astronaut, turns)))
+    x, y = upright.landmarks[:, 0], upright.landmarks[:, 1]
+    side = len(astronaut)
+    expected = {1: (y, side - x), 2: (side - x, side - y), 3: (side - y, x)}[turns]
+    distance = np.linalg.norm(turned.landmarks[:, :2] - np.stack(expected, -1), axis=-1)
+    assert distance.mean() < 0.03 * np.linalg.norm(upright.landmarks[33] - upright.landmarks[263])
+
+
+def test_a_face_that_hangs_is_not_taken_for_an_upright_one(landmarker, astronaut):
+    """The detector sees the chin as a forehead, too, with a lower score."""
+    (best, *_) = landmarker.detect(np.ascontiguousarray(astronaut[::-1, ::-1]))
+    right, left = best.keypoints[:2]
+    assert right[0] > left[0]  # the face's own right eye is on the picture's right
