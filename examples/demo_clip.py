@@ -30,7 +30,7 @@ BASE_SCALE = 2.1  # photograph to clip: the face becomes some 180 px wide
 
 
 def known_motion(n: int = FRAMES) -> NDArray[np.float64]:
-    """[n, 2, 3] affine maps from pixels of the photograph to pixels of frame i, pixel centres at .5.
+    """[n, 2, 3] affine maps from pixels of the photograph to pixels of frame i, pixel centres at 0.5.
 
     Roll of +-12 degrees, zoom 1..1.15 and shifts of tens of pixels, all smooth.
     """

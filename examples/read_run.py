@@ -30,7 +30,7 @@ def read_ply(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def project(points: np.ndarray, R: np.ndarray, t: np.ndarray, K: np.ndarray) -> np.ndarray:
-    """Pixels [V, 2] of head-space points [V, 3]; pixel centres at .5; for a lens without distortion."""
+    """Pixels [V, 2] of head-space points [V, 3]; pixel centres at 0.5; for a lens without distortion."""
     x = (points @ R.T + t) @ K.T
     return x[:, :2] / x[:, 2:]
 

@@ -3,7 +3,7 @@
     python training/build_landmark_projections.py --ict FOLDER --renders SHARDS --out FOLDER [--samples 40000]
 
 The errors are those of the detections on renders (``build_landmark_renders.py``), taken in the face's frame and unit,
-and put onto other heads and views at random, scaled by .3 to 1.2.
+and put onto other heads and views at random, scaled by 0.3 to 1.2.
 """
 
 from __future__ import annotations

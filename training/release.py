@@ -2,8 +2,8 @@
 
 python training/release.py RUN NAME                               # writes models/NAME/model.safetensors
 python training/release.py RUN                                    # of a faces run: geometry and image-regressor
-python training/release.py RUN --identity-trust .75 --photos FOLDER --fits FILE
-python training/release.py RUN RUN --shares .6 .4           # the mean of the weights of runs from the same start
+python training/release.py RUN --identity-trust 0.75 --photos FOLDER --fits FILE
+python training/release.py RUN RUN --shares 0.6 0.4           # the mean of the weights of runs from the same start
 
 With --identity-trust, identities are drawn towards the mean that the networks see in the photos of the people that
 ``training/build_photo_fits.py`` did not hold out: three quarters of what sets a person off from it are kept, say.

@@ -22,7 +22,7 @@ MASK = 1.4
 MASK_HEIGHT = 0.3
 """Its centre between the nose base (0) and the bridge between the inner eye corners (1)."""
 SAMPLES = 5000
-"""Scan points that are aligned. NoW aligns all, which is as much as some 40 times the work for .001 mm."""
+"""Scan points that are aligned. NoW aligns all, which is as much as some 40 times the work for 0.001 mm."""
 
 
 @dataclass(frozen=True)

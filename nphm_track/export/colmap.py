@@ -1,6 +1,6 @@
 """COLMAP text model in the head-fixed world: ``sparse/0/{cameras,images,points3D}.txt``, ``images/`` on request.
 
-World-to-camera poses with OpenCV axes as COLMAP wants them; pixel centres at .5, as COLMAP has them too. The camera is
+World-to-camera poses with OpenCV axes as COLMAP wants them; pixel centres at 0.5, as COLMAP has them too. The camera is
 PINHOLE, or FULL_OPENCV when the lens distorts. Points are vertices of the neutral head, without observations. Lost
 frames are left out.
 """

@@ -1,4 +1,4 @@
-"""Landmarks of every frame as CSV or JSON (the output's ending decides), pixels of the original frame, centres at .5.
+"""Landmarks of every frame as CSV or JSON (the output's ending decides), pixels of the original frame, centres at 0.5.
 
 ``landmarks`` are the 478 observed points, ``landmarks_fit`` the fitted head's own 68 iBUG points, projected. Points a
 frame does not have (none seen, or the head lost) are empty cells in CSV and null in JSON; every frame keeps its row.

@@ -18,7 +18,7 @@ GENERATOR = f"nphm-track {__version__}"
 
 
 def camera(track: Track) -> dict[str, Any]:
-    """The camera as JSON values: pixels of the original frame, pixel centres at .5, OpenCV distortion."""
+    """The camera as JSON values: pixels of the original frame, pixel centres at 0.5, OpenCV distortion."""
     return {
         "K": track.K.tolist(),
         "image_size": [int(n) for n in track.image_size],

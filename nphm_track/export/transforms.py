@@ -1,7 +1,7 @@
 """nerfstudio's ``transforms.json`` in the head-fixed world, the layout Gaussian avatar trainers read.
 
 Camera-to-world matrices with OpenGL camera axes (y up, looking along -z), OPENCV camera model, pixels of the original
-frame with pixel centres at .5. Lost frames are left out. With ``images`` the folder is a whole data set: ``images/``,
+frame with pixel centres at 0.5. Lost frames are left out. With ``images`` the folder is a whole data set: ``images/``,
 ``masks/`` (white where the head is) and, if the run has them, ``meshes/`` in the same world.
 """
 

@@ -33,6 +33,6 @@ class FaceAlignmentBackend:
             raise ModelError(f"the weights of face-alignment cannot be loaded: {error}") from None
 
     def landmarks(self, image: np.ndarray, box: np.ndarray) -> np.ndarray:
-        """Points [68, 2] float32, px with pixel centres at .5; ``image`` uint8 RGB [H, W, 3], ``box`` [4] xyxy."""
+        """Points [68, 2] float32, px with pixel centres at 0.5; ``image`` uint8 RGB [H, W, 3], ``box`` [4] xyxy."""
         (points,) = self._aligner.get_landmarks_from_image(image, detected_faces=[np.asarray(box, np.float32)])
         return np.asarray(points, np.float32)[:, :2] + 0.5

@@ -1,6 +1,6 @@
 """Regions of interest: rotated rectangles around a face, and the crops networks see through them.
 
-A roi is float32 ``[5]``: centre x, centre y, width, height (pixels of the original frame, pixel centres at .5) and the
+A roi is float32 ``[5]``: centre x, centre y, width, height (pixels of the original frame, pixel centres at 0.5) and the
 angle in radians by which the face is turned clockwise in the image. The rules are MediaPipe's.
 """
 

@@ -11,7 +11,7 @@ from torch import Tensor
 class GeometryMaps:
     """What the geometry networks see in B face crops of n x n pixels.
 
-    The centre of pixel (row i, column j) lies at the fraction ((j + .5) / n, (i + .5) / n) of its roi, turned with it
+    The centre of pixel (row i, column j) lies at the fraction ((j + 0.5) / n, (i + 0.5) / n) of its roi, turned with it
     (``faces.roi``).
     """
 

@@ -21,7 +21,7 @@ from nphm_track.heads.lips import LipZone
 from nphm_track.heads.mesh import CanonicalMesh, open_mouth_code
 
 TOLERANCE = 2e-4
-"""Model units (.05 mm)."""
+"""Model units (0.05 mm)."""
 CELLS, LEADERS = (0.008, 0.004), 6
 """Metres of a cell of space with one vertex of a level in it, and how many vertices of a level lead one of the next."""
 WARM_START = 0.4

@@ -74,7 +74,7 @@ class IdentityMirror:
     middle members and the anchor-less one have no such mirror. Where there is a linear prior, the mirror is therefore
     sought in it, once for the model: weights whose effect on the mean head's surface is the mirrored one (least squares
     on dF/dw; each ICT mode is even or odd, so the answer is nearly a matrix of signs). Only the small rest outside the
-    prior is swapped. The mirror is then as true as the model: .1 to .2 mm (mean) for random heads of ``nphm-small``.
+    prior is swapped. The mirror is then as true as the model: 0.1 to 0.2 mm (mean) for random heads of ``nphm-small``.
     Without a prior everything is swapped and the global part kept: as symmetric as the training made these codes.
     """
 

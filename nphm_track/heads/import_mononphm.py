@@ -32,7 +32,7 @@ ANCHORS_NAME = "anchors_65.npy"
 CODE_NORM_BOUND = 1.0
 """The code tables were trained as embeddings with ``max_norm`` 1: a longer row was never used at that length."""
 LARGEST_ANCHOR = 1.0
-"""Model units; a coordinate beyond it means anchors in another unit (the head ends at .95)."""
+"""Model units; a coordinate beyond it means anchors in another unit (the head ends at 0.95)."""
 
 
 def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: str | Path | None = None) -> Path:

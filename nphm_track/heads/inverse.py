@@ -47,7 +47,7 @@ def pose_points(
     Without ``warm`` the expression is reached in ``cold_steps`` equal steps from neutral, so that large motions stay on
     the right branch; or from ``origin``, (points [..., N, 3], z_ex [..., D_ex]) known to belong together. The lips need
     one with the mouth open: at rest they touch, and a canonical point between them belongs to both.
-    Points that do not reach ``tolerance`` (model units; 2e-4 = .05 mm) keep their best position and
+    Points that do not reach ``tolerance`` (model units; 2e-4 = 0.05 mm) keep their best position and
     say so in ``residual``.
     """
     if warm is None:

@@ -25,7 +25,7 @@ BELOW_LIP = 18
 """A point of the chin just below the lower lip, whose motion is like the lip's."""
 
 TOLERANCE = 8e-4
-"""Model units (.2 mm): a tenth of what landmark detection is good for."""
+"""Model units (0.2 mm): a tenth of what landmark detection is good for."""
 
 
 class LandmarkCarrier:

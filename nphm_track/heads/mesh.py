@@ -82,7 +82,7 @@ def evaluate_grid(field: Field, axes: list[NDArray[np.float64]]) -> tuple[NDArra
     """A signed distance on the grid, evaluated only near its surface.
 
     Strides 8, 4, 2, 1: a block is refined when the distance at one of its corners, known or interpolated from the
-    stride before, is within .7 of its diagonal (a true distance needs half; the rest allows for the network's and for
+    stride before, is within 0.7 of its diagonal (a true distance needs half; the rest allows for the network's and for
     curvature). Elsewhere the coarse value stands, with its sign. Returns values [X, Y, Z], the cells [X-1, Y-1, Z-1]
     that may hold the surface, and the number of evaluations.
     """

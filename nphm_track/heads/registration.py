@@ -36,7 +36,7 @@ POOL = 12_000
 FACE_MARGIN, FACE_FADE, ELSEWHERE = 12.0, 15.0, 0.1
 """Full weight up to this distance (mm) from the face landmarks, then fading over the next mm to that of the rest."""
 CLAMP = (10.0, 1.9)
-"""Distance (mm) from which a point pulls no more, first and last; MonoNPHM's .1 and .0075 units."""
+"""Distance (mm) from which a point pulls no more, first and last; MonoNPHM's 0.1 and 0.0075 units."""
 MIN_COSINE = 0.4
 """Between the normals of scan and model; the nose wings and lips of a rough fit need some room."""
 SHELL = (0.5, 3.0)

@@ -95,7 +95,7 @@ def seen_from_front(
     """Whether points [N, 3] are not more than ``tolerance`` metres behind the mesh, seen along the face's forward axis.
 
     ``axes`` [3, 3] has the face's right-of-image, up and forward directions as columns; the view is nearly orthographic
-    (10 m away), 25 cm wide around ``centre``, in cells of .7 mm.
+    (10 m away), 25 cm wide around ``centre``, in cells of 0.7 mm.
     """
     cells, focal, far = 360, 14300.0, 10.0
     K = np.array([[focal, 0, cells / 2 + 0.5], [0, focal, cells / 2 + 0.5], [0, 0, 1]])

@@ -35,7 +35,7 @@ HALVED = 0.5
 HEAD_CHANGES = ("cheek", "chin", "ear", "eye", "eyebrows", "forehead", "head", "mouth", "nose", "neck")
 SIDEWAYS = ("nose-trans-out", "mouth-trans-out", "head-trans-out", "neck-trans-out", "head-angle-out")
 UNSAFE_ACTIONS = ("mouthPress", "noseSneer", "mouthFunnel", "mouthDimple")
-"""Facial actions left out: the motion of their landmarks and of ICT's of the same name have a cosine below .7."""
+"""Facial actions left out: the motion of their landmarks and of ICT's of the same name have a cosine below 0.7."""
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ class HeadTerms:
     def _reproject(self, w: Tensor, e: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Landmarks of the predicted head, in the true camera up to a best shift and scale, against the detected ones.
 
-        In units of the face's RMS radius times .25, so that it compares with the vertex terms.
+        In units of the face's RMS radius times 0.25, so that it compares with the vertex terms.
         """
         points = self.lm_neutral + (w @ self.lm_identity + e @ self.lm_expression).unflatten(-1, (-1, 3))
         camera = points * MODEL_UNIT @ batch["R"].mT + batch["t"][:, None]
