@@ -17,6 +17,7 @@ ABOUT = {
     "image-regressor": ("MIT", "training/recipes/faces_small.toml"),
     "landmark-regressor": ("MIT", "training/recipes/landmark_regressor.toml"),
     "nphm-small": ("MIT", "training/recipes/nphm_small.toml, training/recipes/nphm_small_anny.toml"),
+    "template": ("MIT", "training/build_template.py"),
 }
 
 

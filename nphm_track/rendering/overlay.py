@@ -55,6 +55,7 @@ class OverlayRenderer:
         side_by_side: the untouched frame to the left of the drawn one.
         scale: size of what is drawn relative to the frame.
         occlusion: [V] share of the sky each vertex sees (``rendering.occlusion``), for the renderer "numba".
+        albedo: [V, 3] linear colours of the vertices, for the renderer "numba"; left out, porcelain.
         renderer: "numba", or "pyrender" (needs the extra of that name; style "wireframe" is not offered).
 
     Raises InputError for an unknown style or renderer.
@@ -71,9 +72,10 @@ class OverlayRenderer:
         scale: float = 1.0,
         renderer: str = "numba",
         occlusion: NDArray[np.float32] | None = None,
+        albedo: NDArray[np.float32] | None = None,
     ) -> None:
         check_style(style)
-        self.occlusion = occlusion
+        self.occlusion, self.albedo = occlusion, albedo
         self.size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         ratio = np.array([self.size[0] / size[0], self.size[1] / size[1], 1.0])
         self.K = np.asarray(K, np.float64) * ratio[:, None]
@@ -141,7 +143,8 @@ class OverlayRenderer:
         faces = self._wire_faces(vertices) if self.style == "wireframe" else self.faces
         fragments = rasterise(vertices, faces, K, (2 * (right - left), 2 * (bottom - top)))
         normals = vertex_normals(vertices, faces)
-        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, occlusion=self.occlusion, supersampled=True)
+        look = {"occlusion": self.occlusion, "albedo": self.albedo}
+        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, **look, supersampled=True)
         return rgb, alpha, (left, top)
 
     def _wire_faces(self, vertices: NDArray[np.float32]) -> NDArray[np.int32]:

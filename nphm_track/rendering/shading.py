@@ -17,7 +17,7 @@ STYLES: tuple[str, ...] = get_args(Style)
 _INSIDE = {"shaded": 0.4, "mesh": 0.4, "wireframe": 0.4, "normals": 1.0}  # the inside of an open mesh is darker
 
 # Linear colours; directions towards the lights in camera space (x right, y down, z away from the viewer).
-_ALBEDO = np.array([0.60, 0.67, 0.77], np.float32)
+PORCELAIN = np.array([0.60, 0.67, 0.77], np.float32)
 _LINE = np.array([0.55, 0.92, 1.00], np.float32)
 _KEY, _KEY_COLOUR = np.array([-0.55, -0.62, -0.56], np.float32), np.array([0.95, 0.93, 0.90], np.float32)
 _FILL, _FILL_COLOUR = np.array([0.82, -0.05, -0.57], np.float32), np.array([0.17, 0.20, 0.25], np.float32)
@@ -32,6 +32,7 @@ def shade(
     style: str = "shaded",
     *,
     occlusion: ArrayLike | None = None,
+    albedo: ArrayLike | None = None,
     supersampled: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Colour of every pixel.
@@ -42,6 +43,7 @@ def shade(
         style: "shaded" (and "mesh", which differs only in what lies behind it), "wireframe" (thin lines) or
             "normals" (n * .5 + .5 with x right, y up, z towards the viewer).
         occlusion: [V] share of the sky that each vertex sees (``ambient_occlusion``); left out, all of it.
+        albedo: [V, 3] linear colour of each vertex; left out, ``PORCELAIN``.
         supersampled: the fragments were drawn at twice the size; average 2x2 of them into [H // 2, W // 2] clean edges.
 
     Returns:
@@ -55,7 +57,9 @@ def shade(
         colours = normals * np.array([0.5, -0.5, -0.5], np.float32) + np.float32(0.5)
     else:
         colours = np.empty_like(normals)
-        _light(vertices, normals, _concavity(vertices, normals, triangles), colours)
+        own = np.broadcast_to(PORCELAIN, vertices.shape) if albedo is None else albedo
+        concavity = _concavity(vertices, normals, triangles)
+        _light(vertices, normals, concavity, np.ascontiguousarray(own, np.float32), colours)
         if occlusion is not None:
             colours *= _darkening(np.asarray(occlusion, np.float32))[:, None]
         if style == "wireframe":
@@ -111,7 +115,7 @@ def _concavity(vertices, normals, faces):
 
 
 @kernel(error_model="numpy", fastmath={"contract", "arcp"})
-def _light(vertices, normals, concavity, colours):
+def _light(vertices, normals, concavity, albedo, colours):
     """Porcelain: two soft lights, a hint of rim and gloss, darker in hollows; display-referred colours [V, 3]."""
     wrap = np.float32(0.2)  # lets the lights reach a little round the terminator, as large lamps do
     for i in range(len(vertices)):
@@ -132,7 +136,7 @@ def _light(vertices, normals, concavity, colours):
         open_sky = min(1.15, max(0.35, 1.0 - 0.006 * concavity[i]))
         for c in range(3):
             ambient = _GROUND[c] + (_SKY[c] - _GROUND[c]) * up
-            value = _ALBEDO[c] * (ambient + key * _KEY_COLOUR[c] + fill * _FILL_COLOUR[c]) + rim + 0.08 * gloss
+            value = albedo[i, c] * (ambient + key * _KEY_COLOUR[c] + fill * _FILL_COLOUR[c]) + rim + 0.08 * gloss
             colours[i, c] = np.sqrt(min(value * open_sky, 1.0))  # gamma 2
 
 

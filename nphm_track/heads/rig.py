@@ -1,0 +1,193 @@
+"""The rig of one person: the wrapped template and its shapes, so that a frame is neutral + weights x shapes.
+
+Shapes are ICT-FaceKit's linear ones on the person's own neutral, which is what the head model was trained to deform
+like; lids are made to close on this person's eyes. Beside them, two rigid parts move: the lower teeth with the jaw
+(gums and tongue in between go part of the way), and each eyeball about its centre. ``heads.inverse`` is the slow twin:
+it inverts the network's own deformation. Lengths are metres, head space.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from nphm_track.errors import ModelError
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.template import Template
+from nphm_track.heads.wrap import Eyeball, WrappedHead
+
+SIDES = ("left", "right")
+OVERLAP = 0.0002
+"""Metres by which the edge of an upper lid passes that of the lower when the eye is closed."""
+CLOSING_RANGE = (0.6, 1.6)
+"""Factors on a blink that are taken to make a person's lids meet."""
+LOOK_ANGLE = np.deg2rad(30.0)
+"""Turn of the eyeball, radians, that a weight of 1 of an eyeLook shape stands for."""
+JAW = ("jawOpen", "jawForward", "jawLeft", "jawRight")
+
+
+@dataclass(frozen=True)
+class Rig:
+    """One person's head, ready to be posed.
+
+    Attributes:
+        template: whose topology it has.
+        neutral: [V, 3].
+        shapes: [K, V, 3] displacements at weight 1, in the order of ``template.expression_names``.
+        eyes: left and right eyeball.
+    """
+
+    template: Template
+    neutral: NDArray[np.float32]
+    shapes: NDArray[np.float32]
+    eyes: tuple[Eyeball, Eyeball]
+
+    @classmethod
+    def of(cls, template: Template, head: WrappedHead) -> Rig:
+        shapes = template.expression.copy()
+        for side, edge in zip("LR", template.lid_edges, strict=True):
+            k = template.expression_names.index(f"eyeBlink_{side}")
+            shapes[k] *= closing(head.vertices, shapes[k], edge)[:, None]
+        return cls(template, head.vertices, shapes, head.eyes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.template.expression_names
+
+    @property
+    def faces(self) -> NDArray[np.int32]:
+        return self.template.faces
+
+    def weights(
+        self, model: NphmDecoder, z_ex: Tensor, gaze: NDArray[np.floating] | None = None
+    ) -> NDArray[np.float32]:
+        """Weights [..., K] of expression codes z_ex [..., D_ex], with the eyes' directions ``gaze`` [..., 2, 3].
+
+        The lids follow the codes up and down and the eyes to the sides, and a blink goes no further than to close
+        them. Raises ModelError for a model without a map of expression weights.
+        """
+        known = model.config.expression_names
+        if not set(known) <= set(self.names):
+            raise ModelError(f"head model '{model.config.name}' has expressions that the template lacks")
+        found = (z_ex @ torch.linalg.pinv(model.expression_basis).T.to(z_ex)).cpu().numpy()
+        w = np.zeros((*found.shape[:-1], len(self.names)), np.float32)
+        w[..., [self.names.index(n) for n in known]] = found
+        if gaze is not None:
+            for i, side in enumerate("LR"):
+                yaw = np.nan_to_num(np.arctan2(gaze[..., i, 0], gaze[..., i, 2])) / LOOK_ANGLE
+                outward = yaw if side == "L" else -yaw  # +x is the face's left
+                w[..., self.names.index(f"eyeLookOut_{side}")] = np.clip(outward, 0, 1)
+                w[..., self.names.index(f"eyeLookIn_{side}")] = np.clip(-outward, 0, 1)
+        return self._lids_limited(w)
+
+    def vertices(self, weights: NDArray[np.floating], gaze: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
+        """The head [V, 3] of weights [K], looking along the unit vectors ``gaze`` [2, 3] (left eye, right eye).
+
+        +z is straight ahead: the pose of ICT-FaceKit's eyes at rest, whose axes point a little outwards as people's do.
+        """
+        v = self.neutral.copy()
+        index, flat = self._moving
+        v[index] += (np.asarray(weights, np.float32) @ flat).reshape(-1, 3)
+        mouth = self.template.mouth
+        rotation, shift = self._jaw_motion(weights)
+        rest, share = self.neutral[mouth], self.template.jaw[mouth, None]
+        v[mouth] = rest + share * (rest @ (rotation - np.eye(3, dtype=np.float32)).T + shift)
+        if gaze is not None and np.isfinite(gaze).all():
+            for eye, side, direction in zip(self.eyes, SIDES, gaze, strict=True):
+                own = self.template.part(f"eye_{side}")
+                v[own] = (self.neutral[own] - eye.centre) @ looking_along(direction).T + eye.centre
+        return v
+
+    @cached_property
+    def _moving(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Vertices [M] of the skin and the lashes that any shape moves, and those shapes [K, 3 M]."""
+        moves = np.asarray(self.shapes.any((0, 2)))
+        moves[self.template.mouth] = False
+        index = np.flatnonzero(moves)
+        return index, np.ascontiguousarray(self.shapes[:, index].reshape(len(self.shapes), -1))
+
+    @cached_property
+    def _jaw(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Of the shapes of the jaw: their places, the shift of the lower teeth's mean under each [J, 3], the products
+        [J, 3, 3] of their displacements with the teeth's places, and those places' own [3, 3]."""
+        own = self.template.part("teeth_lower")
+        index = np.array([self.names.index(n) for n in JAW])
+        moved, x = self.shapes[index, own].astype(np.float64), self.neutral[own].astype(np.float64)
+        x = x - x.mean(0)
+        return index, moved.mean(1), np.einsum("jvc,vd->jcd", moved, x), x.T @ x
+
+    def _jaw_motion(self, weights: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rotation [3, 3] and translation [3] that move the lower teeth most like their linear shapes (Kabsch)."""
+        index, shift, product, own = self._jaw
+        w = np.asarray(weights, np.float64)[index]
+        u, _, vt = np.linalg.svd(own + np.tensordot(w, product, 1))
+        rotation = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
+        centre = self.neutral[self.template.part("teeth_lower")].mean(0)
+        return rotation.astype(np.float32), (centre + w @ shift - rotation @ centre).astype(np.float32)
+
+    @cached_property
+    def _apertures(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Height of each eye's opening at rest [2], what each shape adds to it [2, K], and the places [2] of blinks."""
+        rest, slopes = np.zeros(2, np.float32), np.zeros((2, len(self.names)), np.float32)
+        for i, edge in enumerate(self.template.lid_edges):
+            upper, lower = split_lids(self.neutral, edge)
+            middle = len(upper) // 4
+            for u in upper[middle:-middle]:
+                below = lower[np.abs(self.neutral[lower, 0] - self.neutral[u, 0]).argmin()]
+                share = 1 / len(upper[middle:-middle])
+                rest[i] += share * (self.neutral[u, 1] - self.neutral[below, 1])
+                slopes[i] += share * (self.shapes[:, u, 1] - self.shapes[:, below, 1])
+        return rest, slopes, np.array([self.names.index(f"eyeBlink_{side}") for side in "LR"])
+
+    def _lids_limited(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The weights [..., K] with blinks lessened, where lids would pass each other by more than closed ones do."""
+        _, slopes, blinks = self._apertures
+        for slope, blink in zip(slopes, blinks, strict=True):
+            too_far = np.minimum(w @ slope - slope[blink], 0)  # of the opening, below that of a full blink
+            w[..., blink] -= too_far / slope[blink]
+        return w
+
+
+def closing(
+    vertices: NDArray[np.floating], blink: NDArray[np.floating], edge: NDArray[np.integer]
+) -> NDArray[np.float32]:
+    """Factors [V] on a blink's displacements [V, 3] that let the lids of a head [V, 3] meet along their ``edge``.
+
+    They vary with the place across the eye alone, and act on what moves down: the lower lid keeps its motion.
+    """
+    upper, lower = split_lids(vertices, edge)
+    shut = vertices + blink
+    lower = lower[np.argsort(shut[lower, 0])]
+    meeting = np.interp(shut[upper, 0], shut[lower, 0], shut[lower, 1]) - OVERLAP
+    travel, needed = -blink[upper, 1], vertices[upper, 1] - meeting
+    x0, reach = vertices[edge, 0].mean(), np.ptp(vertices[edge, 0]) / 2
+    factor = np.clip(needed / np.maximum(travel, 1e-5), *CLOSING_RANGE)
+    curve = np.polynomial.Polynomial.fit((vertices[upper, 0] - x0) / reach, factor, 3, domain=[-1, 1], w=travel)
+    across = np.clip((vertices[:, 0] - x0) / reach, -1, 1)
+    downward = np.clip(-blink[:, 1] / 0.002, 0, 1)
+    return (1 + (np.clip(curve(across), *CLOSING_RANGE) - 1) * downward).astype(np.float32)
+
+
+def split_lids(
+    vertices: NDArray[np.floating], edge: NDArray[np.integer]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Vertices of ``edge`` on the upper and on the lower lid, ascending in x, without the corners of the eye."""
+    order = edge[np.argsort(vertices[edge, 0])].astype(np.int64)
+    first, *inner, last = order.tolist()
+    chord = np.interp(vertices[inner, 0], vertices[[first, last], 0], vertices[[first, last], 1])
+    above = vertices[inner, 1] > chord
+    return np.array(inner)[above], np.array(inner)[~above]
+
+
+def looking_along(direction: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Rotation [3, 3] that turns +z to a unit vector [3], first up or down, then to the side, without a roll."""
+    x, y, z = np.asarray(direction, np.float64)
+    yaw, pitch = np.arctan2(x, z), np.arcsin(np.clip(y, -1, 1))
+    (c, s), (d, e) = (np.cos(yaw), np.sin(yaw)), (np.cos(pitch), np.sin(pitch))
+    turn = np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]]) @ np.array([[1, 0, 0], [0, d, e], [0, -e, d]])
+    return turn.astype(np.float32)
