@@ -21,7 +21,7 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.geometry.surface_points import SurfacePointNet
 from nphm_track.training.faces_task import HELDOUT_SEED
 from nphm_track.training.ict import load_ict
-from nphm_track.training.points_task import PointBatch, PointStream, point_errors, relative_depth
+from nphm_track.training.points_task import PointBatch, PointStream, in_pixels, point_errors
 from nphm_track.training.template_points import SPACING, point_spacing
 
 GROUPS = {"0": (0, 1), "1": (1, 2), "2": (2, 3), "3-4": (3, 5), "5-9": (5, 10), "10-19": (10, 20), "20-39": (20, 40)}
@@ -73,9 +73,8 @@ def readings(net: SurfacePointNet, batches: list[PointBatch]) -> dict[str, NDArr
     for b in batches:
         good = b.valid > 0
         last = net(b.crop, b.features, b.landmarks)[-1]
-        true = torch.cat([b.xy, relative_depth(b.camera[..., 2], b.K)[..., None]], -1)
         own = torch.cat([last.xy, last.depth[..., None]], -1)
-        for name, points in zip(found, (b.landmarks[:, :468], own, true), strict=True):
+        for name, points in zip(found, (b.landmarks[:, :468], own, in_pixels(b.camera, b.K)), strict=True):
             found[name].append(points[good])
     return {name: upright(torch.cat(parts).double().numpy()) for name, parts in found.items()}
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from nphm_track.rendering.batched import BatchFragments
+from nphm_track.training.texture_bank import HeadTensors
 
 
 @dataclass(frozen=True)
@@ -56,26 +57,44 @@ class View:
 
 
 @dataclass(frozen=True)
-class Scene:
-    """B heads in front of B crops.
+class Placed:
+    """B heads before the cameras of their crops.
 
     Attributes:
-        w, e: [B, 100], [B, E] ICT weights. camera: [B, V, 3] vertices in the camera frame of the crops, metres.
+        row: [B] photo of each. painted, follow: [B] heads without a photo, and photos whose surroundings follow them.
+        w, e: [B, 100], [B, E] ICT weights. vertices: [B, V, 3] metres, head space; camera: in the crops' camera frame.
         K, R, t: intrinsics of the crops and the head's pose before them. view: of the frames. roi: [B, 5].
-        fragments, at: what the crops' pixels show, and its attributes. shown: [B, 256, 256] head that nothing hides.
-        painted: [B] heads without a photo. crop: [B, 3, 256, 256] in 0..1.
     """
 
+    row: Tensor
+    painted: Tensor
+    follow: Tensor
     w: Tensor
     e: Tensor
+    vertices: Tensor
     camera: Tensor
     K: Tensor
     R: Tensor
     t: Tensor
     view: View
     roi: Tensor
+
+    def landmarks(self, heads: HeadTensors) -> Tensor:
+        """True landmarks [B, 478, 3] in the crops' camera frame, metres."""
+        return heads.landmarks(self.w, self.e) @ self.R.mT + self.t[:, None]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Pictures of placed heads.
+
+    Attributes:
+        fragments, at: what the crops' pixels show, and its attributes. shown: [B, 256, 256] head that nothing hides.
+        crop: [B, 3, 256, 256] in 0..1.
+    """
+
+    placed: Placed
     fragments: BatchFragments
     at: dict[str, Tensor]
     shown: Tensor
-    painted: Tensor
     crop: Tensor

@@ -23,7 +23,7 @@ from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE, crop_points_to_frame
 from nphm_track.rendering.batched import BatchFragments
 from nphm_track.training.degrade import degrade_batch
 from nphm_track.training.dice import Dice
-from nphm_track.training.face_batch import FaceBatch, Scene, View
+from nphm_track.training.face_batch import FaceBatch, Placed, Scene, View
 from nphm_track.training.ict import load_ict, sample_expression
 from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics
 from nphm_track.training.paint_batch import Painter
@@ -101,15 +101,14 @@ class FaceStream:
         """A batch of ``count`` samples."""
         s = self.scene(self.dice(seed, self.device), count)
         points, normal_maps, mask = self._targets(s.at, s.shown, s.fragments.depth)
-        view = s.view
-        seen = self._observe(s.crop, s.roi, s.w, s.e, view)
-        return FaceBatch(s.crop, points, normal_maps, mask, s.w, s.e, view.K, view.R, view.t, view.size, s.roi, **seen)
+        p, view = s.placed, s.placed.view
+        seen = self._observe(s.crop, p.roi, p.w, p.e, view)
+        return FaceBatch(s.crop, points, normal_maps, mask, p.w, p.e, view.K, view.R, view.t, view.size, p.roi, **seen)
 
-    @torch.no_grad()
-    def scene(self, dice: Dice, count: int) -> Scene:
-        """``count`` heads and their pictures."""
-        heads, bank = self.heads, self.bank
-        row = dice.below(len(bank), count)
+    def placed(self, dice: Dice, count: int) -> Placed:
+        """``count`` heads before their cameras, without pictures."""
+        heads = self.heads
+        row = dice.below(len(self.bank), count)
         w, e = self._codes(dice, row)
         vertices = self._bumps(dice, heads.vertices(w, e))
         kind = dice.uniform(count)
@@ -120,21 +119,27 @@ class FaceStream:
         K, turn = roi_cameras(view.K, roi, CROP_SIZE)
         R, t = turn @ view.R, (turn @ view.t[..., None])[..., 0]
         camera = vertices @ R.mT + t[:, None]
-        fragments = rasterise_heads(heads, camera, K)
-        normals = heads.drawer.normals(vertices)
-        image, at = self._shade(dice, row, e, painted, camera, normals @ R.mT, vertices, normals, fragments)
+        return Placed(row, painted, follow, w, e, vertices, camera, K, R, t, view, roi)
+
+    @torch.no_grad()
+    def scene(self, dice: Dice, count: int) -> Scene:
+        """``count`` heads and their pictures."""
+        heads, bank, p = self.heads, self.bank, self.placed(dice, count)
+        fragments = rasterise_heads(heads, p.camera, p.K)
+        normals = heads.drawer.normals(p.vertices)
+        image, at = self._shade(dice, p, normals @ p.R.mT, normals, fragments)
         covered = fragments.face_id >= 0
-        direct = covered & (at["direct"] > 0.999) & ~painted[:, None, None]
+        direct = covered & (at["direct"] > 0.999) & ~p.painted[:, None, None]
         surroundings = self.scenery.backdrop(dice, count, CROP_SIZE)
-        place = self.scenery.follow(at["uv"], direct, (K, R, t), (bank.K[row], bank.R[row], bank.t[row]))
-        own = sample_pixels(bank.image[row].float() / 255, place.flatten(1, 2)).mT.unflatten(2, (CROP_SIZE, CROP_SIZE))
-        surroundings = torch.where(follow[:, None, None, None], own, surroundings)
-        cut = (at["inside"] < 0) & (dice.chance(0.35, count) & ~follow)[:, None, None]
+        photo = (bank.K[p.row], bank.R[p.row], bank.t[p.row])
+        place = self.scenery.follow(at["uv"], direct, (p.K, p.R, p.t), photo).flatten(1, 2)
+        own = sample_pixels(bank.image[p.row].float() / 255, place).mT.unflatten(2, (CROP_SIZE, CROP_SIZE))
+        surroundings = torch.where(p.follow[:, None, None, None], own, surroundings)
+        cut = (at["inside"] < 0) & (dice.chance(0.35, count) & ~p.follow)[:, None, None]
         image = torch.where((covered & ~cut)[:, None], image, surroundings)
         image, hidden = self.scenery.occlude(dice, image)
-        image = self.scenery.glasses(dice, image, pixels_of(heads.landmarks(w, e) @ R.mT + t[:, None], K))
-        crop = degrade_batch(dice, image)
-        return Scene(w, e, camera, K, R, t, view, roi, fragments, at, covered & ~cut & ~hidden, painted, crop)
+        image = self.scenery.glasses(dice, image, pixels_of(p.landmarks(heads), p.K))
+        return Scene(p, fragments, at, covered & ~cut & ~hidden, degrade_batch(dice, image))
 
     def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
         """Identities of the scans' spread about the people in the photos, some around the photo's own; expressions
@@ -201,19 +206,18 @@ class FaceStream:
         return torch.stack([centre[:, 0], centre[:, 1], side, side, angle], 1)
 
     def _shade(
-        self, dice: Dice, row: Tensor, e: Tensor, painted: Tensor, camera: Tensor, camera_normals: Tensor,
-        vertices: Tensor, normals: Tensor, fragments: BatchFragments,
-    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        self, dice: Dice, p: Placed, camera_normals: Tensor, normals: Tensor, fragments: BatchFragments
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The lit heads [B, 3, H, W] and what their pixels show."""
-        bank, heads = self.bank, self.heads
+        bank, heads, row, painted = self.bank, self.heads, p.row, p.painted
         b = len(row)
         colour, shade, direct = bank.colour[row].float(), bank.shade[row].float(), bank.direct[row]
-        colour, shade, direct = self._close_lids(dice, colour, shade, direct, bank.e[row], e)
+        colour, shade, direct = self._close_lids(dice, colour, shade, direct, bank.e[row], p.e)
         colour = torch.where(painted[:, None, None], self.painter(dice, b), colour)
         shade = torch.where(painted[:, None], 1.0, shade)
         smooth = dice.chance(HARMONIC / (HARMONIC + OWN_LIGHT), b)[:, None]
         light = torch.where(smooth, random_harmonics(dice, b), bank.light[row])
-        irradiance, shine = lamp_light(dice, camera, camera_normals, self.occlusion)
+        irradiance, shine = lamp_light(dice, p.camera, camera_normals, self.occlusion)
         lamps = (dice.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
         flat = dice.chance(self.flat, b)[:, None, None]
         irradiance, shine = torch.where(flat, 1.0, irradiance), torch.where(flat, 0.0, shine)
@@ -223,14 +227,14 @@ class FaceStream:
         ratio = torch.where(lamps[:, None, None], irradiance * exposure, soft) / shade[..., None]
         ratio = ratio * torch.where((painted | (~lamps & ~smooth[:, 0]))[:, None, None], 1.0, self._mix(dice, row))
         shine = torch.where(lamps[:, None, None], shine * exposure, 0.0)
-        inside = _cut_out(dice, vertices)
+        inside = _cut_out(dice, p.vertices)
         parts = {
             "uv": bank.uv[row], "colour": colour, "ratio": ratio, "shine": shine, "direct": direct[..., None].float(),
-            "inside": inside[..., None], "points": vertices, "normals": normals,
+            "inside": inside[..., None], "points": p.vertices, "normals": normals,
             "in_face": heads.in_face[:, None].expand(b, -1, 1),
         }  # fmt: skip
         drawn = heads.drawer.interpolate(fragments, torch.cat(list(parts.values()), -1))
-        at = dict(zip(parts, drawn.split([p.shape[-1] for p in parts.values()], -1), strict=True))
+        at = dict(zip(parts, drawn.split([x.shape[-1] for x in parts.values()], -1), strict=True))
         at = {k: v[..., 0] if v.shape[-1] == 1 else v for k, v in at.items()}
         shown = sample_pixels(bank.image[row].float() / 255, at["uv"].flatten(1, 2)).unflatten(1, at["uv"].shape[1:3])
         from_photo = (at["direct"] > 0.999) & ~painted[:, None, None]

@@ -38,8 +38,10 @@ FLAT = 0.15
 """Share of heads in even light, which hides shape as a flash does."""
 FRONTAL = 25.0
 """Degrees between face and camera up to which a view counts as frontal."""
-RIDGE = 3.0
-"""Weight of the ridge, in renders, that points are read off the landmarks with."""
+RIDGE, MADE_UP = 20.0, 2000
+"""Points are first read off the landmarks with a ridge of the weight of so many heads, of so many heads."""
+TAIL = 3.0
+"""Sigmas from which an error counts by its size, not by its square."""
 HIDDEN = 0.004
 """Metres behind what the picture shows from which a point is hidden."""
 
@@ -57,7 +59,7 @@ class PointsData(Strict):
     batch: int = Field(48, gt=0)
     reuse: int = Field(3, gt=0, description="times that a render is trained on")
     kept: int = Field(1024, gt=0, description="renders of a process in memory for that, 1 MB each")
-    start_renders: int = Field(512, gt=0, description="that points are read off the landmarks with at first")
+    start_renders: int = Field(256, gt=0, description="that tell how wrong landmarks are, for where points start")
     heldout_batches: int = Field(3, gt=0, description="batches of 64 that the held-out figures are taken on")
     fine: int = Field(32, gt=0)
     coarse: int = Field(64, gt=0)
@@ -98,13 +100,15 @@ class PointBatch:
 
     def depth(self) -> Tensor:
         """[B, N] px behind the mean of the points."""
-        return relative_depth(self.camera[..., 2], self.K)
+        return in_pixels(self.camera, self.K)[..., 2]
 
 
-def relative_depth(z: Tensor, K: Tensor) -> Tensor:
-    """Depths z [B, N] (metres) from their mean, in pixels at that distance."""
+def in_pixels(camera: Tensor, K: Tensor) -> Tensor:
+    """Points [B, N, 3] of the camera frame (metres) in the picture: x, y, and the depth behind their mean in pixels at
+    that distance."""
+    z = camera[..., 2]
     middle = z.mean(1, keepdim=True)
-    return (z - middle) / middle * K[:, :1, 0]
+    return torch.cat([pixels_of(camera, K), ((z - middle) / middle * K[:, :1, 0])[..., None]], -1)
 
 
 class PointStream(FaceStream):
@@ -116,9 +120,10 @@ class PointStream(FaceStream):
         """``count`` samples of the vertices ``vertex`` [N]; ``mirror`` [N] of each one, to mirror half of them."""
         dice = self.dice(seed, self.device)
         s = self.scene(dice, count)
-        crop, K, camera = s.crop, s.K.clone(), s.camera[:, vertex]
+        p = s.placed
+        crop, K, camera = s.crop, p.K.clone(), p.camera[:, vertex]
         visible = _visible(s, camera)
-        true = self.heads.landmarks(s.w, s.e) @ s.R.mT + s.t[:, None]
+        true = p.landmarks(self.heads)
         flip = dice.chance(0.0 if mirror is None else 0.5, count)
         if mirror is not None:
             crop = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
@@ -133,15 +138,15 @@ class PointStream(FaceStream):
         place = torch.where(flip[:, None, None], place.flip(1), place)
         error = (out["landmarks"][:, corners, :2] - place).norm(dim=-1).amax(1)
         valid = (torch.sigmoid(out["presence"]) > 0.7) & (error < 0.08 * CROP_SIZE)
-        angle = torch.rad2deg((-s.R[:, 2, 2]).clamp(-1, 1).acos())
+        angle = torch.rad2deg((-p.R[:, 2, 2]).clamp(-1, 1).acos())
         features = {size: out[f"features_{size}"].contiguous() for size in TRUNK}
-        columns = (out["landmarks"], valid.float(), pixels_of(camera, K), camera, K, visible, true, angle, s.painted)
-        return PointBatch(crop, *columns, s.w, features)
+        columns = (out["landmarks"], valid.float(), pixels_of(camera, K), camera, K, visible, true, angle, p.painted)
+        return PointBatch(crop, *columns, p.w, features)
 
 
 def _visible(s: Scene, camera: Tensor) -> Tensor:
     """[B, N] whether the picture shows the points [B, N, 3] of the camera frame."""
-    x, y = pixels_of(camera, s.K).unbind(-1)
+    x, y = pixels_of(camera, s.placed.K).unbind(-1)
     inside = (x >= 0) & (y >= 0) & (x < CROP_SIZE) & (y < CROP_SIZE)
     cell = y.long().clamp(0, CROP_SIZE - 1) * CROP_SIZE + x.long().clamp(0, CROP_SIZE - 1)
     depth, shown = s.fragments.depth.flatten(1).gather(1, cell), s.shown.flatten(1).gather(1, cell)
@@ -149,7 +154,7 @@ def _visible(s: Scene, camera: Tensor) -> Tensor:
 
 
 class PointsTask:
-    """Gaussian likelihood of the true points, each error weighted by its own sigma.
+    """Likelihood of the true points, Gaussian but for its tails, each error weighted by its own sigma.
 
     So that what is hidden or hard does not stop being learnt (beta-NLL, Seitzer et al. 2022, beta 0.5).
     """
@@ -181,22 +186,23 @@ class PointsTask:
         self.model.start.requires_grad_(False)
 
     def _begin(self) -> None:
-        """Statistics of the trunk's maps, and the points read off the landmarks in closed form."""
+        """Statistics of the trunk's maps, and the points read off the landmarks in closed form.
+
+        Few pictures tell how wrong landmarks are; many heads without a picture tell how points go with them.
+        """
         seeds = range(HELDOUT_SEED // 2, HELDOUT_SEED // 2 + -(-self.data.start_renders // 64))
         drawn = [self.stream.draw_points(seed, 64, self.vertex, self.mirror) for seed in seeds]
         for size in TRUNK:
             x = drawn[0].features[size]
             getattr(self.model, f"trunk_mean_{size}").copy_(x.mean((0, 2, 3)))
             getattr(self.model, f"trunk_spread_{size}").copy_(x.std((0, 2, 3)).clamp_min(1e-3))
-        good = [b.valid > 0 for b in drawn]
-        landmarks = torch.cat([b.landmarks[g] for b, g in zip(drawn, good, strict=True)]).flatten(1).double()
-        target = [torch.cat([b.xy, b.depth()[..., None]], -1)[g] for b, g in zip(drawn, good, strict=True)]
-        points = torch.cat(target).flatten(1).double() / STEP
+        found = torch.cat([b.landmarks[b.valid > 0] for b in drawn])
+        true = torch.cat([in_pixels(b.true_landmarks, b.K)[b.valid > 0] for b in drawn])
+        landmarks, points = self._made_up(found - true)
         mean = landmarks.mean(0)
         _, size, axes = torch.linalg.svd(landmarks - mean, full_matrices=False)
         components = self.model.config.components
-        axes, size = axes[:components], size[:components]
-        axes = axes / (size / len(landmarks) ** 0.5)[:, None]  # components of unit spread
+        axes = axes[:components] / (size[:components] / len(landmarks) ** 0.5)[:, None]  # components of unit spread
         code = (landmarks - mean) @ axes.T
         ridge = RIDGE * torch.eye(len(axes), dtype=torch.float64)
         weight = torch.linalg.solve(code.T @ code + ridge, code.T @ (points - points.mean(0)))
@@ -205,6 +211,17 @@ class PointsTask:
         with torch.no_grad():
             self.model.start.weight.copy_(weight.T)
             self.model.start.bias.copy_(points.mean(0))
+
+    def _made_up(self, errors: Tensor) -> tuple[Tensor, Tensor]:
+        """Landmarks [M, 1434] and points [M, 3 N] of heads without pictures, whose landmarks are wrong as those of
+        pictures are: ``errors`` [R, 478, 3] px. Double precision; points in units of ``STEP``."""
+        dice = Dice(HELDOUT_SEED // 2, self.device)
+        landmarks, points = [], []
+        for _ in range(MADE_UP // 50):
+            p = self.stream.placed(dice, 50)
+            landmarks.append(in_pixels(p.landmarks(self.stream.heads), p.K) + errors[dice.below(len(errors), 50)])
+            points.append(in_pixels(p.camera[:, self.vertex], p.K) / STEP)
+        return torch.cat(landmarks).flatten(1).double(), torch.cat(points).flatten(1).double()
 
     def config(self) -> dict[str, Any]:
         return {"kind": "surface-points", "points": self.model.config.to_dict()}
@@ -243,14 +260,19 @@ class PointsTask:
 def place_likelihood(out: SurfacePoints, xy: Tensor) -> Tensor:
     """Negative log likelihood of xy [B, N, 2], each point's weighted by its sigma; mean, in units of ``STEP``."""
     log_sigma = -(out.precision[..., 0] + out.precision[..., 2]) / 2
-    value = 0.5 * mahalanobis(out, xy) + 2 * log_sigma
+    value = _cost(mahalanobis(out, xy)) + 2 * log_sigma
     return (log_sigma.exp().detach() / STEP * value).mean()
 
 
 def depth_likelihood(out: SurfacePoints, depth: Tensor) -> Tensor:
     """The same of depths [B, N]."""
-    value = 0.5 * ((depth - out.depth) / out.depth_sigma).square() + out.depth_sigma.log()
+    value = _cost(((depth - out.depth) / out.depth_sigma).square()) + out.depth_sigma.log()
     return (out.depth_sigma.detach() / STEP * value).mean()
+
+
+def _cost(squared: Tensor) -> Tensor:
+    """Half of squared errors in units of sigma, for large ones the errors themselves (pseudo-Huber)."""
+    return TAIL**2 * ((1 + squared / TAIL**2).sqrt() - 1)
 
 
 def point_errors(model: SurfacePointNet, batches: list[PointBatch], in_face: Tensor) -> dict[str, float]:

@@ -13,13 +13,12 @@ from nphm_track.geometry.surface_points import SurfacePoints
 from nphm_track.training.ict import IctHeads, load_ict
 from nphm_track.training.points_task import (
     depth_likelihood,
+    in_pixels,
     place_likelihood,
-    relative_depth,
     similarity_errors,
     unprojected,
 )
 from nphm_track.training.template_points import mirrored_points, template_points
-from nphm_track.training.texture_bank import pixels_of
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,9 @@ def scene(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_pixels_and_relative_depths_give_the_points_back() -> None:
     camera, K = scene()
-    flat = torch.cat([pixels_of(camera, K), relative_depth(camera[..., 2], K)[..., None]], -1)
-    torch.testing.assert_close(unprojected(flat, K, camera[..., 2].mean(1)), camera, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        unprojected(in_pixels(camera, K), K, camera[..., 2].mean(1)), camera, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_similarity_is_no_error_and_a_moved_point_is() -> None:
