@@ -36,7 +36,7 @@ from nphm_track.heads.mesh import extract_canonical
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import Status
-from nphm_track.tracking.render import SurfaceCarrier
+from nphm_track.tracking.surface import CarriedFrames
 
 EXPRESSIONS = (
     "jawOpen", "mouthSmile", "mouthFrown", "mouthPucker", "mouthFunnel", "mouthStretch", "mouthUpperUp",
@@ -84,7 +84,7 @@ def transfer(model: NphmDecoder, source: Path, target: Path, out: Path) -> None:
     performance, face = read_run(source).track, read_run(target).track
     played = replace(performance, z_id=face.z_id, z_ex=transfer_expressions(performance, face))
     own, theirs = (extract_canonical(model, torch.from_numpy(z)) for z in (performance.z_id, face.z_id))
-    actor, double = SurfaceCarrier(model, own, performance), SurfaceCarrier(model, theirs, played)
+    actor, double = CarriedFrames(model, own, performance), CarriedFrames(model, theirs, played)
     rows = np.flatnonzero(performance.status != Status.LOST)
     shown = set(rows[np.linspace(0, len(rows) - 1, 8).astype(int)].tolist())
     (out / "transfer").mkdir(exist_ok=True)

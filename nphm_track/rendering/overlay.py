@@ -56,6 +56,7 @@ class OverlayRenderer:
         scale: size of what is drawn relative to the frame.
         occlusion: [V] share of the sky each vertex sees (``rendering.occlusion``), for the renderer "numba".
         albedo: [V, 3] linear colours of the vertices, for the renderer "numba"; left out, porcelain.
+        prepare: changes vertices [V, 3] (head space) before they are drawn, such as to cut the neck.
         renderer: "numba", or "pyrender" (needs the extra of that name; style "wireframe" is not offered).
 
     Raises InputError for an unknown style or renderer.
@@ -73,9 +74,10 @@ class OverlayRenderer:
         renderer: str = "numba",
         occlusion: NDArray[np.float32] | None = None,
         albedo: NDArray[np.float32] | None = None,
+        prepare: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
         check_style(style)
-        self.occlusion, self.albedo = occlusion, albedo
+        self.occlusion, self.albedo, self.prepare = occlusion, albedo, prepare
         self.size = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
         ratio = np.array([self.size[0] / size[0], self.size[1] / size[1], 1.0])
         self.K = np.asarray(K, np.float64) * ratio[:, None]
@@ -98,7 +100,9 @@ class OverlayRenderer:
             vertices_head: [V, 3] metres, head space.
             R, t: head-to-camera rotation [3, 3] and translation [3], metres.
         """
-        vertices = np.asarray(vertices_head, np.float32) @ np.asarray(R, np.float32).T + np.asarray(t, np.float32)
+        head = np.asarray(vertices_head, np.float32)
+        head = head if self.prepare is None else self.prepare(head)
+        vertices = head @ np.asarray(R, np.float32).T + np.asarray(t, np.float32)
         frame = self._resized(image)
         below = backdrop(self.size) if self.style == "mesh" else frame
         layer = self._layer(vertices)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from nphm_track.heads.mesh import CanonicalMesh
 from nphm_track.rendering.ply import read_ply, write_ply
-from nphm_track.tracking import render
+from nphm_track.tracking import render, surface
 from nphm_track.tracking.mesh_stream import StreamWriter
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import VERTICES, WORK, RunFolder
@@ -78,10 +78,10 @@ class MeshStream:
         self.rows = mesh_rows(track, every)
         frame = np.asarray(track.frame)[self.rows]
         work = folder.path / WORK / VERTICES
-        self._stream = StreamWriter(work, mesh.vertices, mesh.faces, frame, self.rows // render.BLOCK, written)
+        self._stream = StreamWriter(work, mesh.vertices, mesh.faces, frame, self.rows // surface.BLOCK, written)
 
     def __contains__(self, row: int) -> bool:
-        return self.every == 1 and self._stream.has(row // render.BLOCK)
+        return self.every == 1 and self._stream.has(row // surface.BLOCK)
 
     def read(self, row: int) -> Vertices:
         return self._stream.read(int(np.searchsorted(self.rows, row)))

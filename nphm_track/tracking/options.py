@@ -97,8 +97,16 @@ class TrackOptions(BaseModel):
     device: str = Field(
         default="cpu", min_length=1, description="Torch device of the networks, such as cpu, cuda or cuda:1."
     )
+    topology: Literal["template", "isosurface"] = Field(
+        default="template",
+        description="What meshes are made of: one template with eyes and teeth, the same vertices for everybody, or "
+        "the network's zero level. Heads of models without ARKit's expressions have the latter.",
+    )
     mesh_resolution: int = Field(
-        default=192, ge=32, le=512, description="Density of the mesh; 192: 30,000 vertices, 384: four times as many."
+        default=192,
+        ge=32,
+        le=512,
+        description="Density of isosurface meshes; 192: 30,000 vertices, 384: four times as many.",
     )
     refine: bool = Field(
         default=False,

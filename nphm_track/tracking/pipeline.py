@@ -22,12 +22,10 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.models import resolve, sha256
 from nphm_track.refine.schedule import Settings
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
-from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.clip import open_input
@@ -43,7 +41,7 @@ from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regresso
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, InputWatch, Status, Track
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
-from nphm_track.tracking.render import SurfaceCarrier, Vertices, draw_clip, write_overlay
+from nphm_track.tracking.render import Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
@@ -54,6 +52,7 @@ from nphm_track.tracking.run_folder import (
     RunFolder,
     default_output,
 )
+from nphm_track.tracking.surface import Surface, open_surface
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import lacking_files
 from nphm_track.tracking.written import WrittenFiles
@@ -323,15 +322,18 @@ class _Job:
 
     def _draw(self, model: NphmDecoder, track: Track) -> None:
         """The surface in every frame: meshes and overlay."""
+        o = self.options
         with self._timed("surface"):
             self.progress.stage("canonical head", 1)
-            detail = self.options.mesh_resolution / 192
-            mesh = extract_canonical(model, torch.from_numpy(track.z_id).to(self.device), detail=detail)
+            surface = open_surface(model, track, o.topology, o.mesh_resolution / 192)
+            if surface.template is None and o.topology == "template":
+                self.progress.note(f"{o.head} has no expressions by name: its heads keep the network's own topology")
             self.progress.advance()
         with self._timed("draw"), self.folder.written() as written:
-            self._draw_with(mesh, SurfaceCarrier(model, mesh, track), track, written)
+            self._draw_with(surface, track, written)
 
-    def _draw_with(self, mesh: CanonicalMesh, carry: SurfaceCarrier, track: Track, written: WrittenFiles) -> None:
+    def _draw_with(self, surface: Surface, track: Track, written: WrittenFiles) -> None:
+        mesh, carry = surface.mesh, surface.vertices_of
         o = self.options
         if o.meshes:
             write_ply(self.folder.canonical, mesh.vertices, mesh.faces)
@@ -348,10 +350,7 @@ class _Job:
             self.progress.stage(stage, len(track))
             draw_clip(self.source, track, None, None, vertices_of, self.progress)
         else:
-            occlusion = ambient_occlusion(mesh.vertices, mesh.faces)
-            renderer = OverlayRenderer(
-                mesh.faces, track.K, self.size, o.style, o.opacity, o.side_by_side, 1.0, o.renderer, occlusion
-            )
+            renderer = surface.painter(track, o.style, o.opacity, o.side_by_side, renderer=o.renderer)
             write_overlay(self.folder.overlay, self.source, track, renderer, vertices_of, self.progress, stage)
         if store is not None:
             store.finish()

@@ -6,48 +6,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from nphm_track.conventions import MODEL_UNIT
-from nphm_track.errors import InputError
-from nphm_track.heads.carry import Carried, MeshCarrier
-from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.loading import DEFAULT, load_head_model
-from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
-from nphm_track.models import resolve, sha256
-from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.run_folder import Run, RunFolder, read_run
+from nphm_track.tracking.run_folder import RunFolder, read_run
+from nphm_track.tracking.surface import BLOCK, surface_of
 from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
 from nphm_track.video.writer import ImageWriter, VideoWriter
 
-BLOCK = 64
-"""Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
 Vertices = NDArray[np.float32]
-
-
-class SurfaceCarrier:
-    """The vertices of one person's canonical mesh in the frames of a clip, asked for in ascending order."""
-
-    def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, track: Track) -> None:
-        self.track = track
-        self.device = model.mean_anchors.device
-        self._carry = MeshCarrier(model, mesh, torch.from_numpy(track.z_id).to(self.device))
-        self._last: Carried | None = None
-        self._block = -1
-
-    def __call__(self, row: int) -> Vertices:
-        """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
-        if row // BLOCK != self._block:
-            self._block, self._last = row // BLOCK, None
-        z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
-        self._last = self._carry(z_ex, self._last)
-        return (self._last.posed.points * MODEL_UNIT).cpu().numpy()
 
 
 class WrittenBlocks:
@@ -153,23 +124,8 @@ def render_overlay(
     track = done.track
     source = open_clip(done, clip)
     target = Path(output) if output else done.overlay
-    mesh, vertices_of = _surface_of(done)
-    size = (int(track.image_size[0]), int(track.image_size[1]))
-    occlusion = ambient_occlusion(mesh.vertices, mesh.faces)
-    painter = OverlayRenderer(mesh.faces, track.K, size, style, opacity, side_by_side, scale, renderer, occlusion)
+    surface = surface_of(done)
+    painter = surface.painter(track, style, opacity, side_by_side, scale, renderer)
     with source:
-        write_overlay(target, source, track, painter, vertices_of, progress, stage="overlay")
+        write_overlay(target, source, track, painter, surface.vertices_of, progress, stage="overlay")
     return target
-
-
-def _surface_of(run: Run) -> tuple[CanonicalMesh, Callable[[int], Vertices]]:
-    """Canonical mesh and vertices of a finished run: read from its meshes, or carried again when it wrote none."""
-    if run.info.options["meshes"] and run.info.options.get("mesh_every", 1) == 1:
-        vertices, faces = run.canonical()
-        return CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0]
-    name = str(run.info.options.get("head_model", DEFAULT))
-    if run.info.models.get(name) != sha256(resolve(name)):
-        raise InputError(f"{run.path} was made with another head model than {name} is now")
-    model = load_head_model(name)
-    mesh = extract_canonical(model, torch.from_numpy(run.track.z_id))
-    return mesh, SurfaceCarrier(model, mesh, run.track)

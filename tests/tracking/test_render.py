@@ -19,12 +19,13 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import PosedPoints
 from nphm_track.heads.mesh import CanonicalMesh
 from nphm_track.models import sha256
-from nphm_track.tracking import render
+from nphm_track.tracking import render, surface
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress
 from nphm_track.tracking.records import InputInfo, Status, Track
-from nphm_track.tracking.render import SurfaceCarrier, WrittenBlocks, draw_clip, render_overlay
+from nphm_track.tracking.render import WrittenBlocks, draw_clip, render_overlay
 from nphm_track.tracking.run_folder import RunFolder
+from nphm_track.tracking.surface import CarriedFrames
 from nphm_track.video.reader import open_video
 
 OK, LOST = Status.TRACKED, Status.LOST
@@ -119,10 +120,10 @@ class FakeCarrier:
 
 def test_carrier_starts_cold_at_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
     FakeCarrier.asked.clear()
-    monkeypatch.setattr(render, "MeshCarrier", FakeCarrier)
-    monkeypatch.setattr(render, "BLOCK", 3)
+    monkeypatch.setattr(surface, "MeshCarrier", FakeCarrier)
+    monkeypatch.setattr(surface, "BLOCK", 3)
     mesh = CanonicalMesh(np.full((2, 3), 0.5 * MODEL_UNIT, np.float32), np.zeros((0, 3), np.int32))
-    carry = SurfaceCarrier(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 9))
+    carry = CarriedFrames(NphmDecoder(NPHM_SMALL), mesh, track_of(*[OK] * 9))
     carried = [carry(row) for row in (0, 1, 2, 4, 5, 6, 8)]
     assert FakeCarrier.asked == [(0, None), (1, 0), (2, 1), (4, None), (5, 4), (6, None), (8, 6)]
     np.testing.assert_allclose(carried[4], 5.5 * MODEL_UNIT)

@@ -1,0 +1,142 @@
+"""The mesh of a tracked head in every frame: the person's rigged template, or the network's own zero level."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nphm_track.conventions import MODEL_UNIT
+from nphm_track.errors import InputError
+from nphm_track.heads.carry import Carried, MeshCarrier
+from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.loading import DEFAULT, load_head_model
+from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
+from nphm_track.heads.rig import Rig
+from nphm_track.heads.template import Template, load_template
+from nphm_track.heads.wrap import wrap
+from nphm_track.models import resolve, sha256
+from nphm_track.rendering.occlusion import ambient_occlusion
+from nphm_track.rendering.overlay import OverlayRenderer
+from nphm_track.tracking.records import Track
+from nphm_track.tracking.run_folder import Run
+
+BLOCK = 64
+"""Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
+Topology = Literal["template", "isosurface"]
+Vertices = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A person's mesh at rest and in the rows of a track.
+
+    Attributes:
+        mesh: the neutral head.
+        vertices_of: vertices [V, 3] (metres, head space) of a row, asked for in ascending order.
+        template: whose topology the mesh has; None for the zero level's own.
+    """
+
+    mesh: CanonicalMesh
+    vertices_of: Callable[[int], Vertices]
+    template: Template | None = None
+
+    def painter(
+        self,
+        track: Track,
+        style: str,
+        opacity: float | None,
+        side_by_side: bool,
+        scale: float = 1.0,
+        renderer: str = "numba",
+    ) -> OverlayRenderer:
+        """What draws it over the frames of ``track``: a template's parts in their own colours, cut at the neck."""
+        size = (int(track.image_size[0]), int(track.image_size[1]))
+        look = (track.K, size, style, opacity, side_by_side, scale, renderer)
+        occlusion = ambient_occlusion(self.mesh.vertices, self.mesh.faces)
+        if self.template is None:
+            return OverlayRenderer(self.mesh.faces, *look, occlusion)
+        t = self.template
+        return OverlayRenderer(t.head_faces, *look, occlusion, albedo=t.colours, prepare=t.cut_at_neck)
+
+
+def can_wrap(model: NphmDecoder) -> bool:
+    """Whether the template can be wrapped on a model's heads and posed by its codes: it has to know ARKit's names."""
+    names = set(model.config.expression_names)
+    return bool(names) and names <= set(load_template().expression_names)
+
+
+def open_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig:
+    """The rig of the person z_id [D_id]."""
+    template = load_template()
+    code = torch.from_numpy(np.asarray(z_id, np.float32)).to(model.mean_anchors.device)
+    return Rig.of(template, wrap(template, model, code))
+
+
+def open_surface(model: NphmDecoder, track: Track, topology: str, detail: float = 1.0) -> Surface:
+    """The surface of a track; ``detail`` is that of the zero level's mesh (``extract_canonical``).
+
+    A model whose expressions the template does not know has its zero level meshed whatever ``topology`` says. Raises
+    ModelError when the identity code has no surface.
+    """
+    if topology == "template" and can_wrap(model):
+        rig = open_rig(model, track.z_id)
+        return Surface(CanonicalMesh(rig.neutral, rig.faces), RiggedFrames(model, rig, track), rig.template)
+    z_id = torch.from_numpy(track.z_id).to(model.mean_anchors.device)
+    mesh = extract_canonical(model, z_id, detail=detail)
+    return Surface(mesh, CarriedFrames(model, mesh, track))
+
+
+def surface_of(run: Run) -> Surface:
+    """The surface of a finished run: read from its meshes, or made again when it did not write all of them.
+
+    Raises InputError when it has to be made again and the head model has changed.
+    """
+    options = run.info.options
+    topology = str(options.get("topology", "isosurface"))  # of runs that know of no other
+    if options["meshes"] and options.get("mesh_every", 1) == 1:
+        vertices, faces = run.canonical()
+        template = load_template() if topology == "template" else None
+        if template is not None and len(vertices) != len(template.neutral):
+            template = None
+        return Surface(CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0], template)
+    name = str(options.get("head_model", DEFAULT))
+    if run.info.models.get(name) != sha256(resolve(name)):
+        raise InputError(f"{run.path} was made with another head model than {name} is now")
+    return open_surface(load_head_model(name), run.track, topology)
+
+
+class RiggedFrames:
+    """The vertices of a rig in the rows of a track: each by itself."""
+
+    def __init__(self, model: NphmDecoder, rig: Rig, track: Track) -> None:
+        self.rig = rig
+        codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32)))
+        self.weights = rig.weights(model, codes.to(model.mean_anchors.device))
+
+    def __call__(self, row: int) -> Vertices:
+        """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
+        return self.rig.vertices(self.weights[row])
+
+
+class CarriedFrames:
+    """The vertices of the zero level's mesh in the rows of a track, carried by inverting the network's deformation."""
+
+    def __init__(self, model: NphmDecoder, mesh: CanonicalMesh, track: Track) -> None:
+        self.track = track
+        self.device = model.mean_anchors.device
+        self._carry = MeshCarrier(model, mesh, torch.from_numpy(track.z_id).to(self.device))
+        self._last: Carried | None = None
+        self._block = -1
+
+    def __call__(self, row: int) -> Vertices:
+        """Vertices [V, 3] of row ``row`` of the track, metres, head space; rows are asked for in ascending order."""
+        if row // BLOCK != self._block:
+            self._block, self._last = row // BLOCK, None
+        z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
+        self._last = self._carry(z_ex, self._last)
+        return (self._last.posed.points * MODEL_UNIT).cpu().numpy()
