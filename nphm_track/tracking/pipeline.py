@@ -32,6 +32,7 @@ from nphm_track.tracking.clip import open_input
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.fit_check import does_not_fit
+from nphm_track.tracking.gaze import gaze_of
 from nphm_track.tracking.identity import IdentityVotes, load_identity
 from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
@@ -52,7 +53,7 @@ from nphm_track.tracking.run_folder import (
     RunFolder,
     default_output,
 )
-from nphm_track.tracking.surface import Surface, open_surface
+from nphm_track.tracking.surface import Surface, can_wrap, open_rig, open_surface
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import lacking_files
 from nphm_track.tracking.written import WrittenFiles
@@ -231,6 +232,8 @@ class _Job:
                     f"no head fits in {self.source.info.path}: the landmarks of its {int(track.misfit.sum())} frames "
                     "with a face are not those of one; is it a face, and is the camera that was given its own?"
                 )
+            if can_wrap(model):
+                track.gaze = gaze_of(open_rig(model, track.z_id).eyes, track, self.options.smooth)
             track.save(self.folder.track)
         return track
 

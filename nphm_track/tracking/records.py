@@ -84,6 +84,9 @@ class Track:
     """[T] mean angle between the head's normals and the seen ones, degrees; NaN where not measured."""
     distortion: NDArray[np.float64] = field(default_factory=lambda: np.zeros(5))
     """[5] OpenCV coefficients k1, k2, p1, p2, k3; zeros for a pinhole."""
+    gaze: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2, 3), np.float32))
+    """[T, 2, 3] unit vectors in head space along which left and right eye look, +z straight ahead; empty where the head
+    model's heads have no eyes of their own."""
     refine_before: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     """[T, 3] normal error (degrees), point error (mm) and landmark error (px) of the feed-forward state; NaN where not
     measured. This and the next two are empty in a run that was not refined."""
@@ -158,7 +161,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
             member.write(np.ascontiguousarray(piece).tobytes())
 
 
-_REPORT = frozenset({"refine_before", "refine_after", "rolled_back"})
+_REPORT = frozenset({"gaze", "refine_before", "refine_after", "rolled_back"})
 """Arrays that runs of earlier versions do not have."""
 
 

@@ -116,11 +116,12 @@ class RiggedFrames:
     def __init__(self, model: NphmDecoder, rig: Rig, track: Track) -> None:
         self.rig = rig
         codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32)))
-        self.weights = rig.weights(model, codes.to(model.mean_anchors.device))
+        self.gaze = track.gaze if len(track.gaze) else None
+        self.weights = rig.weights(model, codes.to(model.mean_anchors.device), self.gaze)
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
-        return self.rig.vertices(self.weights[row])
+        return self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
 
 
 class CarriedFrames:
