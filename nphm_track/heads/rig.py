@@ -16,18 +16,26 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track.conventions import ARKIT_BLENDSHAPES, BLENDSHAPE_NAMES
 from nphm_track.errors import ModelError
 from nphm_track.heads.decoder import NphmDecoder
+from nphm_track.heads.editing import arkit_maps
 from nphm_track.heads.template import Template
 from nphm_track.heads.wrap import Eyeball, WrappedHead
 
 SIDES = ("left", "right")
+BOTH_SIDES = ("browInnerUp", "cheekPuff")
+"""Shapes that ICT-FaceKit has for each side and ARKit for both at once."""
+BEYOND_ARKIT = (*BOTH_SIDES, "cheekRaiser")
+"""Shapes that ARKit lacks, or does not have for each side."""
 OVERLAP = 0.0002
 """Metres by which the edge of an upper lid passes that of the lower when the eye is closed."""
 CLOSING_RANGE = (0.6, 1.6)
 """Factors on a blink that are taken to make a person's lids meet."""
 LOOK_ANGLE = np.deg2rad(30.0)
 """Turn of the eyeball, radians, that a weight of 1 of an eyeLook shape stands for."""
+ROUNDING = 1e-6
+"""Metres: less motion than this is rounding."""
 JAW = ("jawOpen", "jawForward", "jawLeft", "jawRight")
 
 
@@ -68,8 +76,8 @@ class Rig:
     ) -> NDArray[np.float32]:
         """Weights [..., K] of expression codes z_ex [..., D_ex], with the eyes' directions ``gaze`` [..., 2, 3].
 
-        The lids follow the codes up and down and the eyes to the sides, and a blink goes no further than to close
-        them. Raises ModelError for a model without a map of expression weights.
+        Both lids follow the eye, which opens as far as the code says; a blink goes no further than to close it. Raises
+        ModelError for a model without a map of expression weights.
         """
         known = model.config.expression_names
         if not set(known) <= set(self.names):
@@ -77,13 +85,17 @@ class Rig:
         found = (z_ex @ torch.linalg.pinv(model.expression_basis).T.to(z_ex)).cpu().numpy()
         w = np.zeros((*found.shape[:-1], len(self.names)), np.float32)
         w[..., [self.names.index(n) for n in known]] = found
+        slopes, blinks = self._openings
         if gaze is not None:
+            before = w @ slopes.T
             for i, side in enumerate("LR"):
-                yaw = np.nan_to_num(np.arctan2(gaze[..., i, 0], gaze[..., i, 2])) / LOOK_ANGLE
-                outward = yaw if side == "L" else -yaw  # +x is the face's left
-                w[..., self.names.index(f"eyeLookOut_{side}")] = np.clip(outward, 0, 1)
-                w[..., self.names.index(f"eyeLookIn_{side}")] = np.clip(-outward, 0, 1)
-        return self._lids_limited(w)
+                for name, weight in look_weights(gaze[..., i, :], side).items():
+                    w[..., self.names.index(f"{name}_{side}")] = weight
+                w[..., blinks[i]] += (before[..., i] - w @ slopes[i]) / slopes[i, blinks[i]]
+        for slope, blink in zip(slopes, blinks, strict=True):
+            too_far = np.minimum(w @ slope - slope[blink], 0)  # of the opening, below that of a full blink
+            w[..., blink] -= too_far / slope[blink]
+        return w
 
     def vertices(self, weights: NDArray[np.floating], gaze: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
         """The head [V, 3] of weights [K], looking along the unit vectors ``gaze`` [2, 3] (left eye, right eye).
@@ -131,26 +143,75 @@ class Rig:
         return rotation.astype(np.float32), (centre + w @ shift - rotation @ centre).astype(np.float32)
 
     @cached_property
-    def _apertures(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Height of each eye's opening at rest [2], what each shape adds to it [2, K], and the places [2] of blinks."""
-        rest, slopes = np.zeros(2, np.float32), np.zeros((2, len(self.names)), np.float32)
+    def _openings(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """What each shape adds to the height of each eye's opening [2, K], and the places [2] of the blinks."""
+        slopes = np.zeros((2, len(self.names)), np.float32)
         for i, edge in enumerate(self.template.lid_edges):
             upper, lower = split_lids(self.neutral, edge)
-            middle = len(upper) // 4
-            for u in upper[middle:-middle]:
-                below = lower[np.abs(self.neutral[lower, 0] - self.neutral[u, 0]).argmin()]
-                share = 1 / len(upper[middle:-middle])
-                rest[i] += share * (self.neutral[u, 1] - self.neutral[below, 1])
-                slopes[i] += share * (self.shapes[:, u, 1] - self.shapes[:, below, 1])
-        return rest, slopes, np.array([self.names.index(f"eyeBlink_{side}") for side in "LR"])
+            middle = upper[len(upper) // 4 : -(len(upper) // 4)]
+            away = np.abs(self.neutral[lower, 0] - self.neutral[middle, 0, None])
+            below = lower[away.argmin(1)]
+            slopes[i] = (self.shapes[:, middle, 1] - self.shapes[:, below, 1]).mean(1)
+        return slopes, np.array([self.names.index(f"eyeBlink_{side}") for side in "LR"])
 
-    def _lids_limited(self, w: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The weights [..., K] with blinks lessened, where lids would pass each other by more than closed ones do."""
-        _, slopes, blinks = self._apertures
-        for slope, blink in zip(slopes, blinks, strict=True):
-            too_far = np.minimum(w @ slope - slope[blink], 0)  # of the opening, below that of a full blink
-            w[..., blink] -= too_far / slope[blink]
-        return w
+    def arkit_shapes(self) -> dict[str, NDArray[np.float32]]:
+        """Displacements [V, 3] at weight 1 by ARKit's names, then those of shapes that ARKit lacks.
+
+        Teeth go with the jaw and eyeballs with eyeLook; :func:`arkit_weights` are the weights for them.
+        """
+        eye = np.eye(len(self.names), dtype=np.float32)
+        combine = arkit_maps(self.names)[0].astype(np.float32)
+        named = {name: combine[:, BLENDSHAPE_NAMES.index(name)] for name in ARKIT_BLENDSHAPES}
+        named |= {_arkit_name(n): eye[self.names.index(n)] for n in self.names if n.startswith(BEYOND_ARKIT)}
+        out = {}
+        for name, weights in named.items():
+            gaze = np.tile(np.array([0, 0, 1.0]), (2, 1))
+            if name.startswith("eyeLook"):
+                gaze[0 if name.endswith("Left") else 1] = _looking(name)
+            moved = self.vertices(weights, gaze) - self.neutral
+            out[name] = np.where(np.abs(moved).max(1, keepdims=True) > ROUNDING, moved, 0)
+        return out
+
+    def arkit_weights(self, weights: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Weights [..., 57] of :meth:`arkit_shapes` for the rig's own [..., K].
+
+        What ARKit has once for both sides gets the smaller of both; the rest of the larger goes to that side's own.
+        """
+        names = [*ARKIT_BLENDSHAPES, *(_arkit_name(n) for n in self.names if n.startswith(BEYOND_ARKIT))]
+        out = np.zeros((*weights.shape[:-1], len(names)), np.float32)
+        for i, name in enumerate(self.names):
+            out[..., names.index(_arkit_name(name))] = weights[..., i]
+        for name in BOTH_SIDES:
+            left, right = names.index(f"{name}Left"), names.index(f"{name}Right")
+            both = np.minimum(out[..., left], out[..., right])
+            out[..., names.index(name)] = both
+            out[..., left] -= both
+            out[..., right] -= both
+        return out
+
+
+def look_weights(gaze: NDArray[np.floating], side: str) -> dict[str, NDArray[np.floating]]:
+    """Weights [...] of the eyeLook shapes of an eye, "L" or "R", that looks along unit vectors [..., 3]."""
+    ahead = np.where(np.isfinite(gaze), gaze, (0, 0, 1))
+    yaw, pitch = np.arctan2(ahead[..., 0], ahead[..., 2]), np.arcsin(np.clip(ahead[..., 1], -1, 1))
+    outward, upward = (yaw if side == "L" else -yaw) / LOOK_ANGLE, pitch / LOOK_ANGLE  # +x is the face's left
+    turns = {"Out": outward, "In": -outward, "Up": upward, "Down": -upward}
+    return {f"eyeLook{name}": np.clip(turn, 0, 1) for name, turn in turns.items()}
+
+
+def _looking(name: str) -> NDArray[np.float64]:
+    """Unit vector [3] along which the eye of an eyeLook shape looks at weight 1."""
+    outward = 1 if name.endswith("Left") else -1
+    s, c = np.sin(LOOK_ANGLE), np.cos(LOOK_ANGLE)
+    x = {"Out": s * outward, "In": -s * outward}
+    y = {"Up": s, "Down": -s}
+    stem = name.removeprefix("eyeLook").removesuffix("Left").removesuffix("Right")
+    return np.array([x.get(stem, 0.0), y.get(stem, 0.0), c])
+
+
+def _arkit_name(name: str) -> str:
+    """ICT-FaceKit's name of a shape as ARKit would write it."""
+    return name.replace("_L", "Left").replace("_R", "Right")
 
 
 def closing(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import expression_code, random_identities
 from nphm_track.heads.loading import load_head_model
@@ -108,13 +109,36 @@ def test_eyes_turn_about_their_centres_to_where_they_look(rig: Rig) -> None:
     np.testing.assert_array_equal(rig.vertices(weights(rig), np.full((2, 3), np.nan)), rig.vertices(weights(rig)))
 
 
-def test_lids_follow_eyes_to_their_sides(rig: Rig, model: NphmDecoder) -> None:
+def test_lids_follow_the_eyes_and_stay_as_open(rig: Rig, model: NphmDecoder) -> None:
     code = torch.zeros(model.config.expression_dim)
-    w = rig.weights(model, code, np.stack([_towards(15, 0), _towards(15, 0)]))
+    w = rig.weights(model, code, np.stack([_towards(15, -15), _towards(15, -15)]))
     assert w[rig.names.index("eyeLookOut_L")] == pytest.approx(0.5, abs=1e-3)
     assert w[rig.names.index("eyeLookIn_R")] == pytest.approx(0.5, abs=1e-3)
-    assert w[rig.names.index("eyeLookIn_L")] == w[rig.names.index("eyeLookOut_R")] == 0
+    assert w[rig.names.index("eyeLookDown_L")] == pytest.approx(0.5, abs=1e-3)
+    assert w[rig.names.index("eyeLookIn_L")] == w[rig.names.index("eyeLookUp_R")] == 0
     assert not rig.weights(model, code, AHEAD).any()
+    for edge in rig.template.lid_edges:
+        rest, looking = (openings(rig, rig.vertices(k), edge) for k in (0 * w, w))
+        assert np.median(looking) == pytest.approx(np.median(rest), abs=0.001)
+
+
+def test_arkits_shapes_and_weights_make_the_same_frame(rig: Rig) -> None:
+    w = weights(rig, browInnerUp_L=0.7, browInnerUp_R=0.2, cheekPuff_R=0.5, cheekRaiser_L=0.3, mouthSmile_L=0.6)
+    shapes = rig.arkit_shapes()
+    assert list(shapes)[: len(ARKIT_BLENDSHAPES)] == list(ARKIT_BLENDSHAPES)
+    named = dict(zip(shapes, rig.arkit_weights(w), strict=True))
+    assert named["browInnerUp"] == pytest.approx(0.2) and named["browInnerUpLeft"] == pytest.approx(0.5)
+    made = rig.neutral + sum(weight * shapes[name] for name, weight in named.items())
+    np.testing.assert_allclose(made, rig.vertices(w), atol=2e-6)
+
+
+def test_arkits_jaw_and_eyes_move_teeth_and_eyeballs(rig: Rig) -> None:
+    shapes = rig.arkit_shapes()
+    assert np.linalg.norm(shapes["jawOpen"][rig.template.part("teeth_lower")], axis=1).min() > 0.005
+    left, right = (rig.template.part(f"eye_{side}") for side in ("left", "right"))
+    front = rig.neutral[left][:, 2].argmax()
+    assert shapes["eyeLookOutLeft"][left][front, 0] > 0.005 and not shapes["eyeLookOutLeft"][right].any()
+    assert shapes["eyeLookUpLeft"][left][front, 1] > 0.005
 
 
 def test_weights_of_many_frames_are_those_of_each(rig: Rig, model: NphmDecoder) -> None:
