@@ -1,5 +1,8 @@
 """Animated binary glTF 2.0: head with morph targets, head pose on its node, camera.
 
+The targets of a run in the template's topology are the person's rig by ARKit's names (``morphs.named_morphs``); others
+are found in the motion.
+
 The world is the camera-fixed one. glTF itself is in metres and y up; another ``unit`` or ``up`` is written as asked
 and stated in ``asset.extras``. The mesh of node ``head`` has morph targets (``morphs.fit_morphs``), whose error
 stands in ``asset.extras``: at the mesh's own weights it is the neutral head, and animated weights move it. Time is
@@ -21,9 +24,11 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR, camera
-from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, sparse
+from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, named_morphs, sparse
 from nphm_track.export.options import ExportOptions
+from nphm_track.heads.template import load_template
 from nphm_track.rendering.rasteriser import vertex_normals
+from nphm_track.rendering.shading import PORCELAIN
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
@@ -32,17 +37,24 @@ NEAR, FAR = 0.01, 100.0
 """Clipping distances of the camera, metres."""
 FLOAT, UINT = 5126, 5125
 VERTEX_DATA, INDEX_DATA = 34962, 34963
+SKIN_COLOUR = (0.8, 0.72, 0.66, 1.0)
 SKIN = {
-    "name": "head",
+    "name": "skin",
     "doubleSided": True,
-    "pbrMetallicRoughness": {"baseColorFactor": [0.8, 0.72, 0.66, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.6},
+    "pbrMetallicRoughness": {"baseColorFactor": list(SKIN_COLOUR), "metallicFactor": 0.0, "roughnessFactor": 0.6},
 }
+PAINTED = {
+    "name": "parts",
+    "doubleSided": True,
+    "pbrMetallicRoughness": {"baseColorFactor": [1.0, 1.0, 1.0, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.6},
+}
+"""Of a mesh whose vertices have the colours of its parts."""
 
 
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the file ``target``."""
     track, rows = run.track, present_rows(run)
-    morphs = fit_morphs(run, rows, progress)
+    morphs = named_morphs(run, rows, progress) or fit_morphs(run, rows, progress)
     buffer = _Buffer()
     mesh = _mesh(buffer, morphs, options)
     R, t = options.head_pose(track.R[rows], track.t[rows])
@@ -57,7 +69,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
             {"name": "camera", "camera": 0, "rotation": tilt.tolist()},
         ],
         "cameras": [_camera(track, options)],
-        "materials": [SKIN],
+        "materials": [SKIN, PAINTED],
         "meshes": [mesh],
         "animations": [_animation(buffer, track, rows, rotations, t, morphs.weights)],
         "accessors": buffer.accessors,
@@ -144,6 +156,9 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
         "indices": buffer.add(morphs.faces.ravel(), "SCALAR", target=INDEX_DATA),
         "material": 0,
     }
+    if morphs.names:
+        primitive["attributes"]["COLOR_0"] = buffer.add(_colours(), "VEC3", target=VERTEX_DATA)
+        primitive["material"] = 1
     mesh: dict[str, Any] = {"name": "head", "primitives": [primitive]}
 
     def displacements(target: NDArray[np.float32]) -> int:
@@ -154,8 +169,16 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
     if len(morphs.targets):
         primitive["targets"] = [{"POSITION": displacements(target)} for target in morphs.targets]
         mesh["weights"] = morphs.rest.tolist()
-        mesh["extras"] = {"targetNames": [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
+        mesh["extras"] = {"targetNames": list(morphs.names) or [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
     return mesh
+
+
+def _colours() -> NDArray[np.float32]:
+    """Linear colours [V, 3] of the template's vertices: eyes with an iris, teeth, gums, and skin as of ``SKIN``."""
+    template = load_template()
+    out = template.colours.copy()
+    out[: template.skin_size][(out[: template.skin_size] == PORCELAIN).all(1)] = SKIN_COLOUR[:3]
+    return out
 
 
 def _animation(

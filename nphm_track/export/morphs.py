@@ -1,15 +1,17 @@
-"""A sequence of heads as one mesh and a few morph targets: a truncated singular value decomposition of its motion."""
+"""A sequence of heads as one mesh and morph targets: the person's rig, or what a truncated SVD of the motion gives."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nphm_track.export.frames import canonical, vertices
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import has_template, model_of, open_rig
 
 SAMPLE = 320
 """Frames the targets are found in at a time: spread over the clip, then those that are worst; this bounds memory."""
@@ -41,6 +43,34 @@ class Morphs:
     rest: NDArray[np.float32]  # [K] weights of the neutral head, 0..1
     error_px: float  # distance from the mesh on screen, pixels, that ``SHARE`` of the vertices keep in every frame
     largest_error_px: float  # of any vertex in any frame
+    names: tuple[str, ...] = ()  # of the targets; left out, they are only numbered
+
+
+def named_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morphs | None:
+    """The rig of the run's person as morph targets by ARKit's names, and its weights in the frames of ``rows``.
+
+    None for a run whose meshes are no template's. Targets are linear where a frame's jaw and eyes are turned, and
+    weights beyond 0 and 1 are cut: the errors tell what that costs. Raises InputError when the head model has changed.
+    """
+    if not has_template(run):
+        return None
+    model, track = model_of(run), run.track
+    rig = open_rig(model, track.z_id)
+    gaze = track.gaze[rows] if len(track.gaze) else None
+    shapes = rig.arkit_shapes()
+    targets = np.stack(list(shapes.values()))
+    weights = np.clip(rig.arkit_weights(rig.weights(model, torch.from_numpy(track.z_ex[rows]), gaze)), 0, 1)
+    progress.stage("morph targets", len(rows))
+    errors = np.empty((len(rows), 2))
+    drawn = np.unique(rig.faces)
+    for i, (row, points) in enumerate(vertices(run, rows)):
+        made = rig.neutral + np.tensordot(weights[i], targets, 1)
+        off = np.linalg.norm((made - points)[drawn], axis=1) * _pixels_per_metre(run, row)
+        errors[i] = np.quantile(off, SHARE), off.max()
+        progress.advance()
+    rest = np.zeros(len(targets), np.float32)
+    worst, largest = errors.max(0).tolist()
+    return Morphs(rig.neutral, rig.neutral, rig.faces, targets, weights, rest, worst, largest, tuple(shapes))
 
 
 def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int | None = None) -> Morphs:

@@ -97,17 +97,26 @@ def surface_of(run: Run) -> Surface:
     Raises InputError when it has to be made again and the head model has changed.
     """
     options = run.info.options
-    topology = str(options.get("topology", "isosurface"))  # of runs that know of no other
     if options["meshes"] and options.get("mesh_every", 1) == 1:
         vertices, faces = run.canonical()
-        template = load_template() if topology == "template" else None
-        if template is not None and len(vertices) != len(template.neutral):
-            template = None
+        template = load_template() if has_template(run) else None
         return Surface(CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0], template)
-    name = str(options.get("head_model", DEFAULT))
+    return open_surface(model_of(run), run.track, str(options.get("topology", "isosurface")))
+
+
+def has_template(run: Run) -> bool:
+    """Whether the meshes of a finished run have the template's topology."""
+    if run.info.options.get("topology") != "template":  # runs of earlier versions know of no other but isosurface
+        return False
+    return len(run.canonical()[0]) == len(load_template().neutral)
+
+
+def model_of(run: Run) -> NphmDecoder:
+    """The head model of a finished run. Raises InputError when it is another one now."""
+    name = str(run.info.options.get("head_model", DEFAULT))
     if run.info.models.get(name) != sha256(resolve(name)):
         raise InputError(f"{run.path} was made with another head model than {name} is now")
-    return open_surface(load_head_model(name), run.track, topology)
+    return load_head_model(name)
 
 
 class RiggedFrames:
