@@ -29,7 +29,9 @@ RECORD = np.dtype([("frame", "i8"), ("value", "f8")])
 
 
 def write_take(path: Path, frames: int = 10, **what: Any) -> Path:
-    """``what``: delay=<seconds a frame>, go_wrong=<see ``_mishap``>, once=<mishap of the first attempt only>."""
+    """A clip; ``what``: ``delay``, seconds a frame; ``passed_over``, frames before the first; ``go_wrong``, see
+    ``_mishap``; ``once``, a mishap of the first attempt only.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"frames": frames, **what}))
     return path
@@ -51,6 +53,9 @@ def run(work: Work | PersonWork, progress: Progress) -> dict[str, Any]:
             _mishap(clip, work)
             with folder.log(RECORD) as log:
                 progress.stage("faces", clip["frames"])
+                for _ in range(clip.get("passed_over", 0)):
+                    time.sleep(0.01)
+                    progress.advance(0)
                 for frame in range(len(log), clip["frames"]):
                     record = np.zeros(1, RECORD)
                     record["frame"], record["value"] = frame, _value(digest, frame)

@@ -9,19 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nphm_track import locking
 from nphm_track.batch import driver
 from nphm_track.batch.manifest import Manifest, State
 from nphm_track.batch.session import CHANGED
 from nphm_track.batch.steps import Work
 from nphm_track.batch.workers import Event, LocalPool
 from nphm_track.errors import ModelError, OutputError
-from nphm_track.locking import RunLock
+from nphm_track.locking import Owner, RunLock
 from nphm_track.tracking.options import TrackOptions
 
 sys.path.insert(0, str(Path(__file__).parent))  # where worker processes import the stand-in from
@@ -355,6 +357,115 @@ def test_a_killed_driver_leaves_no_worker_and_no_half_file(
     track(session=tmp_path / "undisturbed")
     assert contents(out) == contents(tmp_path / "undisturbed")
     assert not list(out.rglob("*.partial"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_worker_does_not_outlive_its_driver_even_if_it_says_nothing(takes: Path, out: Path, tmp_path: Path) -> None:
+    for name in ("anna/one.mp4", "anna/two.mp4", "ben/one.mp4"):
+        write_take(takes / name, go_wrong="hang")
+    script = tmp_path / "drive.py"
+    script.write_text(DRIVER.format(here=str(Path(__file__).parent)))
+    process = subprocess.Popen([sys.executable, str(script), str(takes), str(out)])
+    while len(list(out.rglob("run.json"))) < 2:
+        assert process.poll() is None
+        time.sleep(0.05)
+    owners = [Owner.read(path) for path in out.rglob("run.lock")]
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(owner and owner.lives() for owner in owners) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(owners) == 2 and not any(owner and owner.lives() for owner in owners)
+
+
+CLI = """
+import sys
+sys.path.insert(0, {here!r})
+import fake_steps
+from nphm_track.batch import driver
+from nphm_track.batch.workers import LocalPool
+from nphm_track.cli import main
+if __name__ == "__main__":
+    driver.local_pool = lambda manifest, workers: LocalPool(2, fake_steps.run)
+    main()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_request_to_end_that_reaches_the_whole_group_costs_no_take_an_attempt(
+    track: Track, takes: Path, out: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    write_take(takes / "anna" / "long.mp4", frames=15, delay=0.02)
+    script = tmp_path / "cli.py"
+    script.write_text(CLI.format(here=str(Path(__file__).parent)))
+    command = [sys.executable, str(script), "batch", str(takes), "-o", str(out)]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while process.poll() is None and not any(out.rglob("observations.bin")):
+        time.sleep(0.02)
+    for _ in range(2):  # as timeout does: to its child, then to the group that it is in
+        os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, said
+    assert said.splitlines()[-1] == "nphm-track: interrupted; the same command goes on where it stopped"
+    jobs = Manifest.load(out).jobs
+    assert {job.attempts for job in jobs} == {0} and {job.error for job in jobs} == {""}
+    assert {job.state for job in jobs} <= {State.QUEUED, State.DONE}
+    assert not list(out.rglob("*.lock*")) and not list(out.rglob("*.partial"))
+    assert not [path for path in out.rglob("run.json") if '"running"' in path.read_text()]
+    assert set(track().values()) == {"done"}
+    track(session=tmp_path / "undisturbed")
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
+def test_locks_left_on_another_machine_delay_a_session_and_fail_no_take(
+    track: Track, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locking, "BEAT", 0.05)
+    monkeypatch.setattr(locking, "LEASE", 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        track(interrupted=lambda: int((out / "anna" / "votes" / "one.npz").exists()))
+    left = json.dumps(asdict(replace(Owner.this_process(), machine="a node that is gone")))
+    for folder in (out, out / "anna" / "one"):
+        (folder / ("session.lock" if folder == out else "run.lock")).write_text(left)
+    assert set(track().values()) == {"done"}
+    assert not list(out.rglob("*.lock*"))
+
+
+def test_a_session_whose_lock_is_broken_writes_no_more(track: Track, takes: Path, out: Path) -> None:
+    thief: list[RunLock] = []
+
+    def steal() -> int:
+        if not thief:
+            thief.append(RunLock(out / "session.lock", "x").acquire(break_lock=True))
+        return 0
+
+    with pytest.raises(OutputError, match="has taken it over"):
+        track(interrupted=steal)
+    assert thief[0].path.exists()
+    thief[0].release()
+    assert set(track().values()) == {"done"}
+
+
+def test_passing_over_frames_is_work_and_no_hang(track: Track, takes: Path) -> None:
+    write_take(takes / "anna" / "late.mp4", passed_over=400)
+    assert set(track(1, 3.0).values()) == {"done"}
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names are text there")
+def test_a_name_that_is_no_text_fails_alone(track: Track, takes: Path, out: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    write_take(takes / "anna" / f"{odd}.mp4")
+    write_take(takes / odd / "one.mp4")
+    states = track()
+    assert sorted(states.values()) == ["done"] * 3 + ["failed its name is not UTF-8 text; rename it"] * 2
+    assert track() == states
+    assert {job.input for job in Manifest.load(out).jobs if job.error} == {"anna/caf\\xe9.mp4", "caf\\xe9/one.mp4"}
+    (takes / "anna" / f"{odd}.mp4").rename(takes / "anna" / "café.mp4")
+    assert track()["anna/café"] == "done"
 
 
 @pytest.mark.parametrize(("visible", "gpus"), [("", ["0", "1"]), ("3,GPU-5f,6", ["3", "GPU-5f"])])

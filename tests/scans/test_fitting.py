@@ -17,6 +17,9 @@ from nphm_track.scans import fitting
 from nphm_track.scans.fitting import FitOptions, fit_folder, fit_scan, norm_outliers, unit_of
 from nphm_track.scans.reading import ScanGeometry
 
+ERRORS: dict[int, Exception] = {0: InputError("c.ply is broken")}
+"""What is wrong with the broken scan."""
+
 
 def test_unit_of() -> None:
     assert [unit_of(s) for s in (1.0, 0.9, 103.0, 950.0, 11.0, 18.3)] == ["m", "m", "cm", "mm", "dm", "unknown"]
@@ -77,7 +80,7 @@ class TestFolder:
         def fit_to(fitter: Any, file: Path, out: Path, landmarks: Path | None, progress: Any) -> dict[str, Any]:
             seen.append(f"{file.name} {landmarks.name if landmarks else ''}".strip())
             if file.name == "c.ply":
-                raise InputError("c.ply is broken")
+                raise ERRORS[0]
             summary = {
                 "scan": file.name,
                 "scan_sha256": fitting.sha256(file),
@@ -94,8 +97,22 @@ class TestFolder:
         monkeypatch.setattr(fitting, "_fit_to", fit_to)
         return seen
 
-    def test_one_bad_scan_does_not_stop_the_rest(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        "problem",
+        [(InputError("c.ply is broken"), "c.ply is broken"), (IndexError("9 of 4"), "IndexError: 9 of 4")],
+        ids=["foreseen", "not foreseen"],
+    )
+    def test_one_bad_scan_does_not_stop_the_rest(
+        self,
+        folder: Path,
+        fitted: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        problem: tuple[Exception, str],
+    ) -> None:
         (folder / "a.landmarks.json").write_text("{}")
+        error, message = problem
+        monkeypatch.setitem(ERRORS, 0, error)
         index = fit_folder(folder, tmp_path / "set")
         assert fitted == ["a.ply a.landmarks.json", "b.obj", "b.ply", "c.ply"]
         assert [(r["name"], r["state"]) for r in index["scans"]] == [
@@ -104,7 +121,7 @@ class TestFolder:
             ("b_ply", "done"),
             ("c", "failed"),
         ]
-        assert index["scans"][3]["message"] == "c.ply is broken"
+        assert index["scans"][3]["message"] == message
         assert json.loads((tmp_path / "set" / "registrations.json").read_text()) == index
 
     def test_goes_on_where_it_stopped(self, folder: Path, fitted: list[str], tmp_path: Path) -> None:

@@ -57,6 +57,24 @@ def test_colours_and_broken_vertices(sphere: trimesh.Trimesh, tmp_path: Path) ->
     assert np.isfinite(scan.surface_points()[0]).all()
 
 
+TETRAHEDRON = """ply
+format ascii 1.0
+element vertex 4
+property float x
+property float y
+property float z
+element face 2
+property list uchar int vertex_indices
+end_header
+0 0 0
+1 0 0
+0 1 0
+0 0 1
+3 0 1 2
+3 0 1 {}
+"""
+
+
 def test_refuses_what_is_no_scan(tmp_path: Path) -> None:
     for name, data in (
         ("missing.ply", None),
@@ -65,6 +83,8 @@ def test_refuses_what_is_no_scan(tmp_path: Path) -> None:
         ("broken.ply", b"ply\nformat binary_little_endian 1.0\nelement vertex 900\nproperty float x\nend_header\n"),
         ("empty.obj", b"# nothing\n"),
         ("damaged.glb", b"glTF123"),
+        ("beyond.ply", TETRAHEDRON.format(9).encode()),
+        ("below.ply", TETRAHEDRON.format(-1).encode()),
     ):
         if data is not None:
             (tmp_path / name).write_bytes(data)

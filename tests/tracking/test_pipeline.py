@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import fields
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nphm_track import Run, TrackOptions, track
+from nphm_track import Run, TrackOptions, track, tracker
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError, ModelError, OutputError
 from nphm_track.models import resolve
@@ -29,17 +30,21 @@ from nphm_track.video.writer import VideoWriter
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six frames of the astronaut's face, which moves across them; 160x120 at 25 frames/s."""
+    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
+    write_astronaut(path, 6)
+    return path
+
+
+def write_astronaut(path: Path, frames: int) -> None:
+    """The astronaut's face, which moves across the frames; 160x120 at 25 frames/s."""
     from skimage import data
     from skimage.transform import resize
 
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
     photograph = data.astronaut()
     with VideoWriter(path, (160, 120), frame_rate_hint=25) as writer:
-        for i in range(6):
+        for i in range(frames):
             part = photograph[10 + 2 * i : 220 + 2 * i, 85 + 4 * i : 365 + 4 * i]
             writer.write((resize(part, (120, 160), anti_aliasing=True) * 255).round().astype(np.uint8), i / 25)
-    return path
 
 
 @pytest.fixture
@@ -236,6 +241,57 @@ class TestRun:
             assert (whole.path / mesh).read_bytes() == (killed.path / mesh).read_bytes(), mesh
         with open_video(killed.path / "overlay.mp4") as overlay:
             assert len(list(overlay)) == 6
+
+    def test_observation_stopped_in_mid_batch_goes_on_as_if_it_had_not(self, tmp_path: Path) -> None:
+        """In the default mode, with the real networks, on a clip of several batches."""
+        clip, log = tmp_path / "long.mp4", "work/observations.bin"
+        write_astronaut(clip, 20)
+        pipeline.observe(clip, tmp_path / "whole", options=TrackOptions())
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.observe(clip, tmp_path / "killed", options=TrackOptions(), progress=Killer(13))
+        assert 0 < (tmp_path / "killed" / log).stat().st_size < (tmp_path / "whole" / log).stat().st_size
+        pipeline.observe(clip, tmp_path / "killed", options=TrackOptions())
+        assert (tmp_path / "killed" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
+
+    def test_a_finished_run_that_lacks_files_is_completed(self, clip: Path, tmp_path: Path) -> None:
+        whole = self.track(clip, tmp_path / "run").path
+        before = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+        (whole / "transforms.json").unlink()
+        (whole / "report.html").write_bytes(b"")
+        self.track(clip, whole, Killer(1))  # nothing is observed, fitted or drawn again
+        (whole / "overlay.mp4").write_bytes(bytes(1000))
+        (whole / "meshes" / "000003.ply").unlink()
+        self.track(clip, whole, Killer(8))  # one step for the neutral head, six for the frames
+        assert validate_run(whole) == []
+        same = {path: content for path, content in before.items() if path.suffix in (".ply", ".mp4", ".npz")}
+        assert same == {path: (whole / path).read_bytes() for path in same}
+
+    def test_a_report_that_cannot_be_written_leaves_the_run_undone(
+        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def write(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device", "report.html")
+
+        monkeypatch.setattr(tracker, "write_report", write)
+        options = {"codes": "landmarks", "meshes": False, "overlay": False}
+        with pytest.raises(OutputError, match=r"cannot write report.html \(No space left"):
+            track(clip, tmp_path / "run", **options)
+        monkeypatch.undo()
+        run = track(clip, tmp_path / "run", progress=Killer(1), **options)
+        assert run.info.state == "done" and (run.path / "report.html").exists()
+
+    def test_a_clip_that_is_swapped_while_it_is_tracked_is_noticed(self, clip: Path, tmp_path: Path) -> None:
+        own = tmp_path / "clip.mp4"
+        write_astronaut(own, 6)
+
+        class Swap(NullProgress):
+            def stage(self, name: str, total: int | None = None) -> None:
+                if name == "fit":
+                    write_astronaut(own, 4)
+
+        with pytest.raises(InputError, match="has changed while it was tracked"):
+            track(own, tmp_path / "run", progress=Swap(), codes="landmarks", meshes=False, overlay=False)
+        assert not (tmp_path / "run").exists()
 
     def test_refinement_stopped_between_windows_ends_as_an_undisturbed_one(
         self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ import pytest
 from nphm_track import read_run
 from nphm_track.errors import InputChangedError, InputError, NoFaceError, OutputError
 from nphm_track.locking import Owner, RunLock
-from nphm_track.tracking import run_folder
+from nphm_track.tracking import records, run_folder
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
-from nphm_track.tracking.records import InputInfo, InputWatch, RunInfo, Track, input_digest
+from nphm_track.tracking.records import InputInfo, InputWatch, RunInfo, Track, durable, input_digest, replacing
 from nphm_track.tracking.run_folder import RUN_JSON, RunFolder, default_output
 from nphm_track.video.source import VideoInfo
 
@@ -25,7 +26,7 @@ INPUT = InputInfo(path="clip.mp4", sha256="ab", size=10, width=96, height=64)
 OTHER_INPUT = INPUT.model_copy(update={"sha256": "cd", "path": "other.mp4"})
 
 
-def records(n: int, first: int = 0) -> np.ndarray:
+def make(n: int, first: int = 0) -> np.ndarray:
     out = np.zeros(n, RECORD)
     out["time"] = np.arange(first, first + n)
     out["points"] = out["time"][:, None, None]
@@ -36,34 +37,34 @@ class TestObservationLog:
     def test_survives_a_torn_tail(self, tmp_path: Path) -> None:
         path = tmp_path / "work" / "log.bin"
         with ObservationLog(path, RECORD) as log:
-            log.append(records(3))
-            log.append(records(1, first=3)[0])
-            np.testing.assert_array_equal(log.read(), records(4))
+            log.append(make(3))
+            log.append(make(1, first=3)[0])
+            np.testing.assert_array_equal(log.read(), make(4))
         with open(path, "ab") as file:
             file.write(b"torn")
         with ObservationLog(path, RECORD) as log:
             assert len(log) == 4
-            log.append(records(1, first=4))
-            np.testing.assert_array_equal(log.read(), records(5))
+            log.append(make(1, first=4))
+            np.testing.assert_array_equal(log.read(), make(5))
 
     @pytest.mark.parametrize("first", [0, 2, 4])
     def test_records_that_a_power_cut_took_are_cut_off(self, tmp_path: Path, first: int) -> None:
         path = tmp_path / "log.bin"
         with ObservationLog(path, RECORD) as log:
-            log.append(records(5))
+            log.append(make(5))
         size = path.stat().st_size // 5
         with open(path, "r+b") as file:
             file.seek(first * size)
             file.write(bytes(size * (5 - first)))  # blocks that were never written read as zeros
         with ObservationLog(path, RECORD) as log:
-            np.testing.assert_array_equal(log.read(), records(first))
-            log.append(records(1, first=first))
-            np.testing.assert_array_equal(log.read(), records(first + 1))
+            np.testing.assert_array_equal(log.read(), make(first))
+            log.append(make(1, first=first))
+            np.testing.assert_array_equal(log.read(), make(first + 1))
 
     def test_one_flipped_bit_is_noticed(self, tmp_path: Path) -> None:
         path = tmp_path / "log.bin"
         with ObservationLog(path, RECORD) as log:
-            log.append(records(2000))
+            log.append(make(2000))
         content = bytearray(path.read_bytes())
         content[1500 * len(content) // 2000 + 5] ^= 4
         path.write_bytes(content)
@@ -73,7 +74,7 @@ class TestObservationLog:
     def test_is_readable_while_open_and_mapped(self, tmp_path: Path) -> None:
         with ObservationLog(tmp_path / "log.bin", RECORD) as log:
             assert len(log.read()) == 0
-            log.append(records(2))
+            log.append(make(2))
             assert isinstance(log.read(), np.memmap)
 
     def test_refuses_records_without_a_fixed_size(self, tmp_path: Path) -> None:
@@ -81,10 +82,51 @@ class TestObservationLog:
             ObservationLog(tmp_path / "log.bin", np.dtype(object))
 
 
+class TestReplacing:
+    @pytest.mark.parametrize("write", [replacing, durable])
+    def test_a_file_has_its_name_when_it_is_whole(self, tmp_path: Path, write: Any) -> None:
+        path = tmp_path / "a.txt"
+        path.write_text("before")
+        with write(path) as partial:
+            partial.write_text("half")
+            assert path.read_text() == "before"
+        assert path.read_text() == "half"
+        with pytest.raises(KeyboardInterrupt), write(path) as partial:
+            partial.write_text("other")
+            raise KeyboardInterrupt
+        assert path.read_text() == "half" and [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+    def test_a_durable_file_reaches_the_disk_before_its_name_does(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+        monkeypatch.setattr(records.os, "fsync", lambda file: seen.append(os.readlink(f"/proc/self/fd/{file}")))
+        with durable(tmp_path / "a.txt") as partial:
+            partial.write_text("x")
+        assert [Path(path).name for path in seen] == ["a.txt.partial", tmp_path.name]
+
+    def test_a_run_is_done_when_its_files_have_reached_the_disk(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[tuple[str, str]] = []
+        folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
+        files = [folder.track, folder.transforms, folder.overlay, folder.mesh_path(3), folder.path / "report.html"]
+        (folder.path / "meshes").mkdir()
+        for file in files:
+            file.write_text("x")
+
+        def sync(path: Path) -> None:
+            seen.append((path.name, RunInfo.load(folder.path / RUN_JSON).state))
+
+        monkeypatch.setattr(run_folder, "sync", sync)
+        folder.finish()
+        assert {(file.name, "running") for file in files} == set(seen)
+
+
 class TestOpening:
     def test_resumes_the_same_run(self, tmp_path: Path) -> None:
         with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(), threads=3) as folder, folder.log(RECORD) as log:
-            log.append(records(2))
+            log.append(make(2))
         again = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(device="cuda"), threads=8)
         with again as folder, folder.log(RECORD) as log:
             assert len(log) == 2
@@ -151,17 +193,17 @@ class TestOpening:
     def test_a_broken_lock_keeps_its_old_owner_from_writing(self, tmp_path: Path) -> None:
         old = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
         with old.log(RECORD) as log:
-            log.append(records(1))
+            log.append(make(1))
             with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(), break_lock=True) as new:
-                for write in (lambda: log.append(records(1)), lambda: old.update(message="old"), old.finish):
+                for write in (lambda: log.append(make(1)), lambda: old.update(message="old"), old.finish):
                     with pytest.raises(OutputError, match="has taken it over"):
                         write()
                 with pytest.raises(KeyboardInterrupt), old:
                     raise KeyboardInterrupt
                 assert RunInfo.load(new.path / RUN_JSON).state == "running"
                 with new.log(RECORD) as newer:
-                    newer.append(records(1, first=1))
-                    np.testing.assert_array_equal(newer.read(), records(2))
+                    newer.append(make(1, first=1))
+                    np.testing.assert_array_equal(newer.read(), make(2))
                 assert (new.path / "run.lock").exists()
 
     def test_a_finished_run_that_is_not_whole_is_gone_on_with(self, run_path: Path) -> None:
@@ -187,11 +229,11 @@ class TestOpening:
         for _ in range(2):
             folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions())
             with pytest.raises(InputChangedError), folder, folder.log(RECORD) as log:
-                log.append(records(1))
+                log.append(make(1))
                 raise InputChangedError("clip.mp4 has changed while it was tracked")
             assert not (tmp_path / "run").exists()
         with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder, folder.log(RECORD) as log:
-            log.append(records(1))
+            log.append(make(1))
         with pytest.raises(InputChangedError), RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder:
             folder.track.touch()
             raise InputChangedError("clip.mp4 has changed while it was tracked")
@@ -200,7 +242,7 @@ class TestOpening:
     def test_another_identity_keeps_the_observations_of_an_unfinished_run(self, tmp_path: Path) -> None:
         (tmp_path / "a.json").write_text('{"z_id": [1, 2]}')
         with RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder, folder.log(RECORD) as log:
-            log.append(records(2))
+            log.append(make(2))
             folder.track.touch()
         with RunFolder.open(tmp_path / "run", INPUT, TrackOptions(identity=tmp_path / "a.json")) as folder:
             with folder.log(RECORD) as log:
@@ -224,7 +266,7 @@ class TestOpening:
     def test_failed_run_makes_way_for_other_options(self, tmp_path: Path) -> None:
         with pytest.raises(NoFaceError), RunFolder.open(tmp_path / "run", INPUT, TrackOptions()) as folder:
             with folder.log(RECORD) as log:
-                log.append(records(2))
+                log.append(make(2))
             raise NoFaceError("no face")
         assert [path.name for path in (tmp_path / "run").iterdir()] == [RUN_JSON]
         folder = RunFolder.open(tmp_path / "run", INPUT, TrackOptions(start=1))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from nphm_track.errors import InputError
 from nphm_track.video.reader import FOLDER_RATE, open_video
+from nphm_track.video.source import image_files
 
 
 def picture(value: int, width: int = 64, height: int = 48) -> np.ndarray:
@@ -105,6 +107,48 @@ def test_rotation_tag_is_applied(clip, tmp_path, angle, turns):
     assert (source.info.height, source.info.width) == frame.image.shape[:2]
     assert source.info.rotation == angle % 360
     np.testing.assert_array_equal(frame.image, np.rot90(plain, turns))
+
+
+def test_a_clock_that_is_set_in_mid_clip_makes_no_pause(tmp_path):
+    """A camera that sets its clock by the network: 30 days between two frames, which no MP4 could hold."""
+    path = write_clip(tmp_path / "clip.mkv", [0, 1 / 30, 2 / 30, 2592000.1, 2592000.1 + 1 / 30])
+    times = [frame.time for frame in open_video(path)]
+    np.testing.assert_allclose(np.diff(times), 1 / 30, atol=0.01)
+    pause = write_clip(tmp_path / "pause.mkv", [0, 1 / 30, 1800, 1800 + 1 / 30])
+    np.testing.assert_allclose([frame.time for frame in open_video(pause)][2], 1800, atol=0.01)
+
+
+class TestFolders:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        for name in ("img2.png", "img10.png", "img1.png"):
+            Image.fromarray(picture(int(name[3:-4]) * 10)).save(tmp_path / name)
+        return tmp_path
+
+    def test_what_is_called_like_an_image_and_is_none_is_one_line(self, folder):
+        odd = {
+            "a folder": lambda path: path.mkdir(),
+            "a broken link": lambda path: path.symlink_to("nothing"),
+            "a link to itself": lambda path: path.symlink_to(path.name),
+            "a pipe": os.mkfifo,
+        }
+        for what, make in odd.items():
+            make(folder / "zz.png")
+            with pytest.raises(InputError, match=r"zz.png: it ") as refused:
+                open_video(folder)
+            assert "\n" not in str(refused.value), what
+            (folder / "zz.png").rmdir() if what == "a folder" else (folder / "zz.png").unlink()
+
+    def test_hidden_files_are_passed_over(self, folder):
+        (folder / "._x.png").symlink_to("nothing")
+        (folder / ".thumbnails.png").mkdir()
+        assert [path.name for path in image_files(folder)] == ["img1.png", "img2.png", "img10.png"]
+
+    def test_frames_that_are_passed_over_are_work(self, folder):
+        source = open_video(folder, start=0.05)
+        read = []
+        source.read_on = lambda: read.append(1)
+        assert len(list(source)) == 1 and len(read) == 3
 
 
 def test_clockwise_phone_video_is_upright(clip, tmp_path):
