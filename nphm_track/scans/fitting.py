@@ -219,9 +219,10 @@ def fit_folder(
             rows.append({"name": name, "state": "done", **summary})
         except OutputError:
             raise
-        except NphmTrackError as error:
-            tell.note(f"{file.name}: {error}")
-            rows.append({"name": name, "state": "failed", "scan": file.name, "message": str(error)})
+        except Exception as error:  # also what nobody thought of: the others are to be fitted
+            message = str(error) if isinstance(error, NphmTrackError) else f"{type(error).__name__}: {error}"
+            tell.note(f"{file.name}: {message}")
+            rows.append({"name": name, "state": "failed", "scan": file.name, "message": message})
         done = [row for row in rows if row["state"] == "done"]
         apart = norm_outliers(np.array([[row["norm_id"], row["norm_ex"]] for row in done]).reshape(-1, 2))
         for row, outlier in zip(done, apart, strict=True):

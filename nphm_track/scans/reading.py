@@ -80,6 +80,8 @@ def read_scan(path: str | Path) -> ScanGeometry:
 def _geometry(loaded: Any, name: str) -> ScanGeometry:
     vertices = np.asarray(loaded.vertices, np.float64)
     faces = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), np.int64).reshape(-1, 3)
+    if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
+        raise InputError(f"{name} is damaged: its faces name vertices it does not have")
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vertices).all(1))
     faces = faces[finite[faces].all(1)]
     if faces.size:

@@ -18,6 +18,8 @@ from nphm_track.video.containers import open_container
 from nphm_track.video.presentation import Developer, Presentation, deinterlaced
 from nphm_track.video.source import FrameSource, VideoInfo
 
+LONGEST_PAUSE = 3600.0
+"""Seconds between two frames; more is no pause but a clock that was set (and more than an MP4 file can hold)."""
 _TEXT = frozenset({"tty", "txt", "srt", "ass", "webvtt"})  # formats FFmpeg "recognises" in plain text
 _POINTERS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "rtp"})  # files that name other files or hosts to read
 
@@ -56,7 +58,7 @@ class AvSource(FrameSource):
                 time = frame.time
                 if time is None:
                     time = last + step if count > 1 else self.first_time
-                elif time + shift < last - 1.0:  # the clock was reset in mid-stream
+                elif count > 1 and not -1.0 <= time + shift - last <= LONGEST_PAUSE:  # the clock was set in mid-stream
                     shift = last + step - time
                 last = max(time + shift, last + 1e-5)
                 yield last, frame
