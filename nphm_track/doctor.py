@@ -29,6 +29,7 @@ EXTRAS = {
         "second landmark detector, from Python; fetches its weights",
     ),
     "pyrender": ("pyrender2", "pyrender", "second overlay renderer (--renderer pyrender)"),
+    "heic": ("pillow-heif", "pillow_heif", "HEIC photographs"),
     "usd": ("usd-core", "pxr", "nphm-track export --format usd"),
     "viewer": ("viser", "viser", "nphm-track view, a run in the browser"),
     "cluster": ("ray", "ray", "nphm-track batch --ray, on many machines"),

@@ -142,17 +142,19 @@ def draw_pictures(run: Run, folder: Path, worst: list[int], progress: Progress) 
     rows = {int(np.searchsorted(track.frame, frame)): f"worst_{k}.jpg" for k, frame in enumerate(worst)}
     wanted = [(int(frontal.argmax()), "head.jpg"), *rows.items()]
     folder.mkdir(parents=True, exist_ok=True)
-    with open_video(run.overlay if overlay else run.info.input.path) as source:
+    fps = None if overlay else run.info.options.get("fps")
+    with open_video(run.overlay if overlay else run.info.input.path, fps=fps) as source:
         last = max(row if overlay else int(track.frame[row]) for row, _ in wanted)
         for index, (_, picture) in enumerate(source.pictures()):
+            number = index if overlay else source.number(index)
             progress.advance(0)
-            names = [name for row, name in wanted if (row if overlay else int(track.frame[row])) == index]
+            names = [name for row, name in wanted if (row if overlay else int(track.frame[row])) == number]
             if names:
                 image = Image.fromarray(source.develop(picture))
                 image.thumbnail((PICTURE_WIDTH, PICTURE_WIDTH))
                 for name in names:
                     image.save(folder / name, quality=82)
-            if index >= last:
+            if number >= last:
                 break
 
 

@@ -39,6 +39,9 @@ class TrackOptions(BaseModel):
     stream: int | None = Field(
         default=None, ge=0, description="Which video stream of the file, from 0. (default: the one that players show)"
     )
+    fps: float | None = Field(
+        default=None, gt=0, le=1000, description="Pictures per second of a folder of images. (default: 30)"
+    )
     face: int | None = Field(
         default=None,
         ge=0,

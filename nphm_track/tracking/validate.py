@@ -28,7 +28,8 @@ from nphm_track.tracking.run_folder import (
 )
 from nphm_track.tracking.transforms import transforms
 from nphm_track.video.containers import open_container
-from nphm_track.video.reader import open_video, read_image
+from nphm_track.video.reader import open_video
+from nphm_track.video.stills import read_image
 
 MATRIX_TOLERANCE = 1e-6
 MESH_SAMPLE = 8

@@ -1,32 +1,25 @@
 """Frames of a video, an image or a folder of images, one after the other.
 
 The rotation tag (EXIF for images) is applied; times are the container's own timestamps in seconds, so that variable
-frame rates survive. Images have no clock: frame ``i`` of a folder gets the time ``i / FOLDER_RATE``.
+frame rates survive. Images have no clock: those of a folder follow each other at a given rate by the numbers in their
+names, so that missing ones leave a gap.
 """
 
 from __future__ import annotations
 
-import struct
-import warnings
-import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from nphm_track.errors import InputError
 from nphm_track.video.pyav_backend import AvSource
-from nphm_track.video.source import IMAGE_SUFFIXES, FrameSource, VideoInfo, image_files
+from nphm_track.video.source import IMAGE_SUFFIXES, FrameSource, VideoInfo, frame_numbers, image_files, mask_files
+from nphm_track.video.stills import BROKEN, flatten, opened, read_image
 
 FOLDER_RATE = 30.0
-_BROKEN = (
-    OSError, SyntaxError, ValueError, TypeError, LookupError, AttributeError, EOFError, ArithmeticError, struct.error,
-    zlib.error,
-)  # fmt: skip
-"""What Pillow raises for damaged files; UnidentifiedImageError is an OSError."""
 
 
 def open_video(
@@ -36,6 +29,7 @@ def open_video(
     end: float | None = None,
     every: int = 1,
     stream: int | None = None,
+    fps: float | None = None,
     backend: str = "av",
 ) -> FrameSource:
     """Open a video, an image, or a folder of images in natural order.
@@ -44,6 +38,7 @@ def open_video(
         start, end: seconds from the beginning, as a player shows them; frames with start <= time < end are kept.
         every: keep each ``every``-th frame of those.
         stream: which of a file's video streams, from 0; by default the one that players show.
+        fps: pictures a second of a folder of images; ``FOLDER_RATE`` by default.
         backend: "av", or "decord" for videos (needs the extra of that name).
 
     Raises InputError, with one line for the user, for whatever cannot be read.
@@ -53,7 +48,9 @@ def open_video(
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir():
-            return ImageSource(_images_in(path), start, end, every, folder=path)
+            return ImageSource(_images_in(path), start, end, every, path, fps or FOLDER_RATE)
+        if fps is not None:
+            raise InputError(f"{path}: --fps is for folders of images; a file has times of its own")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         with open(path, "rb"):
@@ -79,22 +76,34 @@ class ImageSource(FrameSource):
     """One image, or the images of a folder, all of one size."""
 
     def __init__(
-        self, paths: list[Path], start: float | None, end: float | None, every: int, folder: Path | None = None
+        self,
+        paths: list[Path],
+        start: float | None,
+        end: float | None,
+        every: int,
+        folder: Path | None = None,
+        rate: float = FOLDER_RATE,
     ) -> None:
         super().__init__(start, end, every)
-        self.paths = paths
+        self.paths, self.rate = paths, rate
+        self.numbers = frame_numbers(paths) if folder else [0]
         height, width = read_image(paths[0]).shape[:2]
         if folder is None:
             self.info = VideoInfo(paths[0], "image", width, height, frame_count=1)
-        else:
-            seconds = len(paths) / FOLDER_RATE
-            self.info = VideoInfo(
-                folder, "folder", width, height, frame_rate=FOLDER_RATE, frame_count=len(paths), duration=seconds
-            )
+            return
+        masks = len(mask_files(folder))
+        self.info = VideoInfo(
+            folder, "folder", width, height, frame_rate=rate, frame_count=len(paths),
+            duration=(self.numbers[-1] - self.numbers[0] + 1) / rate,
+            notes=(f"{masks} masks beside the images are no frames",) if masks else (),
+        )  # fmt: skip
+
+    def number(self, index: int) -> int:
+        return self.numbers[index]
 
     def pictures(self) -> Iterator[tuple[float, Path]]:
-        for index, path in enumerate(self.paths):
-            yield index / FOLDER_RATE, path
+        for number, path in zip(self.numbers, self.paths, strict=True):
+            yield (number - self.numbers[0]) / self.rate, path
 
     def develop(self, picture: Path) -> NDArray[np.uint8]:
         image = read_image(picture)
@@ -109,59 +118,25 @@ class AnimationSource(FrameSource):
 
     def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
         super().__init__(start, end, every)
-        with _opened(path) as file:
+        with opened(path) as file:
             count = getattr(file, "n_frames", 1)
             self.info = VideoInfo(path, "video", file.width, file.height, frame_count=count, codec="webp")
 
     def pictures(self) -> Iterator[tuple[float, Image.Image]]:
         milliseconds = 0.0
-        with _opened(self.info.path) as file:
+        with opened(self.info.path) as file:
             for index in range(self.info.frame_count or 0):
                 try:
                     file.seek(index)
                     file.load()
-                except _BROKEN as error:
+                except BROKEN as error:
                     self.warning = f"{self.info.path}: damaged, {index} frames could be decoded ({error})"
                     return
                 yield milliseconds / 1000, file
                 milliseconds += max(1, file.info.get("duration", 40))
 
     def develop(self, picture: Image.Image) -> NDArray[np.uint8]:
-        return _flatten(picture)
-
-
-def read_image(path: Path) -> NDArray[np.uint8]:
-    """RGB [H, W, 3] of an image file: EXIF orientation applied, transparency over white, 16 bits brought to 8."""
-    try:
-        with _opened(path) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                values = np.asarray(image, np.float64)
-                scale = 255 / 65535 if image.mode != "F" and values.max() > 255 else 1.0
-                return np.repeat(np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-            return _flatten(image)
-    except Image.DecompressionBombError:
-        raise InputError(f"{path}: the image is too large") from None
-    except _BROKEN as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a readable image"
-        raise InputError(f"{path}: {reason}") from None
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image file, without Pillow's warnings: what matters is an error, and the rest is not the user's."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as file:
-            yield file
-
-
-def _flatten(image: Image.Image) -> NDArray[np.uint8]:
-    """RGB [H, W, 3] of an 8-bit image of any mode, over white where it is transparent."""
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.array(image.convert("RGB"))
+        return flatten(picture)
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -174,7 +149,7 @@ def _images_in(folder: Path) -> list[Path]:
 def _animation(path: Path) -> str | None:
     """Format of an image that moves, None for one that does not (or cannot be read: ``read_image`` says why)."""
     try:
-        with _opened(path) as file:
+        with opened(path) as file:
             return file.format if getattr(file, "n_frames", 1) > 1 and file.format in ("WEBP", "PNG", "GIF") else None
-    except (Image.DecompressionBombError, *_BROKEN):
+    except (Image.DecompressionBombError, *BROKEN):
         return None

@@ -7,6 +7,7 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,14 +19,21 @@ from nphm_track.errors import InputError
 if TYPE_CHECKING:
     from nphm_track.video.presentation import Presentation
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".exr", ".dpx",
+})  # fmt: skip
+_MASK = re.compile(r"(.+?)[._-](?:mask|matte|alpha|seg|segmentation|depth|normals?)s?")
+"""Name of a file that belongs to an image, and the image's."""
+SPARSE = 10
+"""A sequence has at most so many missing pictures for each that is there; else the numbers are something else."""
 TICK = 1e-6
 """Seconds; far from zero, differences of times are no more exact than this."""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """One picture: ``index`` in the source, ``time`` in seconds of the container's clock, ``image`` [H, W, 3] RGB."""
+    """One picture: its number ``index`` in the source, ``time`` in seconds of the container's clock, ``image``
+    [H, W, 3] RGB."""
 
     index: int
     time: float
@@ -81,6 +89,10 @@ class FrameSource(ABC):
             return 0.0
         return self.origin + (self.start or 0.0)
 
+    def number(self, index: int) -> int:
+        """Frame number of the ``index``-th picture: the index itself, or what the files of a sequence are called."""
+        return index
+
     @abstractmethod
     def pictures(self) -> Iterator[tuple[float, Any]]:
         """Time and undeveloped picture of every frame of the input, in order."""
@@ -108,7 +120,7 @@ class FrameSource(ABC):
                     break
                 if in_range % self.every == 0:
                     if selected >= first:
-                        yield Frame(index, time, self.develop(picture))
+                        yield Frame(self.number(index), time, self.develop(picture))
                     selected += 1
                 in_range += 1
         finally:
@@ -129,7 +141,7 @@ class FrameSource(ABC):
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in natural order (img2 before img10); hidden files are passed over.
+    """The images of a folder in natural order (img2 before img10); hidden files and ``mask_files`` are passed over.
 
     Raises InputError when one of them is no file that can be read: a folder, a pipe, a broken link.
     """
@@ -140,7 +152,29 @@ def image_files(folder: Path) -> list[Path]:
                 raise InputError(f"{path}: it is called like an image and is no file")
     except OSError as error:
         raise InputError(f"{error.filename or folder}: it cannot be read ({error.strerror})") from None
-    return sorted(paths, key=_natural)
+    masks = set(_masks(paths))
+    return sorted((path for path in paths if path not in masks), key=_natural)
+
+
+def mask_files(folder: Path) -> list[Path]:
+    """Masks, mattes and maps beside the images that they belong to: ``0001_mask.png`` beside ``0001.png``."""
+    return _masks([p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")])
+
+
+def _masks(paths: list[Path]) -> list[Path]:
+    stems = {path.stem.lower() for path in paths}
+    return [path for path in paths if (found := _MASK.fullmatch(path.stem.lower())) and found[1] in stems]
+
+
+def frame_numbers(paths: list[Path]) -> list[int]:
+    """Numbers of a sequence's pictures: from their names where these differ in the last number only, else 0, 1, 2..."""
+    parts = [re.fullmatch(r"(.*?)(\d+)(\D*)", path.stem) for path in paths]
+    if len(paths) > 1 and all(parts) and len({(p[1], p[3]) for p in parts if p}) == 1:
+        numbers = [int(p[2]) for p in parts if p]
+        rising = all(after > before for before, after in pairwise(numbers))
+        if rising and numbers[-1] - numbers[0] < SPARSE * len(numbers):
+            return numbers
+    return list(range(len(paths)))
 
 
 def _natural(path: Path) -> tuple[list[tuple[int, str]], str]:

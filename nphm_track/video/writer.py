@@ -14,9 +14,9 @@ from PIL import Image
 
 from nphm_track.errors import InputError, OutputError
 from nphm_track.video.sound import SoundTrack
-from nphm_track.video.source import IMAGE_SUFFIXES
 
 _CLOCK = Fraction(1, 90_000)
+_IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 _BT709 = 1  # FFmpeg's number for the matrix, primaries and transfer of HD video
 
 
@@ -145,7 +145,7 @@ class ImageWriter:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if self.path.suffix.lower() not in IMAGE_SUFFIXES:
+        if self.path.suffix.lower() not in _IMAGES:
             raise InputError(f"the overlay of an image is an image, too: {self.path} does not end in .png or .jpg")
 
     def write(self, image: NDArray[np.uint8], time: float) -> None:

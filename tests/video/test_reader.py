@@ -274,7 +274,8 @@ def test_folder_in_natural_order(tmp_path):
         frames = list(source)
         assert source.info.kind == "folder" and source.info.frame_count == 3
     assert [round(level(f.image)) for f in frames] == [20, 40, 200]
-    assert [f.time for f in frames] == [i / FOLDER_RATE for i in range(3)]
+    assert [f.index for f in frames] == [1, 2, 10]
+    assert [f.time for f in frames] == [0, 1 / FOLDER_RATE, 9 / FOLDER_RATE]
     Image.fromarray(picture(9, 32, 32)).save(tmp_path / "img11.png")
     with pytest.raises(InputError, match="img11"):
         list(open_video(tmp_path))

@@ -1,0 +1,120 @@
+"""Photographs, plates and sequences; every file is made on the spot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nphm_track.errors import InputError
+from nphm_track.video.reader import open_video
+from nphm_track.video.source import image_files
+from nphm_track.video.stills import read_image
+
+RAMP = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(48, 0)
+
+
+def save(path: Path, level: int = 90) -> Path:
+    Image.fromarray(np.full((8, 12, 3), level, np.uint8)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("bits", [10, 12, 16])
+@pytest.mark.parametrize("colours", [1, 3, 4])
+def test_deep_tiffs_are_not_black(tmp_path, bits, colours):
+    values = np.round(RAMP * (2**bits - 1)).astype(np.uint16)
+    values[0, 0] = 2**bits - 1  # something white
+    picture = values if colours == 1 else np.stack([values] * 3 + [np.full_like(values, 65535)] * (colours == 4), -1)
+    if colours == 4 and bits < 16:
+        picture[..., 3] = 2**bits - 1
+    photometric = "minisblack" if colours == 1 else "rgb"
+    tifffile.imwrite(tmp_path / "deep.tif", picture, photometric=photometric)
+    seen = read_image(tmp_path / "deep.tif")
+    assert seen.shape == (48, 64, 3)
+    assert np.abs(seen[1:].astype(float) - 255 * RAMP[1:, :, None]).max() <= 1
+
+
+def test_float_plates_are_light_and_are_encoded_for_displays(tmp_path):
+    light = np.stack([RAMP, RAMP / 2, 3 * RAMP], -1)  # brighter than white in places
+    encoded = 255 * np.clip(np.where(light < 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055), 0, 1)
+    tifffile.imwrite(tmp_path / "light.tif", light, photometric="rgb")
+    assert np.abs(read_image(tmp_path / "light.tif") - encoded).max() <= 1
+    with av.open(str(tmp_path / "light.exr"), "w", format="image2", options={"update": "1"}) as container:
+        stream = container.add_stream("exr", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "gbrpf32le"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(light, format="gbrpf32le")))
+        container.mux(stream.encode(None))
+    assert np.abs(read_image(tmp_path / "light.exr") - encoded).max() <= 1
+
+
+def test_dpx_is_read(tmp_path):
+    deep = np.round(np.stack([RAMP, RAMP / 2, RAMP / 4], -1) * 65535).astype(np.uint16)
+    with av.open(str(tmp_path / "plate.dpx"), "w", format="image2", options={"update": "1"}) as container:
+        stream = container.add_stream("dpx", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "gbrp10be"
+        frame = av.VideoFrame.from_ndarray(deep, format="rgb48le").reformat(format="gbrp10be")
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert np.abs(read_image(tmp_path / "plate.dpx").astype(float) - deep / 257).max() <= 2
+
+
+def test_heic_is_one_whole_picture_or_says_what_it_needs(tmp_path):
+    path = tmp_path / "phone.heic"
+    try:
+        import pillow_heif
+    except ImportError:
+        path.write_bytes(b"\0\0\0\x18ftypheic")
+        with pytest.raises(InputError, match=r"nphm-track\[heic\]"):
+            open_video(path)
+        return
+    pillow_heif.register_heif_opener()
+    Image.fromarray(np.full((600, 800, 3), 120, np.uint8)).save(path)
+    source = open_video(path)
+    assert (source.info.kind, source.info.width, source.info.height) == ("image", 800, 600)
+    assert abs(next(iter(source)).image.mean() - 120) < 3
+
+
+def test_gaps_in_a_sequence_keep_their_time_and_pictures_their_numbers(tmp_path):
+    for number in (1001, 1002, 1003, 1007, 1008):
+        save(tmp_path / f"shot_{number}.png")
+    source = open_video(tmp_path, fps=24, every=2)
+    assert (source.info.frame_rate, source.info.duration) == (24, 8 / 24)
+    assert [(f.index, f.time) for f in source] == [(1001, 0), (1003, 2 / 24), (1008, 7 / 24)]
+    assert [f.index for f in open_video(tmp_path, fps=24, start=0.2)] == [1007, 1008]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["a.png", "b.png", "c.png"],
+        ["IMG_1.png", "photo_2.png", "scan_9.png"],
+        ["20240101.png", "20240315.png", "20250101.png"],  # days, not frames
+    ],
+)
+def test_names_that_are_no_sequence_are_counted(tmp_path, names):
+    for name in names:
+        save(tmp_path / name)
+    assert [f.index for f in open_video(tmp_path)] == [0, 1, 2]
+
+
+def test_masks_beside_the_images_are_no_frames(tmp_path):
+    for number in range(3):
+        save(tmp_path / f"{number:04d}.png", 90)
+        save(tmp_path / f"{number:04d}_mask.png", 255)
+    save(tmp_path / "the_mask.png")  # a picture of one: nothing is called "the"
+    (tmp_path / "the_mask.png").rename(tmp_path / "0003.png")
+    source = open_video(tmp_path)
+    assert source.info.notes == ("3 masks beside the images are no frames",)
+    assert [f.image.mean() for f in source] == [90] * 4
+    lone = tmp_path / "lone"
+    lone.mkdir()
+    assert image_files(lone) == [] and image_files(save(lone / "a_mask.png").parent) == [lone / "a_mask.png"]
+
+
+def test_a_frame_rate_is_for_folders(tmp_path):
+    with pytest.raises(InputError, match="--fps is for folders"):
+        open_video(save(tmp_path / "a.png"), fps=24)
