@@ -13,15 +13,11 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from nphm_track.batch.manifest import LONGEST_NAME, SESSION_JSON, Job, Manifest, State, folded, name_problem
+from nphm_track.batch.folders import walk
+from nphm_track.batch.manifest import LONGEST_NAME, Job, Manifest, State, folded, name_problem
 from nphm_track.errors import InputError, OutputError
 from nphm_track.tracking.options import TrackOptions
-from nphm_track.video.source import IMAGE_SUFFIXES
 
-VIDEO_SUFFIXES = frozenset({
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv",
-    ".qt", ".ts", ".webm", ".wmv", ".y4m",
-})  # fmt: skip
 LIST_SUFFIXES = frozenset({".csv", ".json"})
 COLUMNS = ("input", "person", "name")
 FILE_OPTIONS = ("intrinsics", "identity")
@@ -45,14 +41,17 @@ def find_takes(source: Path, session: Path, person: str | None = None) -> tuple[
     """Root and takes of a folder or a list; ``person`` is a regular expression for paths relative to the root.
 
     In a folder each video is a take, and so is each folder that directly holds two images or more and no video. Hidden
-    entries, run folders and the session's own folder are passed over. The person is the first-level folder, or the
-    first group of ``person``; a take in no folder is a person of its own.
+    entries, run folders, thumbnails and the session's own folder are passed over. The person is the first-level
+    folder, or the first group of ``person``; a take in no folder is a person of its own.
 
     Raises InputError when the source cannot be used or holds no take.
     """
     pattern = _compiled(person)
     if source.is_dir():
-        root, takes = source, [Take(path) for path in sorted(_walk(source, session.resolve()))]
+        root, takes = (
+            source,
+            [Take(path) for path in sorted(f.path for f in walk(source, session.resolve()) if not f.reason)],
+        )
         for take in takes:
             take.person = _first_folder(take.path.relative_to(root))
     elif source.suffix.lower() in LIST_SUFFIXES:
@@ -70,6 +69,15 @@ def find_takes(source: Path, session: Path, person: str | None = None) -> tuple[
     if not takes:
         raise InputError(f"{source}: no takes in it")
     return root, takes
+
+
+def passed_over(source: Path, session: Path) -> list[tuple[str, str]]:
+    """Files and folders below ``source`` that are no takes, relative to it, each with the reason; none of a list."""
+    if not source.is_dir():
+        return []
+    found = sorted((f for f in walk(source, session.resolve()) if f.reason), key=lambda f: f.path)
+    names = (f.path.relative_to(source).as_posix().encode(errors="replace").decode() for f in found)  # not all are text
+    return list(zip(names, (f.reason for f in found), strict=True))
 
 
 def plan(
@@ -207,34 +215,6 @@ def _relative(path: Path, base: Path) -> str:
 def _first_folder(relative: Path) -> str | None:
     """The person of a take: its first-level folder; a folder of images may be that itself."""
     return relative.parts[0] if len(relative.parts) > 1 or not relative.suffix else None
-
-
-def _walk(root: Path, session: Path) -> Iterator[Path]:
-    """Takes below a folder. Links to folders are followed, each folder once."""
-    seen: set[tuple[int, int]] = set()
-    waiting = [root]
-    while waiting:
-        folder = waiting.pop()
-        try:
-            status = folder.stat()
-            entries = sorted(folder.iterdir(), key=lambda entry: entry.name)
-        except OSError as error:
-            if folder == root:
-                raise InputError(f"{root}: {error.strerror}") from None
-            continue  # nothing to read for this user
-        if (status.st_dev, status.st_ino) in seen or folder.resolve() == session:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        names = {entry.name for entry in entries}
-        if "run.json" in names or SESSION_JSON in names:
-            continue
-        visible = [entry for entry in entries if not entry.name.startswith(".")]
-        videos = [e for e in visible if e.suffix.lower() in VIDEO_SUFFIXES and not e.is_dir()]
-        images = [e for e in visible if e.suffix.lower() in IMAGE_SUFFIXES and not e.is_dir()]
-        yield from videos
-        if len(images) > 1 and not videos and folder != root:
-            yield folder
-        waiting += [e for e in visible if e.is_dir()]
 
 
 def _read_list(path: Path) -> list[Take]:

@@ -74,7 +74,7 @@ def run(
 
     Ctrl-C ends after the frames in flight and saves; a second one stops at once.
     """
-    from nphm_track.batch import driver
+    from nphm_track.batch import driver, plan
     from nphm_track.cli.progress import show_progress
     from nphm_track.tracking.options import TrackOptions
 
@@ -82,7 +82,7 @@ def run(
     given = TrackOptions.build(**{k: v for k, v in options.items() if v != fields[k].default})
     manifest = driver.planned(source, output, given, person=person, threads=threads)
     if dry_run:
-        _print_plan(manifest)
+        _print_plan(manifest, plan.passed_over(source, output))
         typer.echo(driver.plan_line(manifest))
         return
     with _interrupts() as interrupted, show_progress(quiet) as progress:
@@ -156,7 +156,7 @@ def _finish(session: Path, quiet: bool) -> None:
         raise InputError(f"{failed} take{'s' * (failed > 1)} failed; nphm-track batch status {session} says why")
 
 
-def _print_plan(manifest: Any) -> None:
+def _print_plan(manifest: Any, passed_over: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -169,6 +169,8 @@ def _print_plan(manifest: Any) -> None:
     for job in manifest.jobs:
         if job.error:
             console.print(f"{job.output}: {job.error}")
+    for path, reason in passed_over:
+        console.print(f"passed over: {path}: {reason}")
 
 
 def _print_status(manifest: Any) -> None:
