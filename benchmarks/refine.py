@@ -28,7 +28,8 @@ from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import load_head_model
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
-from nphm_track.refine.schedule import RENDERERS, Refined, Settings, frame_dtype, person_dtype, refine_clip
+from nphm_track.refine.config import RefineConfig
+from nphm_track.refine.schedule import RENDERERS, Refined, frame_dtype, person_dtype, refine_clip
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
 from nphm_track.tracking.fit import FIT_POINTS, point_weights
 from nphm_track.tracking.smoothing import smooth_codes, smooth_poses
@@ -51,7 +52,7 @@ def run(
     columns: dict[str, dict[str, float]] = {"start": start}
     for name in renderer:
         cpu = time.process_time()
-        refined = refine(model, truth, clip, Settings(renderer=name))
+        refined = refine(model, truth, clip, RefineConfig.model_validate({"renderer": name}))
         seconds = (time.process_time() - cpu) / frames
         back = float(refined.frames["rolled_back"].sum())
         columns[name] = score(model, truth, refined.state) | {"rolled back": back, "CPU seconds a frame": seconds}
@@ -141,11 +142,11 @@ class MemoryLog:
         return self.records
 
 
-def refine(model: NphmDecoder, truth: Truth, clip: Clip, settings: Settings) -> Refined:
+def refine(model: NphmDecoder, truth: Truth, clip: Clip, config: RefineConfig) -> Refined:
     rows = np.arange(len(clip))
     rois = np.stack([roi_from_landmarks(points) for points in np.asarray(clip.landmarks[rows])]).astype(np.float32)
     logs = MemoryLog(person_dtype(len(clip.start.z_id))), MemoryLog(frame_dtype(clip.start.z_ex.shape[1]))
-    return refine_clip(model, clip, lambda r: truth.maps(r, rois[r], clip.camera.K), settings, *logs)
+    return refine_clip(model, clip, lambda r: truth.maps(r, rois[r], clip.camera.K), config, *logs)
 
 
 def score(model: NphmDecoder, truth: Truth, state: State) -> dict[str, float]:

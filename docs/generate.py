@@ -13,6 +13,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 ROLE = re.compile(r":(?:class|meth|func):(?=<code>)")
@@ -36,9 +38,29 @@ def options(where: str) -> str:
     for field_name, field in getattr(import_module(module), name).model_fields.items():
         kind = field.annotation if isinstance(field.annotation, str) else _type_name(field.annotation)
         bounds = ", ".join(_bound(limit) for limit in field.metadata if _bound(limit))
-        default = "required" if field.is_required() else f"`{field.get_default(call_default_factory=True)!r}`"
+        default = "required" if field.is_required() else _default(field.get_default(call_default_factory=True))
         rows.append((f"`{field_name}`", f"{kind} {bounds}".strip(), default, field.description or ""))
     return _table(rows)
+
+
+def terms() -> str:
+    """Table of the refinement's terms, their fields and what they are."""
+    from nphm_track.refine.terms import Terms
+
+    rows = [("term", "field", "default", "meaning")]
+    for name, term in Terms().named():
+        rows.append((f"`{name}`", "", "", (type(term).__doc__ or "").strip()))
+        for field_name, field in type(term).model_fields.items():
+            rows.append(("", f"`{field_name}`", f"`{field.default:.4g}`", field.description or ""))
+    return _table(rows)
+
+
+def refinement() -> str:
+    """The default refinement as a TOML file."""
+    from nphm_track.config_file import to_toml
+    from nphm_track.refine.config import RefineConfig
+
+    return f"```toml\n{to_toml(RefineConfig())}```"
 
 
 def commands() -> str:
@@ -82,7 +104,13 @@ def extras() -> str:
     return _table([("extra", "brings", "for"), *rows])
 
 
-GENERATORS = {f.__name__: f for f in (options, commands, exit_codes, models, extras)}
+def _default(value: Any) -> str:
+    """A default as one would write it; tables are shown elsewhere."""
+    nested = isinstance(value, BaseModel) or (isinstance(value, tuple) and value and isinstance(value[0], BaseModel))
+    return "see below" if nested else f"`{value!r}`"
+
+
+GENERATORS = {f.__name__: f for f in (options, terms, refinement, commands, exit_codes, models, extras)}
 
 
 def _command(command: Any, path: str, level: int) -> Iterator[str]:

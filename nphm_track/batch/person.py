@@ -30,7 +30,7 @@ from nphm_track.heads.loading import load_head_model
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
 from nphm_track.refine.key_frames import sure_and_still
-from nphm_track.refine.schedule import Refiner, Settings
+from nphm_track.refine.schedule import Refiner
 from nphm_track.refine.solver import Evidence
 from nphm_track.refine.source import ClipMaps
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
@@ -134,7 +134,7 @@ def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -
         chosen.extend(clip.names(rows))
         return clip.maps(rows, predictor)
 
-    state, _ = Refiner(model, clip, maps, Settings()).solve_person()
+    state, _ = Refiner(model, clip, maps, takes[0].options.refinement()).solve_person()
     return Identity(state.z_id.cpu().numpy(), merged.model), chosen
 
 

@@ -20,7 +20,7 @@ from nphm_track.tracking.options import TrackOptions
 
 LIST_SUFFIXES = frozenset({".csv", ".json"})
 COLUMNS = ("input", "person", "name")
-FILE_OPTIONS = ("intrinsics", "identity")
+FILE_OPTIONS = ("intrinsics", "identity", "refine_config")
 """Options that are files; ``head_model`` may be one."""
 NOT_TEXT = "its name is not UTF-8 text; rename it"
 LARGEST_LIST = 64 << 20
@@ -256,7 +256,7 @@ def _listed(path: Path, number: int, row: dict[Any, Any]) -> Take:
     unknown = [key for key in options if key not in TrackOptions.model_fields]
     if unknown:
         raise InputError(f"{place}: unknown column {unknown[0]!r}")
-    for key in ("intrinsics", "identity"):
+    for key in FILE_OPTIONS:
         if isinstance(options.get(key), str):  # beside the list, as the inputs are
             options[key] = str((path.parent / options[key]).absolute())
     return Take(path.parent / input, row.get("person"), row.get("name"), _typed(place, options))

@@ -10,19 +10,12 @@ from torch import Tensor
 from nphm_track.conventions import IBUG68_FROM_478, LIDS, LIPS, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
-from nphm_track.landmark_model import REFINEMENT
 from nphm_track.refine.codes import CodeSpace
 from nphm_track.refine.network import PointDecoder
 
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
 """Points of the landmark mesh compared; the outline is left out, it slides along the silhouette as the head turns."""
-
-
-def point_weights() -> Tensor:
-    """Weight [L] of each of ``POINTS``, mean 1."""
-    weight = torch.from_numpy(REFINEMENT.of(POINTS)).float()
-    return weight / weight.mean()
 
 
 @dataclass(frozen=True)

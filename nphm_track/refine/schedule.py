@@ -16,7 +16,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT, N_LANDMARKS
@@ -25,12 +24,13 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip, Head, MapSource, hidden
 from nphm_track.refine.codes import CodeSpace, State
+from nphm_track.refine.config import RefineConfig, Stage, groups
 from nphm_track.refine.key_frames import key_frames
 from nphm_track.refine.landmarks import POINTS, Landmarks
-from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, pixel_rays, rays_of
 from nphm_track.refine.solver import Evidence, Free, Problem, Working, optimise
 from nphm_track.refine.surface import Renderer, SurfaceRenderer
+from nphm_track.refine.terms import Terms
 from nphm_track.refine.tracks import Follower
 from nphm_track.refine.volume import VolumeRenderer
 
@@ -38,41 +38,8 @@ RENDERERS: dict[str, Callable[[NphmDecoder, CodeSpace], Renderer]] = {
     "surface": SurfaceRenderer,
     "volume": VolumeRenderer,
 }
-TERMS = ("normal_deg", "point_mm", "landmark_px")
-
-
-class Settings(BaseModel):
-    """How much work a refinement does."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    weights: Weights = Weights()
-    renderer: str = Field(default="surface", description="'surface' or its slow twin 'volume'.")
-    focal: bool = Field(
-        default=False,
-        description="Solve the focal length too; the landmarks of the whole clip know it better than a few key frames.",
-    )
-    track_points: int = Field(default=400, ge=0, description="Points of the skin followed from frame to frame.")
-    local_spread: float = Field(
-        default=0.05,
-        ge=0,
-        description="How far a local part of the head leaves the prior, as a share of its spread over people. At .3 "
-        "noisy maps tear the lips off their landmarks, at .1 they leave webs in the corners of a mouth; exact maps "
-        "can use it.",
-    )
-    key_frames: int = Field(default=10, ge=1, description="Frames the identity is solved on.")
-    window: int = Field(default=32, ge=4, description="Frames solved together.")
-    overlap: int = Field(default=8, ge=1, description="Frames at the end of a window that the next solves again.")
-    coarse: int = Field(default=120, ge=10, description="Pixels a frame at first.")
-    fine: int = Field(default=300, ge=10, description="Pixels a frame at last.")
-    identity_pixels: int = Field(default=400, ge=10, description="Pixels of a key frame at last.")
-    pose_steps: int = Field(default=1, ge=0, description="Steps of the poses alone.")
-    coarse_steps: int = Field(default=3, ge=0)
-    fine_steps: int = Field(default=3, ge=0)
-    identity_steps: int = Field(
-        default=3, ge=0, description="Steps of identity and key frames together a round; the first has twice as many."
-    )
-    tolerance: float = Field(default=2e-3, gt=0, description="A stage ends when a step gains less than this share.")
+MEASURES = ("normal_deg", "point_mm", "landmark_px")
+"""What is reported of a frame."""
 
 
 class Log(Protocol):
@@ -99,15 +66,15 @@ def person_dtype(identity_dim: int) -> np.dtype[Any]:
 
 
 def frame_dtype(expression_dim: int) -> np.dtype[Any]:
-    """A refined frame: its state, every term before and after (``TERMS``; NaN where not measured), and whether it got
-    worse and was taken back to the feed-forward state."""
+    """A refined frame: its state, ``MEASURES`` before and after (NaN where not measured), and whether it got worse and
+    was taken back to the feed-forward state."""
     return np.dtype(
         [
             ("z_ex", "f4", (expression_dim,)),
             ("R", "f8", (3, 3)),
             ("t", "f8", (3,)),
-            ("before", "f4", (len(TERMS),)),
-            ("after", "f4", (len(TERMS),)),
+            ("before", "f4", (len(MEASURES),)),
+            ("after", "f4", (len(MEASURES),)),
             ("rolled_back", "?"),
         ]
     )
@@ -117,13 +84,13 @@ def refine_clip(
     model: NphmDecoder,
     clip: Clip,
     maps: MapSource,
-    settings: Settings,
+    config: RefineConfig,
     person_log: Log,
     frame_log: Log,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Refined:
     """Refine a clip; what the logs hold already is not done again. ``advance`` hears of finished frames."""
-    refiner = Refiner(model, clip, maps, settings)
+    refiner = Refiner(model, clip, maps, config)
     if not len(person_log):
         person, records = refiner.solve_person()
         if records is not None and not len(frame_log):
@@ -151,15 +118,15 @@ def refine_clip(
 class Refiner:
     """The stages of one clip's refinement."""
 
-    def __init__(self, model: NphmDecoder, clip: Clip, maps: MapSource, settings: Settings) -> None:
-        self.model, self.clip, self.maps, self.settings = model, clip, maps, settings
+    def __init__(self, model: NphmDecoder, clip: Clip, maps: MapSource, config: RefineConfig) -> None:
+        self.model, self.clip, self.maps, self.config = model, clip, maps, config
         self.feed_forward = clip.start
-        self.space = CodeSpace.of(model, settings.local_spread)
-        self.renderer = RENDERERS[settings.renderer](model, self.space)
+        self.space = CodeSpace.of(model, config.local_spread)
+        self.renderer = RENDERERS[config.renderer](model, self.space)
         self.landmarks = Landmarks(model, self.space)
         self.follower, self.marks = None, self.landmarks
-        if settings.track_points and len(known_landmarks(model)) == N_LANDMARKS:
-            self.follower = Follower(model.mean_landmarks * MODEL_UNIT, settings.track_points)
+        if config.track_points and len(known_landmarks(model)) == N_LANDMARKS:
+            self.follower = Follower(model.mean_landmarks * MODEL_UNIT, config.track_points)
             self.marks = Landmarks(model, self.space, self.follower.marks)
         self.head: Head | None = None
         self.growth = 1.0
@@ -168,29 +135,27 @@ class Refiner:
     def solve_person(self) -> tuple[State, np.ndarray | None]:
         """Identity (and focal length) on key frames, unless they are known; a single frame is finished by that, and its
         record comes along."""
-        s = self.settings
-        identity, focal = not self.clip.identity_known, s.focal and not self.clip.camera_known
+        wanted = {name for stage in self.config.person for name in stage.free}
+        identity = "identity" in wanted and not self.clip.identity_known
+        focal = "focal" in wanted and not self.clip.camera_known
         if not identity and not focal:
             return self.clip.start, None
-        rows = key_frames(self.clip, s.key_frames)
+        rows = key_frames(self.clip, self.config.key_frames)
         maps = self.maps(rows)
-        evidence = self.clip.evidence(rows, maps, s.identity_pixels, apart=True)
-        state = evidence.start
-        at: Working | None = None
-        nobody = torch.zeros(len(rows), dtype=torch.bool, device=state.R.device)
-        poses = Free(identity=False, focal=False, expression=False, settled=nobody)
-        everything = Free(identity=identity, focal=focal, expression=True, settled=nobody)
+        most = max(stage.pixels for stage in self.config.person)
+        evidence = self.clip.evidence(rows, maps, most, apart=True)
+        settled = torch.zeros(len(rows), dtype=torch.bool, device=evidence.start.R.device)
         follower = self.follower if identity and len(rows) > 1 else None
-        weights = s.weights.of_person(len(rows))
-        last = s.identity_pixels, ((everything, s.identity_steps),)
-        first = s.fine, ((poses, s.pose_steps), (everything, 2 * s.identity_steps))
-        rounds = [first, *[last] * (2 if follower else 1)]
-        for pixels, phases in rounds:
-            if at is not None and follower is not None:
+        terms = self.config.terms.of_person(len(rows))
+
+        state: State = evidence.start
+        at: Working | None = None
+        for stages in groups(self.config.person, followed=follower is not None):
+            if stages[0].follow and follower is not None:
                 evidence = self._followed(follower, state, evidence, maps)
             head = Head(self.model, state.z_id)
-            drawn = head, head.posed(state.z_ex)
-            at = self._stage(state, evidence, maps, pixels, drawn, *phases, weights=weights)
+            phases = [(self._free(stage, settled, identity=identity, focal=focal), stage) for stage in stages]
+            at = self._solve(state, evidence, maps, (head, head.posed(state.z_ex)), phases, terms)
             state = at.state
         assert at is not None
         return state, self._records(at, evidence) if len(self.clip) == 1 else None
@@ -207,28 +172,40 @@ class Refiner:
     # -- windows -------------------------------------------------------------------------------------------------------
     def solve_window(self, before: np.ndarray, first: int) -> np.ndarray:
         """Records of the frames from ``first`` on that this window settles; ``before`` are the last settled records."""
-        s, T = self.settings, len(self.clip)
-        end = min(first + s.window, T)
-        settle = T if end == T else end - s.overlap
+        c, T = self.config, len(self.clip)
+        end = min(first + c.window, T)
+        settle = T if end == T else end - c.overlap
         context = len(before)
         rows = np.arange(first - context, end)
         maps = self.maps(rows)
-        evidence = self.clip.evidence(rows, maps, s.fine)
+        evidence = self.clip.evidence(rows, maps, max(stage.pixels for stage in c.frames))
         state = evidence.start
         if context:
             state = replace(state, **{k: _front(getattr(state, k), before[k]) for k in ("z_ex", "R", "t")})
         settled = torch.arange(len(rows), device=state.R.device) < context
-        poses = Free(identity=False, focal=False, expression=False, settled=settled)
-        everything = replace(poses, expression=True)
+
         assert self.head is not None
         head = self.head, self.head.posed(state.z_ex)
-        phases = ((poses, s.pose_steps), (everything, s.coarse_steps))
-        state = self._stage(state, evidence, maps, s.coarse, head, *phases).state
-        if self.follower is not None and len(rows) > 1:
-            evidence = self._followed(self.follower, state, evidence, maps)
-        weights = s.weights.of_window()
-        at = self._stage(state, evidence, maps, s.fine, head, (everything, s.fine_steps), weights=weights)
+        follower = self.follower if len(rows) > 1 else None
+        at: Working | None = None
+        for stages in groups(c.frames, followed=follower is not None):
+            if stages[0].follow and follower is not None:
+                evidence = self._followed(follower, state, evidence, maps)
+            phases = [(self._free(stage, settled), stage) for stage in stages]
+            at = self._solve(state, evidence, maps, head, phases, c.terms)
+            state = at.state
+        assert at is not None
         return self._records(at, evidence)[context : settle - first + context]
+
+    @staticmethod
+    def _free(stage: Stage, settled: Tensor, *, identity: bool = False, focal: bool = False) -> Free:
+        """What moves in a stage, of what may: ``identity``, ``focal``."""
+        return Free(
+            identity=identity and "identity" in stage.free,
+            focal=focal and "focal" in stage.free,
+            expression="expression" in stage.free,
+            settled=settled,
+        )
 
     def _followed(self, follower: Follower, state: State, evidence: Evidence, maps: GeometryMaps) -> Evidence:
         """The evidence with the skin followed through its frames, from where a state's head has it."""
@@ -236,32 +213,31 @@ class Refiner:
         tracks = follower(maps.crops, maps.rois, self.clip.camera, state, marks, evidence.confidence)
         return replace(evidence, tracks=tracks)
 
-    def _stage(
+    def _solve(
         self,
         state: State,
         evidence: Evidence,
         maps: GeometryMaps,
-        pixels: int,
         head: tuple[Head, list[NDArray[np.float32]]],
-        *phases: tuple[Free, int],
-        weights: Weights | None = None,
+        phases: list[tuple[Free, Stage]],
+        terms: Terms,
     ) -> Working:
-        """Draw the posed head, then go through ``phases``, each at most so many steps, on ``pixels`` pixels a frame.
+        """Draw the posed head, then go through stages of one number of pixels.
 
-        The vertices may be some millimetres old: rays go on to the surface from there. ``weights`` are the settings'.
+        The vertices may be some millimetres old: rays go on to the surface from there.
         """
-        part = replace(evidence, targets=evidence.targets.first(pixels))
+        part = replace(evidence, targets=evidence.targets.first(phases[0][1].pixels))
         depth, hit = head[0].depths(head[1], state, part.targets, maps.rois, maps.normals.shape[1])
         part = hidden(part, hit)
         seen = self.renderer.see(rays_of(state, part.targets.pixels, depth), state.z_id, state.z_ex)
         at: Working | None = None
         depth, identity = seen.depth.view_as(depth), False
-        for free, steps in phases:
+        for free, stage in phases:
             landmarks = self.landmarks if part.tracks is None else self.marks
-            problem = Problem(self.renderer, landmarks, self.space, part, weights or self.settings.weights, free)
-            if at is None or free.identity != identity:  # the rows of the phase before lack columns
+            problem = Problem(self.renderer, landmarks, self.space, part, terms.changed(stage.terms), free)
+            if at is None or free.identity != identity:  # the rows of the stage before lack columns
                 at = problem.linearise(state, depth, landmarks.carry(state.z_id, state.z_ex))
-            at = optimise(problem, at, steps, self.settings.tolerance)[0]
+            at = optimise(problem, at, stage.steps, self.config.tolerance)[0]
             state, depth, identity = at.state, at.depth, free.identity
         assert at is not None
         return at
@@ -273,7 +249,7 @@ class Refiner:
         first = self.feed_forward
         start = replace(evidence.start, z_id=first.z_id, K=first.K, t=evidence.start.t / self.growth)
         back = replace(evidence.start, z_id=at.state.z_id, K=at.state.K)
-        some = replace(evidence, targets=evidence.targets.first(self.settings.coarse))
+        some = replace(evidence, targets=evidence.targets.first(self.config.report_pixels))
         places = self._places(at, some.targets)
         seen = [self._look(state, places, some) for state in (start, at.state, back)]
         both = seen[0].valid & seen[1].valid & seen[2].valid
@@ -313,7 +289,7 @@ class Refiner:
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The terms of each frame [B, 3] in plain units over the pixels ``valid`` [B, N], and what must not rise [B]:
         normal and landmark error, each in units of its standard deviation."""
-        targets, w = evidence.targets, self.settings.weights
+        targets, sigmas = evidence.targets, self.config.terms
         cosine = (look.normals * targets.normals).sum(-1).clamp(-1, 1)
         distance = (look.points - targets.points).norm(dim=-1)
         error = (look.landmarks - evidence.landmarks).norm(dim=-1)
@@ -325,8 +301,8 @@ class Refiner:
             ],
             1,
         )
-        normal = torch.deg2rad(terms[:, 0]) / w.normal_sigma
-        landmark = terms[:, 2] / (w.landmark_sigma * evidence.eyes)
+        normal = torch.deg2rad(terms[:, 0]) / sigmas.normals.sigma
+        landmark = terms[:, 2] / (sigmas.landmarks.sigma * evidence.eyes)
         score = normal.nan_to_num(0.0) + landmark.nan_to_num(0.0)
         return terms.float().cpu().numpy(), score.cpu().numpy()
 

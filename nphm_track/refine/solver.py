@@ -1,6 +1,6 @@
 """Gauss-Newton on a few frames at once: shared columns (identity, focal), a block for each frame, temporal coupling.
 
-The step solves the damped normal equations (Levenberg-Marquardt) of the terms in ``objective``; networks are linearised
+The step solves the damped normal equations (Levenberg-Marquardt) of ``terms``; networks are linearised
 in float32, equations summed and solved in float64. Windows are short, so the matrix is dense: 32 frames are 1,900
 unknowns and a twentieth of a second.
 """
@@ -10,16 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nphm_track.refine import objective
 from nphm_track.refine.codes import CodeSpace, State, Step
-from nphm_track.refine.landmarks import POINTS, LandmarkRows, Landmarks, point_weights
-from nphm_track.refine.objective import Rows, Weights
+from nphm_track.refine.landmarks import POINTS, LandmarkRows, Landmarks
 from nphm_track.refine.pixels import Targets, camera_directions, pixel_rays, rays_of
 from nphm_track.refine.surface import Renderer, SeenRows
+from nphm_track.refine.terms import Terms
 from nphm_track.refine.tracks import Tracks
+from nphm_track.refine.view import Rows, View, bends
 from nphm_track.rigid import cross_matrix
 
 DAMPING, MAX_DAMPING = 1e-3, 1e3
@@ -81,14 +80,14 @@ class Problem:
         landmarks: Landmarks,
         space: CodeSpace,
         evidence: Evidence,
-        weights: Weights,
+        terms: Terms,
         free: Free,
     ) -> None:
         self.renderer, self.landmarks, self.space = renderer, landmarks, space
-        self.evidence, self.weights, self.free = evidence, weights, free
+        self.evidence, self.terms, self.free = evidence, terms, free
         self.k = space.identity.shape[1] if free.identity else 0
         self.e = space.expression.shape[1]
-        self.bends = objective.bends(evidence.times, evidence.segments)
+        self.bends = bends(evidence.times, evidence.segments)
         self.start_weights = space.expression_weights(evidence.start.z_ex).double()
 
     # -- one iteration -------------------------------------------------------------------------------------------------
@@ -118,34 +117,64 @@ class Problem:
         depth = self.renderer.see(rays, at.state.z_id, at.state.z_ex).depth
         return self.linearise(at.state, depth.view_as(at.depth), at.landmarks.points)
 
-    def terms(self, at: Working, usable: Tensor) -> dict[str, Rows]:
-        """The terms of pixels and landmarks; ``usable`` [B, N] are the pixels that count."""
+    def view(self, at: Working, usable: Tensor) -> View:
+        """What the terms see; ``usable`` [B, N] are the pixels that count."""
         B, N = at.depth.shape
-        targets, state = self.evidence.targets, at.state
-        seen = at.seen
+        e, state, seen = self.evidence, at.state, at.seen
+        targets, start = e.targets, e.start
+
+        # Rays move with the pose, and depths and normals with rays and codes.
         pose_ray = self._ray_by_pose(state)  # [B, N, 6, 7]
-        rows = (seen.depth_ray.view(B, N, 1, 6), seen.normal_ray.view(B, N, 2, 6))
-        by_ray = [r.double() @ pose_ray for r in rows]
-        code = [seen.depth_code.view(B, N, 1, -1), seen.normal_code.view(B, N, 2, -1)]
-        ds, dn = (self._columns(c, p) for c, p in zip(code, by_ray, strict=True))
+        depth_by = self._columns(seen.depth_code.view(B, N, 1, -1), seen.depth_ray.view(B, N, 1, 6).double() @ pose_ray)
+        normals_by = self._columns(
+            seen.normal_code.view(B, N, 2, -1), seen.normal_ray.view(B, N, 2, 6).double() @ pose_ray
+        )
+
+        # A point is x = o + s d, so dx = do + s dd + d ds.
         origin, direction = pixel_rays(targets.pixels, state.R, state.t, state.K)
         s = at.depth.double()[..., None]
         base = pose_ray[..., :3, :] + s[..., None] * pose_ray[..., 3:, :]
-        dx = direction[..., None] * ds + self._columns(torch.zeros_like(code[0]).expand(-1, -1, 3, -1), base)
-        points = origin + s * direction
-        normal = seen.normal.view(B, N, 3).double()
-        tangents = seen.tangents.view(B, N, 2, 3).double()
-        w = self.weights
-        return {
-            "normals": objective.normal_term(
-                normal, tangents, dn, targets.normals.double(), targets.normal_weight.double() * usable, w
-            ),
-            "points": objective.point_term(
-                points, dx, targets.points.double(), targets.point_weight.double() * usable, w
-            ),
-            "landmarks": self._landmark_term(at),
-            **self._track_term(at),
-        }
+        no_code = torch.zeros_like(seen.depth_code).view(B, N, 1, -1).expand(-1, -1, 3, -1)
+        points_by = direction[..., None] * depth_by + self._columns(no_code, base)
+
+        landmarks, landmarks_by = self._projected(at, torch.arange(len(POINTS)))
+        tracks = None if e.tracks is None else self._projected(at, e.tracks.index)
+        person = self.space.identity_weights(state.z_id - start.z_id).double() if self.k else state.R.new_zeros(0)
+        return View(
+            normals=seen.normal.view(B, N, 3).double(),
+            tangents=seen.tangents.view(B, N, 2, 3).double(),
+            normals_by=normals_by,
+            normals_seen=targets.normals.double(),
+            normals_confidence=targets.normal_weight.double() * usable,
+            points=origin + s * direction,
+            points_by=points_by,
+            points_seen=targets.points.double(),
+            points_confidence=targets.point_weight.double() * usable,
+            landmarks=landmarks,
+            landmarks_by=landmarks_by,
+            landmarks_seen=e.landmarks,
+            confidence=e.confidence.double(),
+            eyes=e.eyes,
+            tracks=None if tracks is None else tracks[0],
+            tracks_by=None if tracks is None else tracks[1],
+            tracks_seen=None if e.tracks is None else e.tracks.pixels,
+            tracks_whiten=None if e.tracks is None else e.tracks.whiten,
+            tracks_slide=None if e.tracks is None else e.tracks.slide,
+            identity=person,
+            focal=(state.K[0, 0] / start.K[0, 0]).log()[None],
+            expression=self.start_weights + self.space.expression_weights(state.z_ex - start.z_ex).double(),
+            expression_start=self.start_weights,
+            motion=self.space.expression_weights(state.z_ex).double(),
+            bends=self.bends,
+            R=state.R,
+            t=state.t,
+        )
+
+    def rows(self, at: Working, usable: Tensor) -> dict[str, Rows]:
+        """The rows of every term that has something to compare."""
+        view = self.view(at, usable)
+        found = {name: term.rows(view) for name, term in self.terms.named() if self.space.boxed or name != "range"}
+        return {name: rows for name, rows in found.items() if rows is not None}
 
     def _projected(self, at: Working, index: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels [B, I, 2] of the landmarks ``index`` [I] and their derivative [B, I, 2, C]."""
@@ -161,24 +190,6 @@ class Problem:
         code = to_pixels @ (state.R[:, None] @ at.landmarks.by_code[:, index].double())
         pose = torch.cat([(xy * focal)[..., None], -to_pixels @ cross_matrix(turned), to_pixels], -1)
         return xy * focal + centre, self._columns(code, pose)
-
-    def _landmark_term(self, at: Working) -> Rows:
-        e = self.evidence
-        pixels, jacobian = self._projected(at, torch.arange(len(POINTS)))
-        share = e.confidence.double()[:, None] * point_weights().to(pixels)
-        known = e.landmarks.isfinite().all(-1)
-        return objective.landmark_term(
-            pixels, jacobian, e.landmarks.nan_to_num(0.0), share * known, e.eyes, self.weights
-        )
-
-    def _track_term(self, at: Working) -> dict[str, Rows]:
-        tracks, w = self.evidence.tracks, self.weights
-        if tracks is None:
-            return {}
-        pixels, jacobian = self._projected(at, tracks.index)
-        confidence = self.evidence.confidence.double()
-        found = tracks.pixels, tracks.whiten, tracks.slide
-        return {"tracks": objective.track_term(pixels, jacobian, *found, confidence, w)}
 
     def _columns(self, code: Tensor, pose: Tensor) -> Tensor:
         """Columns identity, log focal, expression, rotation, translation of code rows and [log focal, pose] rows."""
@@ -203,10 +214,7 @@ class Problem:
     # -- the whole objective -------------------------------------------------------------------------------------------
     def energy(self, at: Working, usable: Tensor) -> float:
         """The objective; ``usable`` [B, N] are the pixels that count."""
-        shared, frames = self._pulls(at.state)
-        parts = [rows.energy for rows in self.terms(at, usable).values()]
-        parts += [shared[2], frames[2], *(part[2] for part in self._temporal(at.state))]
-        return sum(float(part.sum()) for part in parts)
+        return sum(float(rows.energy.sum()) for rows in self.rows(at, usable).values())
 
     def gradient(self, at: Working, usable: Tensor) -> Step:
         """The derivative of ``energy``, by each quantity of a step."""
@@ -229,20 +237,33 @@ class Problem:
     def _equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
         """Gauss-Newton matrix and gradient; columns are identity, log focal, then each frame's expression and pose."""
         S, P, B = self.k + 1, self.e + 6, len(at.depth)
-        matrix, gradient = self._data_equations(at, usable)
-        (shared_g, shared_d, _), (frame_g, frame_d, _) = self._pulls(at.state)
-        gradient += torch.cat([shared_g, frame_g.flatten()])
-        matrix.diagonal().add_(torch.cat([shared_d, frame_d.flatten()]))
-        blocks, pull = matrix[S:, S:].view(B, P, B, P), gradient[S:].view(B, P)
-        columns_of = (slice(0, self.e), slice(self.e, self.e + 3), slice(self.e + 3, self.e + 6))
-        for columns, part in zip(columns_of, self._temporal(at.state), strict=True):
-            residual, weight, _, jacobian = part
-            _add_bends(blocks, pull, columns, self.bends.frames, residual, weight, jacobian)
+        found = {name: (getattr(self.terms, name).acts_on, rows) for name, rows in self.rows(at, usable).items()}
+        matrix, gradient = self._frame_equations([rows for on, rows in found.values() if on == "frames"])
+
+        frames = gradient[S:].view(B, P)
+        blocks = matrix[S:, S:].view(B, P, B, P)
+        diagonal = matrix.diagonal()
+        own = {"identity": slice(0, self.k), "focal": slice(self.k, S)}
+        moving = {
+            "bends of expression": slice(0, self.e),
+            "bends of R": slice(self.e, self.e + 3),
+            "bends of t": slice(self.e + 3, self.e + 6),
+        }
+        for on, rows in found.values():
+            if on in own:
+                d, g = rows.diagonal()
+                diagonal[own[on]] += d
+                gradient[own[on]] += g
+            elif on == "expression":
+                d, g = rows.diagonal()
+                diagonal[S:].view(B, P)[:, : self.e] += d
+                frames[:, : self.e] += g
+            elif on in moving:
+                _add_bends(blocks, frames, moving[on], self.bends.frames, rows)
         return matrix, gradient
 
-    def _data_equations(self, at: Working, usable: Tensor) -> tuple[Tensor, Tensor]:
+    def _frame_equations(self, terms: list[Rows]) -> tuple[Tensor, Tensor]:
         """Rows have columns [identity, focal, their frame's]: the shared ones are summed, the frame's form blocks."""
-        terms = self.terms(at, usable).values()
         parts = [rows.normal_equations() for rows in terms]
         H, g = torch.stack([p[0] for p in parts]).sum(0), torch.stack([p[1] for p in parts]).sum(0)
         S, P = self.k + 1, self.e + 6
@@ -258,37 +279,6 @@ class Problem:
             matrix -= factors.mT @ factors
         return matrix, gradient
 
-    def _pulls(self, state: State) -> tuple[tuple[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
-        """Priors and box: (gradient, diagonal, energy) of the shared columns [S] and of the frames [B, P]."""
-        w, start = self.weights, self.evidence.start
-        person = self.space.identity_weights(state.z_id - start.z_id).double() if self.k else state.R.new_zeros(0)
-        focal = (state.K[0, 0] / start.K[0, 0]).log()[None]
-        sigma = w.identity_sigma if len(state.R) > 1 else w.image_identity_sigma
-        a, b = objective.prior_term(person, sigma), objective.prior_term(focal, w.focal_sigma)
-        weights = self.start_weights + self.space.expression_weights(state.z_ex - start.z_ex).double()
-        prior = objective.prior_term(weights - self.start_weights, w.expression_sigma, w.expression_outlier)
-        gradient, diagonal, energy = prior.gradient, prior.diagonal, prior.energy
-        if self.space.boxed:
-            box = objective.box_term(weights, w)
-            gradient, diagonal, energy = gradient + box.gradient, diagonal + box.diagonal, energy + box.energy
-        pad = (0, 6)
-        return (
-            (torch.cat([a.gradient, b.gradient]), torch.cat([a.diagonal, b.diagonal]), a.energy + b.energy),
-            (F.pad(gradient, pad), F.pad(diagonal, pad), energy),
-        )
-
-    def _temporal(self, state: State) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        """(residual [M, D], weight, energy [M], derivative [M, D, 3, D]) of expression, rotation and translation."""
-        at, w = self.bends, self.weights
-        values = self.space.expression_weights(state.z_ex).double()
-        expression = objective.smoothness(values, at, w.expression_acceleration, w)
-        translation = objective.translation_smoothness(state.t, at, w)
-        return [
-            (*expression, _by_value(at.factors, values.shape[1], w.expression_acceleration)),
-            objective.rotation_smoothness(state.R, at, w),
-            (*translation, _by_value(at.factors, 3, w.translation_acceleration)),
-        ]
-
     def _held(self, B: int) -> Tensor:
         """Which columns do not move."""
         settled = self.free.settled
@@ -301,20 +291,14 @@ class Problem:
         return held
 
 
-def _by_value(factors: Tensor, channels: int, usual: float) -> Tensor:
-    """Derivative [M, D, 3, D] of bends by the values of their three frames."""
-    return factors[:, None, :, None] * torch.eye(channels).to(factors)[:, None] / usual
-
-
-def _add_bends(
-    blocks: Tensor, pull: Tensor, columns: slice, frames: Tensor, residual: Tensor, weight: Tensor, jacobian: Tensor
-) -> None:
-    """Add a temporal term to the frames' blocks [B, P, B, P] and gradient [B, P]."""
-    weighted = jacobian * weight[..., None, None]
+def _add_bends(blocks: Tensor, gradient: Tensor, columns: slice, frames: Tensor, rows: Rows) -> None:
+    """Add a motion's rows to the frames' blocks [B, P, B, P] and gradient [B, P]."""
+    weighted = rows.jacobian * rows.weight[..., None, None]
     for a in range(3):
-        pull[:, columns].index_add_(0, frames + a - 1, torch.einsum("mdi,md->mi", weighted[:, :, a], residual))
+        pull = torch.einsum("mdi,md->mi", weighted[:, :, a], rows.residual)
+        gradient[:, columns].index_add_(0, frames + a - 1, pull)
         for b in range(3):
-            part = torch.einsum("mdi,mdj->mij", weighted[:, :, a], jacobian[:, :, b])
+            part = torch.einsum("mdi,mdj->mij", weighted[:, :, a], rows.jacobian[:, :, b])
             for m, frame in enumerate(frames.tolist()):
                 blocks[frame + a - 1, columns, frame + b - 1, columns] += part[m]
 

@@ -12,6 +12,7 @@ from nphm_track.errors import InputError
 
 if TYPE_CHECKING:
     from nphm_track.cameras.intrinsics import Intrinsics
+    from nphm_track.refine.config import RefineConfig
     from nphm_track.video.presentation import Presentation
 
 IDENTITY_OPTIONS = ("identity", "identity_sha256")
@@ -116,8 +117,8 @@ class TrackOptions(BaseModel):
         description="Refine the result against normals and points seen in each frame; half a minute a clip for the "
         "person and about a second a frame.",
     )
-    refine_renderer: Literal["surface", "volume"] = Field(
-        default="surface", description="What --refine renders with; volume is far slower, for comparison."
+    refine_config: Path | None = Field(
+        default=None, description="TOML file with other stages and weights for --refine; see Configuration."
     )
 
     @model_validator(mode="after")
@@ -128,6 +129,8 @@ class TrackOptions(BaseModel):
             given = [name for name in names if getattr(self, name) is not None]
             if len(given) > 1:
                 raise ValueError(f"{' and '.join(given)} exclude each other")
+        if self.refine_config is not None and not self.refine:
+            raise ValueError("refine_config says how to refine and needs refine")
         return self
 
     @classmethod
@@ -167,12 +170,21 @@ class TrackOptions(BaseModel):
             return Intrinsics.from_focal(self.focal, size).checked()
         return None if self.fov is None else Intrinsics.from_fov(self.fov, size)
 
+    def refinement(self) -> RefineConfig:
+        """How ``refine`` refines. Raises InputError when the file of ``refine_config`` cannot be used."""
+        from nphm_track.refine.config import RefineConfig  # torch would slow --help down
+
+        return RefineConfig() if self.refine_config is None else RefineConfig.from_file(self.refine_config)
+
     def fingerprint(self) -> dict[str, Any]:
         """JSON values of the options that decide what is written; equal fingerprints may share a run folder."""
         values = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
         values["head_model"] = self.head
         if self.intrinsics is not None and self.intrinsics.is_file():  # the numbers decide, not the file's name
             values["intrinsics_sha256"] = hashlib.sha256(self.intrinsics.read_bytes()).hexdigest()
+        if self.refine_config is not None:
+            told = self.refinement().model_dump_json()
+            values["refine_config_sha256"] = hashlib.sha256(told.encode()).hexdigest()
         if self.identity is not None:
             from nphm_track.tracking.identity import load_identity  # numpy would slow --help down
 

@@ -23,7 +23,6 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve, sha256
-from nphm_track.refine.schedule import Settings
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.rendering.overlay import OverlayRenderer
@@ -265,10 +264,10 @@ class _Job:
                 landmarker, GeometryNet.from_pretrained(GEOMETRY, device=self.device), mirror=True
             )
             known = {"camera_known": camera_known, "identity_known": identity_known}
-            settings = Settings(renderer=self.options.refine_renderer)
+            config = self.options.refinement()
             if not model.config.identity_basis:
-                settings = settings.model_copy(update={"key_frames": FREE_KEY_FRAMES})
-            return refine_fit(model, predictor, self.source, log, fit, self.folder, settings, self.progress, **known)
+                config = config.model_copy(update={"key_frames": min(config.key_frames, FREE_KEY_FRAMES)})
+            return refine_fit(model, predictor, self.source, log, fit, self.folder, config, self.progress, **known)
 
     def observe(self) -> np.ndarray:
         """The log of observations, with those that are missing added. Raises NoFaceError when it shows no face."""

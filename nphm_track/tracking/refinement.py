@@ -18,7 +18,8 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.refine.clip import Clip
 from nphm_track.refine.codes import State
-from nphm_track.refine.schedule import Refined, Settings, frame_dtype, person_dtype, refine_clip
+from nphm_track.refine.config import RefineConfig
+from nphm_track.refine.schedule import Refined, frame_dtype, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
 from nphm_track.tracking.fit import ClipFit, head_landmarks, ibug_rows, landmark_carrier
 from nphm_track.tracking.observations import column
@@ -69,7 +70,7 @@ def refine_fit(
     log: NDArray,
     fit: ClipFit,
     folder: RunFolder,
-    settings: Settings,
+    config: RefineConfig,
     progress: Progress,
     *,
     camera_known: bool,
@@ -111,7 +112,7 @@ def refine_fit(
     person_log = folder.stage_log(PERSON_BIN, person_dtype(c.identity_dim))
     frame_log = folder.stage_log(FRAMES_BIN, frame_dtype(c.expression_dim))
     with person_log, frame_log:
-        refined = refine_clip(model, clip, maps, settings, person_log, frame_log, progress.advance)
+        refined = refine_clip(model, clip, maps, config, person_log, frame_log, progress.advance)
     return _result(model, log, fit, rows, refined)
 
 

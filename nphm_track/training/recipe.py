@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
+from nphm_track import config_file
+from nphm_track.config_file import Model, Strict
 from nphm_track.errors import InputError
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-T = TypeVar("T", bound=Strict)
 
 
 class TrainerConfig(Strict):
@@ -47,11 +42,7 @@ class Recipe(Strict):
 
 def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a TOML recipe; ``overrides`` are ``table.key=value`` in TOML. Raises InputError with the offending key."""
-    try:
-        values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read recipe {path}: {reason}") from None
+    values = config_file.read_toml(path, "recipe")
     for item in overrides or []:
         key, separator, text = item.partition("=")
         if not separator:
@@ -70,10 +61,6 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
     return parse(Recipe, values)
 
 
-def parse(model: type[T], values: dict[str, Any]) -> T:
-    """Validate ``values``; a failure is one clear line."""
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise InputError(f"recipe: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+def parse(model: type[Model], values: dict[str, Any]) -> Model:
+    """``values`` of a recipe as a model. Raises InputError with one line for the first that is wrong."""
+    return config_file.parse(model, values, "recipe")

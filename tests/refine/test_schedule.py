@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,20 +13,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track.config_file import to_toml
+from nphm_track.errors import InputError
 from nphm_track.faces.roi import crop_points_to_frame
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.refine.clip import Clip, Head
 from nphm_track.refine.codes import State
+from nphm_track.refine.config import FRAMES, PERSON, RefineConfig, Stage, groups
 from nphm_track.refine.key_frames import key_frames
 from nphm_track.refine.landmarks import POINTS, Landmarks
-from nphm_track.refine.objective import Weights
 from nphm_track.refine.pixels import Targets, rays_of
-from nphm_track.refine.schedule import Refiner, Settings, frame_dtype, person_dtype, refine_clip
+from nphm_track.refine.schedule import Refiner, frame_dtype, person_dtype, refine_clip
 from nphm_track.refine.source import ClipMaps
+from nphm_track.refine.terms import Terms
 from nphm_track.refine.tracks import Follower, Tracks
 from nphm_track.rigid import rotation
 
-QUICK = Settings(window=4, overlap=1, key_frames=2, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
+QUICK = RefineConfig(
+    window=4,
+    overlap=1,
+    key_frames=2,
+    report_pixels=16,
+    person=tuple(
+        stage.model_copy(update={"pixels": 24, "steps": n}) for stage, n in zip(PERSON, (1, 2, 1, 1), strict=True)
+    ),
+    frames=tuple(stage.model_copy(update={"pixels": n}) for stage, n in zip(FRAMES, (16, 16, 24), strict=True)),
+)
 T, CELLS = 6, 16
 
 
@@ -107,15 +120,19 @@ def perfect_landmarks(person: Any, truth: State) -> NDArray[np.float32]:
     return landmarks
 
 
+def with_pixels(stages: tuple[Stage, ...], pixels: int) -> tuple[Stage, ...]:
+    return tuple(stage.model_copy(update={"pixels": pixels}) for stage in stages)
+
+
 def run(
-    person: Any, clip: Clip, maps: GeometryMaps, records: np.ndarray | None = None, settings: Settings = QUICK
+    person: Any, clip: Clip, maps: GeometryMaps, records: np.ndarray | None = None, config: RefineConfig = QUICK
 ) -> np.ndarray:
     def source(rows: NDArray[np.int64]) -> GeometryMaps:
         return GeometryMaps(*(v[rows] for v in vars(maps).values()))
 
     c = person.model.config
     logs = Log(person_dtype(c.identity_dim)), Log(frame_dtype(c.expression_dim), records)
-    return refine_clip(person.model, clip, source, settings, *logs).frames
+    return refine_clip(person.model, clip, source, config, *logs).frames
 
 
 def test_windows_find_the_truth_and_resume(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
@@ -149,7 +166,7 @@ def test_followed_skin_tells_poses_in_windows(
     monkeypatch.setattr(Follower, "__call__", follow)
 
     def off(points: int) -> float:
-        frames = run(person, noisy, marked, settings=QUICK.model_copy(update={"track_points": points}))
+        frames = run(person, noisy, marked, config=QUICK.model_copy(update={"track_points": points}))
         return float(np.linalg.norm(frames["R"] - truth.R.numpy(), axis=(1, 2)).mean())
 
     assert off(QUICK.track_points) < 0.8 * off(0)
@@ -158,7 +175,7 @@ def test_followed_skin_tells_poses_in_windows(
 def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: GeometryMaps) -> None:
     """One stage does all, and nothing is drawn for a window."""
     image = replace(clip, **_first(clip, 1), identity_known=False)
-    settings = QUICK.model_copy(update={"fine": 48, "identity_pixels": 48})
+    config = QUICK.model_copy(update={"person": with_pixels(QUICK.person, 48)})
     asked: list[int] = []
 
     def source(rows: NDArray[np.int64]) -> GeometryMaps:
@@ -167,35 +184,38 @@ def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: G
 
     c = person.model.config
     logs = Log(person_dtype(c.identity_dim)), Log(frame_dtype(c.expression_dim))
-    refined = refine_clip(person.model, image, source, settings, *logs)
+    refined = refine_clip(person.model, image, source, config, *logs)
     assert asked == [0] and len(refined.frames) == 1
     assert (refined.frames["after"][0, ::2] < refined.frames["before"][0, ::2]).all()
     assert not torch.equal(refined.state.z_id, clip.start.z_id)
     assert torch.equal(refined.state.K, clip.start.K), "the focal length is the clip's"
 
-    def moved(**weights: float) -> float:
+    def moved(**sigma: float) -> float:
         """How far the identity goes from the feed-forward one."""
-        weighted = settings.model_copy(update={"weights": Weights(**weights)})
+        weighted = config.model_copy(update={"terms": config.terms.changed({"identity": sigma})})
         state = Refiner(person.model, image, source, weighted).solve_person()[0]
         return float((state.z_id - clip.start.z_id).norm())
 
-    assert moved(image_identity_sigma=0.1) < 0.6 * moved(image_identity_sigma=0.2)
-    assert moved(identity_sigma=0.1) == moved(), "that is for clips"
+    assert moved(image_sigma=0.1) < 0.6 * moved(image_sigma=0.2)
+    assert moved(sigma=0.1) == moved(), "that is for clips"
 
 
 def test_maps_of_more_frames_are_hardly_more_evidence(person: Any, clip: Clip, maps: GeometryMaps) -> None:
     """Every frame's points say that the head is larger: six believe it less than six that err independently would."""
-    assert Weights().of_person(4).normal_evidence == Weights().normal_evidence / 2
+    assert Terms().of_person(4).normals.evidence == Terms().normals.evidence / 2
     lie = replace(maps, points=1.03 * maps.points)
 
     def source(rows: NDArray[np.int64]) -> GeometryMaps:
         return GeometryMaps(*(v[rows] for v in vars(lie).values()))
 
     def moved(times: float) -> float:
-        usual = Weights()
-        weights = Weights(normal_evidence=times * usual.normal_evidence, point_evidence=times * usual.point_evidence)
-        settings = QUICK.model_copy(update={"key_frames": T, "identity_steps": 4, "weights": weights})
-        state = Refiner(person.model, replace(clip, identity_known=False), source, settings).solve_person()[0]
+        usual = Terms()
+        terms = usual.changed({n: {"evidence": times * getattr(usual, n).evidence} for n in ("normals", "points")})
+        longer = tuple(
+            stage.model_copy(update={"steps": n}) for stage, n in zip(QUICK.person, (1, 8, 4, 4), strict=True)
+        )
+        config = QUICK.model_copy(update={"key_frames": T, "terms": terms, "person": longer})
+        state = Refiner(person.model, replace(clip, identity_known=False), source, config).solve_person()[0]
         return float((state.z_id - clip.start.z_id).norm())
 
     assert moved(1) < 0.95 * moved(T**0.5)
@@ -218,8 +238,9 @@ def test_frames_without_evidence_are_carried_by_their_neighbours(
     start = replace(clip.start, t=clip.start.t.clone())
     start.t[2, 2] += 0.02
     hidden = replace(maps, normal_confidence=sure, point_confidence=sure)
-    settings = QUICK.model_copy(update={"coarse": pixels})
-    frames = run(person, replace(clip, landmarks=landmarks, confidence=seen, start=start), hidden, settings=settings)
+    frames_at = (*with_pixels(QUICK.frames[:2], pixels), QUICK.frames[2])
+    config = QUICK.model_copy(update={"report_pixels": pixels, "frames": frames_at})
+    frames = run(person, replace(clip, landmarks=landmarks, confidence=seen, start=start), hidden, config=config)
     assert np.isnan(frames["after"][2]).all() and np.isfinite(frames["z_ex"]).all()
     assert np.linalg.norm(frames["t"][2] - truth.t[2].numpy()) < 0.003
 
@@ -246,6 +267,43 @@ def test_a_blink_that_the_regressor_missed_shows(person: Any, clip: Clip, head: 
     closed = (still - opening(torch.from_numpy(np.array(frames["z_ex"])))) / (still - true)[at]
     assert closed[at].min() > 0.3, closed
     assert closed[[0, 2, 3, 4, 5]].abs().max() < 0.2, closed
+
+
+def test_stages_of_other_pixels_or_new_tracks_start_from_the_mesh() -> None:
+    def pixels(followed: bool) -> list[list[int]]:
+        return [[stage.pixels for stage in stages] for stages in groups(PERSON, followed=followed)]
+
+    assert pixels(True) == [[300, 300], [400], [400]] and pixels(False) == [[300, 300], [400]]
+
+
+def test_a_config_file_says_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "refine.toml"
+    path.write_text("key_frames = 20\n[terms.normals]\nevidence = 50\n")
+    config = RefineConfig.from_file(path)
+    assert (config.key_frames, config.terms.normals.evidence, config.person) == (20, 50, PERSON)
+    path.write_text(to_toml(RefineConfig()))
+    assert RefineConfig.from_file(path) == RefineConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("key_frame = 20", "key_frame"),
+        ("[terms.normal]\nevidence = 1", "terms.normal"),
+        ("[terms.normals]\nevidence = -1", "terms.normals.evidence"),
+        ('[[frames]]\nfree = ["identity"]\npixels = 20\nsteps = 1', "identity and focal"),
+        ("[[person]]\npixels = 20\nsteps = 1\nterms = {tracks = {weight = 1}}", "weight"),
+        ("[[person]]\npixels = 20\nsteps = 1\nonly_followed = true", "does without"),
+        ("overlap = 40", "overlap"),
+        ("window =", "cannot read"),
+    ],
+)
+def test_what_is_wrong_with_a_config_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "refine.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        RefineConfig.from_file(path)
+    assert "\n" not in str(error.value)
 
 
 def test_key_frames_are_sure_and_differ(clip: Clip) -> None:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from nphm_track.refine.codes import State, Step
-from nphm_track.refine.objective import Weights
 from nphm_track.refine.solver import Free, Problem, Working, optimise
+from nphm_track.refine.terms import Normals, Terms
 from nphm_track.rigid import rotation
 
 
@@ -36,9 +36,9 @@ def disturbed(person: Any) -> State:
     )
 
 
-def begin(person: Any, free: Free, state: State, weights: Weights | None = None) -> tuple[Problem, Working]:
+def begin(person: Any, free: Free, state: State, terms: Terms | None = None) -> tuple[Problem, Working]:
     evidence = replace(person.evidence, start=state)
-    problem = Problem(person.renderer, person.landmarks, person.space, evidence, weights or Weights(), free)
+    problem = Problem(person.renderer, person.landmarks, person.space, evidence, terms or Terms(), free)
     marks = person.landmarks.carry(state.z_id, state.z_ex)
     at = problem.linearise(state, person.depth, marks)
     return problem, problem.linearise(state, at.depth, at.landmarks.points)
@@ -49,7 +49,7 @@ def test_gradient_of_the_whole_objective(person: Any) -> None:
     free = still()
     state = disturbed(person)
     # Normals have a test of their own: in creases they turn by more than a finite difference can follow.
-    problem, at = begin(person, free, state, Weights(normal_evidence=2))
+    problem, at = begin(person, free, state, Terms(normals=Normals(evidence=2)))
     usable = at.seen.valid.view(at.depth.shape)
     k, e = person.space.identity.shape[1], person.space.expression.shape[1]
     zero = Step(*(torch.zeros(s, dtype=torch.float64) for s in ((k,), (), (3, e), (3, 6))))
@@ -89,7 +89,7 @@ def test_finds_the_way_back(person: Any) -> None:
         camera = w.landmarks.points.double() @ w.state.R.mT + w.state.t[:, None]
         pixels = ((camera / camera[..., 2:]) @ w.state.K.mT)[..., :2]
         usable = w.seen.valid.view(w.depth.shape)
-        points = problem.terms(w, usable)["points"].residual.view(*w.depth.shape, 3).norm(dim=-1)
+        points = problem.rows(w, usable)["points"].residual.view(*w.depth.shape, 3).norm(dim=-1)
         return [float((pixels - person.evidence.landmarks).norm(dim=-1).mean()), float(points[usable].median())]
 
     before, after = errors(at), errors(found)

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.refine import objective
+from nphm_track.refine import terms
 from nphm_track.refine import tracks as module
 from nphm_track.refine.codes import State
 from nphm_track.refine.landmarks import POINTS, Landmarks
-from nphm_track.refine.objective import Rows, Weights
 from nphm_track.refine.solver import Free, Problem
 from nphm_track.refine.tracks import Follower, Tracks
+from nphm_track.refine.view import Rows
 from nphm_track.rigid import rotation
 
 B, N, C = 3, 4, 5
@@ -104,7 +104,7 @@ def test_nothing_is_followed_without_detail_or_likeness(follower: Follower, pers
 def term(p: Tensor, base: Tensor, jacobian: Tensor, whiten: Tensor, slide: Tensor) -> Rows:
     """Three frames whose own columns are the same parameters p [C]."""
     one = torch.ones(B, dtype=torch.float64)
-    return objective.track_term(base + jacobian @ p, jacobian, 0 * base, whiten, slide, one, Weights())
+    return terms.Tracks().compare(base + jacobian @ p, jacobian, 0 * base, whiten, slide, one)
 
 
 def test_gradient_and_matrix_know_the_slides() -> None:
@@ -150,7 +150,8 @@ def test_parallax_finds_the_shape(person: Any, follower: Follower) -> None:
     tracks = Tracks(follower.index, pixels, whiten, whiten * 900)
     evidence = replace(person.evidence, start=truth, tracks=tracks)
     free = Free(identity=True, focal=False, expression=False, settled=torch.ones(3, dtype=torch.bool))
-    only = Weights(normal_evidence=0, point_evidence=0, landmark_evidence=0, identity_sigma=3)
+    nothing = {name: {"evidence": 0} for name in ("normals", "points", "landmarks")}
+    only = terms.Terms().changed(nothing | {"identity": {"sigma": 3}})
     problem = Problem(person.renderer, marks, person.space, evidence, only, free)
     wrong = replace(truth, z_id=truth.z_id + person.space.identity[:, :12].sum(1) * 0.3)
     problem.evidence = replace(evidence, start=wrong)

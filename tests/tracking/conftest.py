@@ -77,3 +77,29 @@ def run_path(tmp_path: Path) -> Path:
     (path / "report.html").write_text("<html></html>")
     folder.finish(quality=track.quality())
     return path
+
+
+@pytest.fixture
+def quick_refinement(tmp_path: Path) -> Path:
+    """A file for ``refine_config``: few pixels, few steps."""
+    path = tmp_path / "quick.toml"
+    path.write_text(
+        """
+        window = 4
+        overlap = 1
+        key_frames = 1
+        report_pixels = 16
+
+        [[person]]
+        free = ["expression", "identity"]
+        pixels = 24
+        steps = 2
+
+        [[frames]]
+        free = ["expression"]
+        pixels = 24
+        steps = 3
+        follow = true
+        """
+    )
+    return path

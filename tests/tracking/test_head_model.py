@@ -19,7 +19,6 @@ from nphm_track.heads.import_mononphm import import_mononphm
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mononphm import AnchoredDecoder
 from nphm_track.models import read_weights, resolve, sha256, write_weights
-from nphm_track.refine.schedule import Settings
 from nphm_track.tracking import code_fit, pipeline
 from nphm_track.tracking.identity import load_identity
 from nphm_track.tracking.options import TrackOptions
@@ -181,11 +180,12 @@ class TestMonoNphm:
         np.testing.assert_array_equal(again.track.z_id, mononphm_run.track.z_id)
         assert validate_run(again.path) == []
 
-    def test_refinement(self, mononphm: Path, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        quick = Settings(window=4, overlap=1, key_frames=1, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
+    def test_refinement(
+        self, mononphm: Path, clip: Path, tmp_path: Path, quick_refinement: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr("nphm_track.refine.clip.DETAIL", 0.2)
-        monkeypatch.setattr(pipeline, "Settings", lambda **given: quick.model_copy(update=given))
         options = {"head_model": str(mononphm), "meshes": False, "overlay": False, "refine": True}
+        options |= {"refine_config": str(quick_refinement)}
         run = track(clip, tmp_path / "run", **options)
         assert validate_run(run.path) == []
         assert np.isfinite(run.track.refine_after).all() and np.isfinite(run.track.normal_error_deg).all()

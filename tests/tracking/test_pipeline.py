@@ -14,7 +14,6 @@ from nphm_track import Run, TrackOptions, track, tracker
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError, ModelError, OutputError
 from nphm_track.models import resolve
-from nphm_track.refine.schedule import Settings
 from nphm_track.tracking import pipeline, render
 from nphm_track.tracking.fit import ClipFit
 from nphm_track.tracking.observe import observation_dtype
@@ -294,16 +293,16 @@ class TestRun:
         assert not (tmp_path / "run").exists()
 
     def test_refinement_stopped_between_windows_ends_as_an_undisturbed_one(
-        self, clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+        self, clip: Path, tmp_path: Path, quick_refinement: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         try:
             resolve(pipeline.GEOMETRY)
         except ModelError as error:
             pytest.skip(str(error))
-        quick = Settings(window=4, overlap=1, key_frames=1, coarse=16, fine=24, identity_pixels=24, identity_steps=1)
         monkeypatch.setattr("nphm_track.refine.clip.DETAIL", 0.25)
-        monkeypatch.setattr(pipeline, "Settings", lambda **given: quick.model_copy(update=given))
-        options = TrackOptions(refine=True, codes="landmarks", meshes=False, overlay=False)
+        options = TrackOptions(
+            refine=True, refine_config=quick_refinement, codes="landmarks", meshes=False, overlay=False
+        )
         whole = track(clip, tmp_path / "whole", options=options)
         assert validate_run(whole.path) == []
         with pytest.raises(KeyboardInterrupt):  # 6 steps observe, 6 fit, then the first window

@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from torch import Tensor
 
-from nphm_track.refine import objective
-from nphm_track.refine.objective import Rows, Weights
+from nphm_track.refine import terms
 from nphm_track.refine.surface import tangent_frame
+from nphm_track.refine.view import Rows, bends
 from nphm_track.rigid import rotation, rotation_log
 
-W = Weights()
 B, N, C = 2, 5, 4
 
 
@@ -36,13 +36,13 @@ def check(term: Callable[[Tensor], Rows], tolerance: float = 1e-5) -> None:
 def test_points(size: float) -> None:
     """Near errors and outliers."""
     base, jacobian, share = size * draw(B, N, 3), draw(B, N, 3, C, seed=1), draw(B, N, seed=2).abs()
-    check(lambda p: objective.point_term(base + jacobian @ p, jacobian, torch.zeros_like(base), share, W))
+    check(lambda p: terms.Points().compare(base + jacobian @ p, jacobian, torch.zeros_like(base), share))
 
 
 def test_landmarks() -> None:
     base, jacobian, share = 2 * draw(B, N, 2), draw(B, N, 2, C, seed=1), draw(B, N, seed=2).abs()
     eyes = torch.tensor([60.0, 90.0], dtype=torch.float64)
-    check(lambda p: objective.landmark_term(base + jacobian @ p, jacobian, torch.zeros_like(base), share, eyes, W))
+    check(lambda p: terms.Landmarks().compare(base + jacobian @ p, jacobian, torch.zeros_like(base), share, eyes))
 
 
 def test_normals() -> None:
@@ -53,25 +53,26 @@ def test_normals() -> None:
 
     def term(p: Tensor) -> Rows:
         turned = F.normalize(normal + torch.einsum("bnik,bnic,c->bnk", tangents, jacobian, p), dim=-1)
-        return objective.normal_term(turned, tangents, jacobian, target, share, W)
+        return terms.Normals().compare(turned, tangents, jacobian, target, share)
 
     check(term, 1e-5)
 
 
-def test_prior_and_box() -> None:
+def test_parameters_and_range() -> None:
     value = torch.tensor([-0.5, -0.1, 0.4, 1.3], dtype=torch.float64)
-    terms = (
-        lambda v: objective.prior_term(v, 0.3),
-        lambda v: objective.prior_term(v, 0.3, outlier=1.0),
-        lambda v: objective.box_term(v, W),
+    kinds: tuple[Callable[[Tensor], Rows], ...] = (
+        lambda v: terms.parameter_rows(v, 0.3),
+        lambda v: terms.parameter_rows(v, 0.3, outlier=1.0),
+        terms.Range().compare,
     )
-    for term in terms:
+    for term in kinds:
         for c in range(C):
             step = 1e-6 * F.one_hot(torch.tensor(c), C).double()
             numeric = (term(value + step).energy - term(value - step).energy) / 2e-6
-            assert float(numeric) == pytest.approx(float(term(value).gradient[c]), rel=1e-6, abs=1e-8)
-    inside = objective.box_term(torch.tensor([0.0, 1.0]), W)
-    assert inside.energy == 0 and not inside.diagonal.any()
+            gradient = term(value).diagonal()[1]
+            assert float(numeric) == pytest.approx(float(gradient[c]), rel=1e-6, abs=1e-8)
+    inside = terms.Range().compare(torch.tensor([0.0, 1.0]))
+    assert inside.energy == 0 and not inside.diagonal()[0].any()
 
 
 TIMES = torch.tensor([0.0, 0.03, 0.07, 0.1, 0.9, 0.93, 0.97, 1.0], dtype=torch.float64)
@@ -79,7 +80,7 @@ SHOTS = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1])
 
 
 def test_bends_know_time_and_cuts() -> None:
-    at = objective.bends(TIMES, SHOTS)
+    at = bends(TIMES, SHOTS)
     assert at.frames.tolist() == [1, 2, 5, 6]
     index = at.frames[:, None] + torch.arange(-1, 2)
     for values, second in ((3 * TIMES + 1, 0.0), (2.5 * TIMES.square(), 5.0)):
@@ -87,54 +88,49 @@ def test_bends_know_time_and_cuts() -> None:
         assert torch.allclose(bend, torch.full_like(bend, second), atol=1e-9)
 
 
-def test_smoothness_gradient() -> None:
-    at, values = objective.bends(TIMES, SHOTS), 0.05 * draw(8, 3)
-    for function in (
-        lambda v: objective.smoothness(v, at, W.expression_acceleration, W),
-        lambda v: objective.translation_smoothness(0.1 * v, at, W),
-    ):
-        scale = (
-            W.expression_acceleration
-            if function(values)[0].equal(objective.smoothness(values, at, W.expression_acceleration, W)[0])
-            else W.translation_acceleration / 0.1
-        )
-        residual, weight, _ = function(values)
-        gradient = torch.zeros_like(values)
-        for k in range(3):
-            gradient.index_add_(0, at.frames + k - 1, residual * weight * at.factors[:, k : k + 1] / scale)
-        for t, d in ((0, 0), (2, 1), (6, 2)):
-            step = torch.zeros_like(values)
-            step[t, d] = 1e-6
-            numeric = (function(values + step)[2].sum() - function(values - step)[2].sum()) / 2e-6
-            assert float(gradient[t, d]) == pytest.approx(float(numeric), rel=1e-5, abs=1e-6)
-
-
-def test_rotation_smoothness_gradient() -> None:
-    at = objective.bends(TIMES, SHOTS)
-    R = rotation(0.05 * draw(8, 3).cumsum(0))
-    residual, weight, _, jacobian = objective.rotation_smoothness(R, at, W)
-    gradient = torch.zeros(8, 3, dtype=torch.float64)
+def check_motion(compare: Callable[[Tensor], Rows], steps: tuple[tuple[int, int], ...], tolerance: float) -> None:
+    """The gradient by single values [8, 3] is the central difference of the energy."""
+    at, zero = bends(TIMES, SHOTS), torch.zeros(8, 3, dtype=torch.float64)
+    rows, gradient = compare(zero), zero.clone()
     for k in range(3):
-        gradient.index_add_(0, at.frames + k - 1, torch.einsum("mdi,md->mi", jacobian[:, :, k], residual * weight))
-    for t, d in ((0, 0), (2, 1), (5, 2), (7, 0)):
-        step = torch.zeros(8, 3, dtype=torch.float64)
+        pull = torch.einsum("mdi,md->mi", rows.jacobian[:, :, k], rows.residual * rows.weight)
+        gradient.index_add_(0, at.frames + k - 1, pull)
+    for t, d in steps:
+        step = zero.clone()
         step[t, d] = 1e-6
-        ahead, back = (objective.rotation_smoothness(rotation(s * step) @ R, at, W)[2].sum() for s in (1, -1))
-        assert float(gradient[t, d]) == pytest.approx(float((ahead - back) / 2e-6), rel=1e-3)
+        numeric = (compare(step).energy.sum() - compare(-step).energy.sum()) / 2e-6
+        assert float(gradient[t, d]) == pytest.approx(float(numeric), rel=tolerance, abs=1e-6)
+
+
+def test_motion_gradients() -> None:
+    at, values = bends(TIMES, SHOTS), 0.05 * draw(8, 3)
+    some = ((0, 0), (2, 1), (6, 2))
+    check_motion(lambda step: terms.ExpressionMotion().compare(values + step, at), some, 1e-5)
+    check_motion(lambda step: terms.Translation().compare(0.1 * values + step, at), some, 1e-5)
+    R = rotation(0.05 * draw(8, 3).cumsum(0))
+    check_motion(lambda step: terms.Rotation().compare(rotation(step) @ R, at), (*some, (7, 0)), 1e-3)
 
 
 def test_a_blink_costs_no_more_the_sharper_it_is() -> None:
     times = torch.arange(31) / 30.0
-    at = objective.bends(times.double(), torch.zeros(31))
+    at = bends(times.double(), torch.zeros(31))
     blink = torch.exp(-(((times - 0.5) / 0.05) ** 2)).double()[:, None]
-    costs = [float(objective.smoothness(h * blink, at, W.expression_acceleration, W)[2].sum()) for h in (1.0, 2.0)]
+
+    def cost(values: Tensor) -> float:
+        return float(terms.ExpressionMotion().compare(values, at).energy.sum())
+
     noise = 0.02 * draw(31, 1)
-    assert costs[1] < 1.7 * costs[0], "a square would cost four times as much"
-    assert float(objective.smoothness(4 * noise, at, W.expression_acceleration, W)[2].sum()) > 3 * float(
-        objective.smoothness(noise, at, W.expression_acceleration, W)[2].sum()
-    )
+    assert cost(2 * blink) < 1.7 * cost(blink), "a square would cost four times as much"
+    assert cost(4 * noise) > 3 * cost(noise)
 
 
 def test_rotation_log_inverts_rotation() -> None:
     omega = torch.cat([0.8 * draw(10, 3), torch.zeros(1, 3, dtype=torch.float64)])
     assert torch.allclose(rotation_log(rotation(omega)), omega, atol=1e-9)
+
+
+def test_unknown_terms_and_fields_are_refused() -> None:
+    assert terms.Terms().changed({"tracks": {"evidence": 40}}).tracks.evidence == 40
+    for wrong in ({"track": {"evidence": 40}}, {"tracks": {"weight": 40}}, {"normals": {"sigma": -1}}):
+        with pytest.raises(ValidationError):
+            terms.Terms().changed(wrong)
