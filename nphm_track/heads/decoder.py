@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import cast
 
@@ -94,6 +95,9 @@ class NphmDecoder(nn.Module):
     def __init__(self, config: HeadConfig) -> None:
         super().__init__()
         self.config = c = config
+        self.activate: Callable[[Tensor], Tensor] = (
+            partial(F.softplus, beta=100) if c.activation == "softplus" else F.silu
+        )
         self.register_buffer("mean_anchors", torch.zeros(c.n_anchors, 3))
         self.anchor_mlp = nn.ModuleList(
             [
@@ -196,11 +200,6 @@ class NphmDecoder(nn.Module):
         return colour
 
     # -- internals -----------------------------------------------------------------------------------------------------
-    def _activate(self, h: Tensor) -> Tensor:
-        if self.config.activation == "softplus":
-            return F.softplus(h, beta=100)
-        return F.silu(h)
-
     def _deform(self, points: Tensor, condition: Tensor, field: tuple[Tensor, Tensor] | None) -> Tensor:
         """Offsets and hyper coordinates [..., N, 3 + H]; ``field`` is the contracted bilinear part, weight and bias."""
         c = self.config
@@ -215,7 +214,7 @@ class NphmDecoder(nn.Module):
             else:
                 h = layer(h)
             if k + 1 < len(self.deformation):
-                h = self._activate(h)
+                h = self.activate(h)
         if field is not None:
             h = h + F.pad(features @ field[0] + field[1], (0, c.hyper_dim))
         return h * c.offset_scale
@@ -287,7 +286,7 @@ class NphmDecoder(nn.Module):
         local = q.flatten(0, 1).index_select(0, index // k) - centre.index_select(0, pair)
         local = local * self.local_axes[pair % c.n_members]
         features: list[Tensor] | None = None if head.colour is None else []
-        values = self.ensemble(local, counts, head.geometry, pair, self._activate, features) * c.sdf_scale
+        values = self.ensemble(local, counts, head.geometry, pair, self.activate, features) * c.sdf_scale
         values = values.new_zeros(b * n * k, 1).index_copy(0, index, values).view(b, n, k)
         if features is None or head.colour is None:
             return values, None

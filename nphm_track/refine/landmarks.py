@@ -32,7 +32,8 @@ class Landmarks:
 
     def __init__(self, model: NphmDecoder, space: CodeSpace, points: tuple[int, ...] = POINTS) -> None:
         """``points``: the L landmarks wanted, those of ``POINTS`` first."""
-        self.model, self.space, self.points = PointDecoder.of(model), space, points
+        self.model, self.space, self.points = model, space, points
+        self.decoder = PointDecoder(model)
         self._carrier: LandmarkCarrier | None = None
 
     def carry(self, z_id: Tensor, z_ex: Tensor) -> Tensor:
@@ -64,12 +65,12 @@ class Landmarks:
         z = z_ex.repeat_interleave(L, 0).detach().requires_grad_(True)
         leaves, bases = [z], [self.space.expression]
         compressed = slice(self.model.config.compressed_dim)  # all that the deformation knows of the person
-        person = self.model.identity_parts(z_id)[compressed].detach()
+        person = self.decoder.identity_parts(z_id)[compressed].detach()
         if identity:
             person = person.expand(B * L, -1).clone().requires_grad_(True)
-            basis = self.model.identity_parts_by(z_id, self.space.identity)[compressed]
+            basis = self.decoder.identity_parts_by(z_id, self.space.identity)[compressed]
             leaves, bases = [person, z], [basis, self.space.expression]
-        back = x + self.model.offsets(x, person, z)[:, :3]
+        back = x + self.decoder.offsets(x, person, z)[:, :3]
         rows = [torch.autograd.grad(back[..., i].sum(), [x, *leaves], retain_graph=i < 2) for i in range(3)]
         with torch.no_grad():
             jacobian = torch.stack([row[0] for row in rows], 1)  # [B L, 3, 3]

@@ -95,7 +95,7 @@ class SurfaceRenderer:
     """Surface points by Newton steps along the ray from a start near the surface, exact implicit derivatives."""
 
     def __init__(self, model: NphmDecoder, space: CodeSpace) -> None:
-        self.model, self.space = PointDecoder.of(model), space
+        self.model, self.space = PointDecoder(model), space
 
     def see(self, rays: Rays, z_id: Tensor, z_ex: Tensor) -> Seen:
         parts, person = [], self.model.identity_parts(z_id).detach()

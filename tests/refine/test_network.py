@@ -34,7 +34,7 @@ def derivatives(function: Callable[..., Tensor], *leaves: Tensor) -> list[Tensor
 @pytest.mark.parametrize("own", [False, True])
 def test_agrees_with_the_decoder(person: Any, points: tuple[Tensor, Tensor], own: bool) -> None:
     model, z_id, (x, z_ex) = person.model, person.truth.z_id, points
-    view, basis = PointDecoder.of(model), person.space.identity
+    view, basis = PointDecoder(model), person.space.identity
     everyone, parts = z_id.expand(len(x), -1), view.identity_parts(z_id).detach()
     if own:
         plain = derivatives(lambda a, b, c: model.sdf(a[:, None], b, c)[:, 0], x, everyone, z_ex)
