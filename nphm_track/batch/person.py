@@ -156,9 +156,9 @@ class _Part:
         return self.clip.camera.K[:2, 2]
 
     def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int) -> Evidence:
-        """What some views are held to, in pixels of the common camera; so are the ``maps``' regions."""
+        """What is observed of some views, in pixels of the common camera; so are the ``maps``' regions."""
         own = replace(maps, rois=_moved(maps.rois, 1 / self.scale, self.centre))
-        e = self.clip.evidence(rows, own, pixels, apart=True)
+        e = self.clip.evidence(rows, own, pixels, independent=True)
         centre, scale = (torch.from_numpy(v).to(e.landmarks) for v in (self.centre, self.scale))
         return replace(
             e,
@@ -211,8 +211,10 @@ class _PersonClip(Clip):
             parts=tuple(parts),
         )
 
-    def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, apart: bool = False) -> Evidence:
-        """That of every take's own clip, seen through the common camera; frames are always apart."""
+    def evidence(
+        self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, independent: bool = False
+    ) -> Evidence:
+        """That of every take's own clip, seen through the common camera; frames are always independent."""
         found = [
             part.evidence(own, GeometryMaps(*(v[where] for v in vars(maps).values())), pixels)
             for part, own, where in self._by_part(rows)
@@ -252,20 +254,20 @@ def _fitted(
     device: torch.device,
 ) -> _Part:
     """A take's views with camera, poses and expressions of the merged identity."""
-    apart = views.copy()
-    apart["shot"], apart["seen"] = np.arange(len(views)), True
+    single = views.copy()
+    single["shot"], single["seen"] = np.arange(len(views)), True
     regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
-    codes = predicted_codes(regressor, apart, size, z_id)
+    codes = predicted_codes(regressor, single, size, z_id)
     shown = open_input(take.input, take.options).info.presentation if take.options.intrinsics else None
     camera = take.options.camera(size, shown)
-    fit = fit_clip(model, codes, apart, size, camera, 0.0, NullProgress())
+    fit = fit_clip(model, codes, single, size, camera, 0.0, NullProgress())
     start = State(
         torch.from_numpy(fit.z_id).to(device),
         torch.from_numpy(fit.z_ex).to(device),
         *(torch.from_numpy(np.array(v, np.float64)).to(device) for v in (fit.R, fit.t, fit.camera.K)),
     )
     clip = Clip(
-        start, fit.camera, True, False, views["time"], apart["shot"], views["confidence"], views["landmarks"][..., :2]
+        start, fit.camera, True, False, views["time"], single["shot"], views["confidence"], views["landmarks"][..., :2]
     )
     return _Part(take, views, clip)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 WORST = 5
 """Frames named as worth a look."""
-APART = 10
+MIN_SEPARATION = 10
 """Frames between two of them, so that one bad moment is named once."""
 PICTURE_WIDTH = 240
 
@@ -122,7 +122,7 @@ def worst_frames(track: Track) -> list[int]:
     for row in np.argsort(-error, kind="stable"):
         if error[row] < 0 or len(chosen) == WORST:
             break
-        if all(abs(row - other) > APART for other in chosen):
+        if all(abs(row - other) > MIN_SEPARATION for other in chosen):
             chosen.append(int(row))
     return [int(track.frame[row]) for row in chosen]
 

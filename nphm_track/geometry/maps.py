@@ -27,4 +27,4 @@ class GeometryMaps:
     """[B, 5] the crop's region in the frame (``faces.roi``): centre x, y, width, height, rotation; pixels of the
     original frame."""
     crops: Tensor
-    """[B, 3, m, m] 0..1, the pictures the networks looked at, of the same regions."""
+    """[B, 3, m, m] 0..1, the crops that the networks saw, of the same regions."""

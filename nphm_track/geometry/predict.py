@@ -21,7 +21,7 @@ class GeometryPredictor:
     """E_n, E_p and their decoders on faces that were found; images are uint8 RGB [H, W, 3]."""
 
     def __init__(self, landmarker: FaceLandmarker, net: GeometryNet, mirror: bool = False) -> None:
-        """``mirror``: maps are the average of two looks, one at the mirrored face; twice the cost."""
+        """``mirror``: maps are the average of two views, one of the mirrored face; twice the cost."""
         self.landmarker, self.net, self.mirror = landmarker, net, mirror
         self.mean = net.mean_landmarks.double().cpu().numpy()
         self.triangles = net.triangles.cpu().numpy()
@@ -31,7 +31,7 @@ class GeometryPredictor:
         self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
     ) -> dict[str, Tensor]:
         """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each pair of image and face, and "d" [B, P, DETAIL]: the
-        trunk's finest maps at ``DETAIL_POINTS``. ``scale``: of the crops' sides; below 1 is a look from closer.
+        trunk's finest maps at ``DETAIL_POINTS``. ``scale``: of the crops' sides; below 1 is a closer crop.
         """
         crop, features, maps, rois = self._inputs(images, faces, scale)
         tokens = dict(zip("np", self.net.encode(crop, features, maps), strict=True))

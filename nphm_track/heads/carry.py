@@ -1,8 +1,8 @@
 """Carrying a canonical mesh to expressions: the skin by warm starts, the lips along with the skin around them.
 
-Every vertex that is looked at costs a network evaluation, and skin moves smoothly. So scouts, one every 8 mm, are
-looked at in every frame, then those vertices of a finer level that did not go with the scouts before, then those of the
-mesh that did not go with that level.
+Every vertex that is solved costs a network evaluation, and skin moves smoothly. So coarse vertices, one every 8 mm, are
+solved in every frame, then those vertices of a finer level that did not go with the coarse ones before, then those of
+the mesh that did not go with that level.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ CELLS, LEADERS = (0.008, 0.004), 6
 WARM_START = 0.4
 """Change of the expression code between frames beyond which one says too little of the other: a quarter of a full ARKit
 expression of nphm-small."""
-RESTLESS, LEAST_SENSITIVITY = 1e-4, 0.02
-"""A change of the code by 1 counts as this motion of a scout; a vertex is never taken to be surer than this."""
+CODE_STALENESS, LEAST_SENSITIVITY = 1e-4, 0.02
+"""A change of the code by 1 counts as this motion of a coarse vertex; a vertex is never taken to be surer than this."""
 
 
 @dataclass(frozen=True)
@@ -36,22 +36,22 @@ class Carried:
     """A mesh in one expression, with what the next frame needs (model units).
 
     Attributes:
-        posed: the vertices [V, 3] and how well they were solved when last looked at.
+        posed: the vertices [V, 3] and how well they were solved when last solved.
         z_ex: [D_ex] the expression.
-        sensitivity: [V] how far a vertex was from where it was expected, when last looked at, a unit of ``debt``.
-        debt: [V] how far the scout near it has gone since.
+        sensitivity: [V] how far a vertex was from where it was expected, when last solved, a unit of ``staleness``.
+        staleness: [V] how far the coarse vertex near it has moved since.
     """
 
     posed: PosedPoints
     z_ex: Tensor
     sensitivity: Tensor
-    debt: Tensor
+    staleness: Tensor
 
 
 class MeshCarrier:
     """The vertices of one person's mesh, posed; expressions that follow each other in time are cheapest.
 
-    From frame to frame a vertex is expected where the motion of the level above takes it, and looked at only when, by
+    From frame to frame a vertex is expected where the motion of the level above takes it, and solved only when, by
     how far off it was before, it may be off by half of ``TOLERANCE``: skull, ears and neck rest most of the time.
 
     Where the lips touch, the deformation folds both onto one canonical place, and a vertex there may end on the other
@@ -73,7 +73,7 @@ class MeshCarrier:
             skin = np.setdiff1d(skin, self.lips.index.cpu().numpy())
         self.skin = torch.from_numpy(skin).to(z_id.device)
         self.levels = find_levels(self.canonical if self.opened is None else self.opened, self.skin)
-        self.scout = _nearest(self.canonical, self.canonical[self.levels[0].index])
+        self.nearest_coarse = _nearest(self.canonical, self.canonical[self.levels[0].index])
 
     @torch.no_grad()
     def __call__(self, z_ex: Tensor, previous: Carried | None = None) -> Carried:
@@ -84,26 +84,28 @@ class MeshCarrier:
         if previous is None or (z_ex - previous.z_ex).norm() > WARM_START:
             return self._afresh(z_ex)
         posed = PosedPoints(*(a.clone() for a in vars(previous.posed).values()))
-        now = Carried(posed, z_ex, previous.sensitivity.clone(), previous.debt.clone())
-        scouts, *finer = self.levels
-        self._look(scouts.index, now)
+        now = Carried(posed, z_ex, previous.sensitivity.clone(), previous.staleness.clone())
+        coarse, *finer = self.levels
+        self._update(coarse.index, now)
         moved = posed.points - previous.posed.points
-        now.debt.add_(moved[scouts.index].norm(dim=-1)[self.scout] + RESTLESS * (z_ex - previous.z_ex).norm())
+        now.staleness.add_(
+            moved[coarse.index].norm(dim=-1)[self.nearest_coarse] + CODE_STALENESS * (z_ex - previous.z_ex).norm()
+        )
         for level in finer:
-            posed.points[level.index] += level.led(posed.points - previous.posed.points)
-            may_be_off = now.sensitivity[level.index] * now.debt[level.index] > TOLERANCE / 2
-            self._look(level.index[may_be_off], now)
+            posed.points[level.index] += level.interpolate(posed.points - previous.posed.points)
+            may_be_off = now.sensitivity[level.index] * now.staleness[level.index] > TOLERANCE / 2
+            self._update(level.index[may_be_off], now)
         if self.opened is not None:  # from the open mouth in every frame: a vertex on the wrong lip would stay there
             self._solve_lips(posed, z_ex, self.opened)
         return now
 
-    def _look(self, index: Tensor, now: Carried) -> None:
+    def _update(self, index: Tensor, now: Carried) -> None:
         """Solve the vertices ``index``, in place."""
         expected = _part(now.posed, index)
         found = self._solve(index, now.z_ex, expected)
         off = (found.points - expected.points).norm(dim=-1) + found.residual
-        now.sensitivity[index] = (off / now.debt[index].clamp_min(1e-9)).clamp_min(LEAST_SENSITIVITY)
-        now.debt[index] = 0
+        now.sensitivity[index] = (off / now.staleness[index].clamp_min(1e-9)).clamp_min(LEAST_SENSITIVITY)
+        now.staleness[index] = 0
         _put(now.posed, index, found)
 
     def _afresh(self, z_ex: Tensor) -> Carried:
@@ -149,7 +151,7 @@ class Level:
     near: Tensor
     weight: Tensor
 
-    def led(self, moved: Tensor) -> Tensor:
+    def interpolate(self, moved: Tensor) -> Tensor:
         """Motion [N, C] of the level for that of the whole mesh [V, C], of which coarser levels are known."""
         return (self.weight.unsqueeze(-1) * moved[self.near]).sum(1)
 

@@ -67,14 +67,16 @@ class Clip:
     def __len__(self) -> int:
         return len(self.times)
 
-    def evidence(self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, apart: bool = False) -> Evidence:
-        """What the frames ``rows`` are held to, at most ``pixels`` pixels each; ``apart``: they are no sequence."""
+    def evidence(
+        self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, independent: bool = False
+    ) -> Evidence:
+        """What is observed of the frames ``rows``, at most ``pixels`` pixels each; ``independent``: no sequence."""
         landmarks = np.asarray(self.landmarks[rows][:, :, :2], np.float64)
         eyes = eye_distance(landmarks)
         points = landmarks[:, list(POINTS)]
         known = np.isfinite(points)
         points = np.where(known, self.camera.undistort(np.where(known, points, 0.0)), np.nan)
-        segments = np.arange(len(rows)) if apart else self.segments[rows]
+        segments = np.arange(len(rows)) if independent else self.segments[rows]
         device = self.start.z_id.device
         return Evidence(
             targets=sample_targets(maps, pixels, self.camera).to(device),

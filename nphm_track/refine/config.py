@@ -17,7 +17,7 @@ class Stage(Strict):
     free: tuple[Literal["expression", "identity", "focal"], ...] = Field(
         default=(), description="What moves beside the head poses; identity and focal length only on key frames."
     )
-    pixels: int = Field(ge=10, description="Pixels of a frame's geometry maps that are looked at.")
+    pixels: int = Field(ge=10, description="Pixels of a frame's geometry maps that are compared.")
     steps: int = Field(ge=0, description="At most; fewer when a step gains less than the tolerance.")
     follow: bool = Field(default=False, description="Follow points of the skin through the frames before.")
     only_followed: bool = Field(default=False, description="Leave the stage out where no points can be followed.")

@@ -1,4 +1,4 @@
-"""The head's landmarks with exact derivatives by codes: the ones a refinement is held to."""
+"""The head's landmarks with exact derivatives by codes: those that a refinement compares."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Landmarks:
         The compared ones are carried afresh: followed from step to step, lips that touch would change places.
         """
         n = len(POINTS)
-        foretold = rows.points[:, n:] + (rows.by_code[:, n:] @ code[:, None, :, None])[..., 0]
-        return torch.cat([self._carried(z_id, z_ex, POINTS), foretold], 1)
+        predicted = rows.points[:, n:] + (rows.by_code[:, n:] @ code[:, None, :, None])[..., 0]
+        return torch.cat([self._carried(z_id, z_ex, POINTS), predicted], 1)
 
     def _carried(self, z_id: Tensor, z_ex: Tensor, points: tuple[int, ...]) -> Tensor:
         if self._carrier is None or self._carrier.z_id is not z_id or self._carrier.count != len(points):

@@ -1,4 +1,4 @@
-"""Which pixels of the geometry maps are looked at, and the rays through them."""
+"""Which pixels of the geometry maps are compared, and the rays through them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nphm_track.refine.surface import Rays
 from nphm_track.rendering.rasteriser import rasterise
 
 LEAST_CONFIDENCE = 0.1
-"""A pixel is looked at when either map is at least this sure of it."""
+"""A pixel is compared when either map is at least this sure of it."""
 
 
 @dataclass(frozen=True)

@@ -129,7 +129,7 @@ class Refiner:
             self.follower = Follower(model.mean_landmarks * MODEL_UNIT, config.track_points)
             self.marks = Landmarks(model, self.space, self.follower.marks)
         self.head: Head | None = None
-        self.growth = 1.0
+        self.scale_change = 1.0
 
     # -- identity and camera -------------------------------------------------------------------------------------------
     def solve_person(self) -> tuple[State, np.ndarray | None]:
@@ -143,7 +143,7 @@ class Refiner:
         rows = key_frames(self.clip, self.config.key_frames)
         maps = self.maps(rows)
         most = max(stage.pixels for stage in self.config.person)
-        evidence = self.clip.evidence(rows, maps, most, apart=True)
+        evidence = self.clip.evidence(rows, maps, most, independent=True)
         settled = torch.zeros(len(rows), dtype=torch.bool, device=evidence.start.R.device)
         follower = self.follower if identity and len(rows) > 1 else None
         terms = self.config.terms.of_person(len(rows))
@@ -165,8 +165,8 @@ class Refiner:
         from there."""
         start, marks = self.clip.start, list(POINTS)
         old, new = (self.model.landmarks(z)[marks].std(0).norm() for z in (start.z_id, z_id))
-        self.growth = float(new / old * K[0, 0] / start.K[0, 0])
-        self.clip = replace(self.clip, start=replace(start, z_id=z_id, K=K, t=start.t * self.growth))
+        self.scale_change = float(new / old * K[0, 0] / start.K[0, 0])
+        self.clip = replace(self.clip, start=replace(start, z_id=z_id, K=K, t=start.t * self.scale_change))
         self.head = Head(self.model, z_id)
 
     # -- windows -------------------------------------------------------------------------------------------------------
@@ -247,13 +247,13 @@ class Refiner:
         """What became of the frames; those that got worse go back to the feed-forward expression and pose, unless these
         are worse still on the refined head."""
         first = self.feed_forward
-        start = replace(evidence.start, z_id=first.z_id, K=first.K, t=evidence.start.t / self.growth)
+        start = replace(evidence.start, z_id=first.z_id, K=first.K, t=evidence.start.t / self.scale_change)
         back = replace(evidence.start, z_id=at.state.z_id, K=at.state.K)
         some = replace(evidence, targets=evidence.targets.first(self.config.report_pixels))
         places = self._places(at, some.targets)
-        seen = [self._look(state, places, some) for state in (start, at.state, back)]
+        seen = [self._render(state, places, some) for state in (start, at.state, back)]
         both = seen[0].valid & seen[1].valid & seen[2].valid
-        (before, was), (after, now), (fallback, then) = (self._measure(look, both, some) for look in seen)
+        (before, was), (after, now), (fallback, then) = (self._measure(rendered, both, some) for rendered in seen)
         worse = (now > was) & (then < now)
         records = np.zeros(len(worse), frame_dtype(self.model.config.expression_dim))
         for name in ("z_ex", "R", "t"):
@@ -268,7 +268,7 @@ class Refiner:
         origin, direction = pixel_rays(targets.pixels, at.state.R, at.state.t, at.state.K)
         return origin + at.depth[:, : targets.pixels.shape[1], None] * direction
 
-    def _look(self, state: State, places: Tensor, evidence: Evidence) -> Look:
+    def _render(self, state: State, places: Tensor, evidence: Evidence) -> Rendered:
         """A state along the rays of the targets; the surface is near ``places`` in the head, whatever the pose."""
         targets = evidence.targets
         depth = (places @ state.R.mT + state.t[:, None])[..., 2].float()
@@ -277,7 +277,7 @@ class Refiner:
         shape = depth.shape
         camera = self.landmarks.carry(state.z_id, state.z_ex).double() @ state.R.mT + state.t[:, None]
         pixels = (camera / camera[..., 2:]) @ state.K.mT
-        return Look(
+        return Rendered(
             seen.normal.view(*shape, 3),
             origin + seen.depth.view(*shape, 1) * direction,
             seen.valid.view(shape),
@@ -285,14 +285,14 @@ class Refiner:
         )
 
     def _measure(
-        self, look: Look, valid: Tensor, evidence: Evidence
+        self, rendered: Rendered, valid: Tensor, evidence: Evidence
     ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """The terms of each frame [B, 3] in plain units over the pixels ``valid`` [B, N], and what must not rise [B]:
         normal and landmark error, each in units of its standard deviation."""
         targets, sigmas = evidence.targets, self.config.terms
-        cosine = (look.normals * targets.normals).sum(-1).clamp(-1, 1)
-        distance = (look.points - targets.points).norm(dim=-1)
-        error = (look.landmarks - evidence.landmarks).norm(dim=-1)
+        cosine = (rendered.normals * targets.normals).sum(-1).clamp(-1, 1)
+        distance = (rendered.points - targets.points).norm(dim=-1)
+        error = (rendered.landmarks - evidence.landmarks).norm(dim=-1)
         terms = torch.stack(
             [
                 _mean(torch.rad2deg(cosine.acos()), targets.normal_weight * valid),
@@ -308,7 +308,7 @@ class Refiner:
 
 
 @dataclass(frozen=True)
-class Look:
+class Rendered:
     """What B frames show: normals and points [B, N, 3] (head space), whether the head is there, landmarks [B, L, 2]."""
 
     normals: Tensor

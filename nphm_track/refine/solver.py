@@ -25,12 +25,12 @@ DAMPING, MAX_DAMPING = 1e-3, 1e3
 LEAST_KEPT = 0.9
 """Share of the pixels that must still see the head after a step: one that loses them gains for nothing."""
 MAX_MOVE = 0.01
-"""Metres; a depth foretold farther from the last than this is not believed."""
+"""Metres; a depth predicted farther from the last than this is not believed."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What B frames are held to.
+    """What is observed of B frames.
 
     Attributes:
         targets: pixels of the geometry maps.
@@ -100,7 +100,7 @@ class Problem:
         return Working(state, seen.depth.view(B, N), seen, marks)
 
     def ahead(self, at: Working, step: Step) -> Working:
-        """Linearised after a step, from the depths that the rows foretell."""
+        """Linearised after a step, from the depths that the rows predict."""
         B, N = at.depth.shape
         state = at.state.moved(self.space, step)
         pose = torch.cat([step.log_focal.expand(B, 1), step.pose], -1)[:, None, :, None]
@@ -112,7 +112,7 @@ class Problem:
         return self.linearise(state, at.depth + moved.clamp(-MAX_MOVE, MAX_MOVE), marks)
 
     def again(self, at: Working) -> Working:
-        """The same state, linearised where its rays meet the head: after a long step rows foretell depths badly."""
+        """The same state, linearised where its rays meet the head: after a long step rows predict depths badly."""
         rays = rays_of(at.state, self.evidence.targets.pixels, at.depth)
         depth = self.renderer.see(rays, at.state.z_id, at.state.z_ex).depth
         return self.linearise(at.state, depth.view_as(at.depth), at.landmarks.points)
@@ -223,10 +223,10 @@ class Problem:
     def step(self, at: Working, usable: Tensor, damping: float) -> Step:
         """The damped Gauss-Newton step."""
         matrix, gradient = self._equations(at, usable)
-        held = self._held(len(at.depth))
+        fixed = self._fixed(len(at.depth))
         matrix.diagonal().mul_(1 + damping).add_(1e-9)
-        matrix[held], matrix[:, held], gradient[held] = 0, 0, 0
-        matrix.diagonal()[held] = 1
+        matrix[fixed], matrix[:, fixed], gradient[fixed] = 0, 0, 0
+        matrix.diagonal()[fixed] = 1
         return self._split(-torch.cholesky_solve(gradient[:, None], torch.linalg.cholesky(matrix))[:, 0])
 
     def _split(self, vector: Tensor) -> Step:
@@ -279,16 +279,16 @@ class Problem:
             matrix -= factors.mT @ factors
         return matrix, gradient
 
-    def _held(self, B: int) -> Tensor:
+    def _fixed(self, B: int) -> Tensor:
         """Which columns do not move."""
         settled = self.free.settled
-        held = torch.zeros(self.k + 1 + B * (self.e + 6), dtype=torch.bool, device=settled.device)
-        held[self.k] = not self.free.focal
-        frames = held[self.k + 1 :].view(B, -1)
+        fixed = torch.zeros(self.k + 1 + B * (self.e + 6), dtype=torch.bool, device=settled.device)
+        fixed[self.k] = not self.free.focal
+        frames = fixed[self.k + 1 :].view(B, -1)
         frames[settled] = True
         if not self.free.expression:
             frames[:, : self.e] = True
-        return held
+        return fixed
 
 
 def _add_bends(blocks: Tensor, gradient: Tensor, columns: slice, frames: Tensor, rows: Rows) -> None:
@@ -309,16 +309,16 @@ def optimise(problem: Problem, at: Working, iterations: int, tolerance: float = 
     A step that makes the objective worse is taken back and tried shorter. Returns the best state and the steps tried.
     """
     damping, targets = DAMPING, problem.evidence.targets
-    looked = (targets.normal_weight > 0) | (targets.point_weight > 0)
+    observed = (targets.normal_weight > 0) | (targets.point_weight > 0)
     for iteration in range(iterations):
         usable = at.seen.valid.view(at.depth.shape)
         ahead = problem.ahead(at, problem.step(at, usable, damping))
-        both, enough = usable & ahead.seen.valid.view(at.depth.shape), LEAST_KEPT * (usable & looked).sum()
-        if (both & looked).sum() < enough:
+        both, enough = usable & ahead.seen.valid.view(at.depth.shape), LEAST_KEPT * (usable & observed).sum()
+        if (both & observed).sum() < enough:
             ahead = problem.again(ahead)
             both = usable & ahead.seen.valid.view(at.depth.shape)
         after, before = problem.energy(ahead, both), problem.energy(at, both)
-        if after < before and (both & looked).sum() >= enough:
+        if after < before and (both & observed).sum() >= enough:
             at, damping = ahead, damping / 4
             if before - after < tolerance * before:
                 return at, iteration + 1

@@ -30,19 +30,19 @@ SIDE = 13
 SPACING = (0.0015, 0.0008)
 """Metres between samples, coarse and fine."""
 BANDS = ((1.0, 3.0), (0.3, 1.3))
-"""Sigmas (pixels of the crop) between which details are looked at, coarse and fine."""
+"""Sigmas (pixels of the crop) between which details are compared, coarse and fine."""
 STEPS = 6
 FARTHEST = 0.006
-"""Metres a patch is looked for around its point."""
+"""Metres a patch is searched around its point."""
 LEAST_FACING = 0.35
-"""Cosine between skin and view below which a patch is not looked at."""
+"""Cosine between skin and view below which a patch is not used."""
 LEAST_LIKENESS = 0.8
 """Correlation of a patch with the others of its point below which it is not believed."""
 CORRELATED = 20.0
 """Samples of a patch that err together."""
 FLOOR = 0.0003
 """Metres; no patch is placed better than that."""
-SUPPLE = 0.2
+MOTION_ERROR = 0.2
 """Share of a point's motion by expressions that a head may have wrong."""
 
 
@@ -118,13 +118,13 @@ class Follower:
         lens = replace(camera, K=state.K.cpu().numpy()).project(turned[:, self.index].cpu().numpy())
         to_crop = torch.from_numpy(frame_to_crop_matrix(rois.cpu().numpy(), crops.shape[-1])).to(at)
         bands = _bands(crops.mean(1, keepdim=True).to(at.device))
-        look = _Look(bands, torch.from_numpy(lens).to(at), bent, to_crop)
-        seen = (facing > LEAST_FACING) & (confidence > 0)[:, None] & look.inside()
-        delta, covariance, likeness = _register(look, seen, facing, confidence)
+        patches = _Patches(bands, torch.from_numpy(lens).to(at), bent, to_crop)
+        seen = (facing > LEAST_FACING) & (confidence > 0)[:, None] & patches.inside()
+        delta, covariance, likeness = _register(patches, seen, facing, confidence)
         own = marks[:, self.index].double()
         where = seen.to(own)[..., None]
         moved = (own - (own * where).sum(0) / where.sum(0).clamp_min(1)).norm(dim=-1)
-        covariance = covariance + (SUPPLE * moved).square()[..., None, None] * torch.eye(2).to(own)
+        covariance = covariance + (MOTION_ERROR * moved).square()[..., None, None] * torch.eye(2).to(own)
         good = seen & (likeness > LEAST_LIKENESS) & (delta.norm(dim=-1) < 0.95 * FARTHEST)
         good &= good.sum(0) > 1
         identity = torch.eye(2).to(at)
@@ -163,39 +163,39 @@ def _spread(at: Tensor, count: int) -> tuple[int, ...]:
     return tuple(SKIN[k] for k in sorted(chosen))
 
 
-def _register(look: _Look, seen: Tensor, facing: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _register(patches: _Patches, seen: Tensor, facing: Tensor, confidence: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Shifts [B, N, 2] (metres on the skin) that make the patches of a point alike, their covariance [B, N, 2, 2] and
     likeness [B, N]; ``seen`` and ``facing`` [B, N], ``confidence`` [B].
 
     Patches are first compared with the frame that shows the point best, then with the mean of those found alike.
     """
-    delta = look.at.new_zeros(look.at.shape)
+    delta = patches.at.new_zeros(patches.at.shape)
     best = torch.where(seen, facing * confidence[:, None], -1.0).argmax(0)
-    target = look.patches(delta, 0)[best, torch.arange(len(best), device=best.device)]
-    delta, _, likeness = _shifted(look, delta, target, 0)
+    target = patches.cut(delta, 0)[best, torch.arange(len(best), device=best.device)]
+    delta, _, likeness = _shifted(patches, delta, target, 0)
     weight = (seen & (likeness > LEAST_LIKENESS)) * facing.clamp_min(0)
-    target = _normalised((look.patches(delta, 1) * weight[..., None]).sum(0))
-    return _shifted(look, delta, target, 1)
+    target = _normalised((patches.cut(delta, 1) * weight[..., None]).sum(0))
+    return _shifted(patches, delta, target, 1)
 
 
-def _shifted(look: _Look, delta: Tensor, target: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+def _shifted(patches: _Patches, delta: Tensor, target: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
     """``delta`` improved until the patches look like ``target`` [N, SIDE^2], its covariance [B, N, 2, 2] and the
     correlation [B, N]; the inverse compositional scheme of Baker and Matthews (IJCV 2004)."""
     gradient, solve = _gradient(target, SPACING[level])
     for _ in range(STEPS):
-        error = target - look.patches(delta, level)
+        error = target - patches.cut(delta, level)
         step = (solve @ (gradient.mT @ error[..., None]))[..., 0]
         step = step * (2 * SPACING[level] / step.norm(dim=-1, keepdim=True).clamp_min(1e-9)).clamp_max(1)
         delta = delta + step
         delta = delta * (FARTHEST / delta.norm(dim=-1, keepdim=True).clamp_min(FARTHEST))
-    found = look.patches(delta, level)
+    found = patches.cut(delta, level)
     noise = CORRELATED * (target - found).square().mean(-1)
     covariance = noise[..., None, None] * solve + FLOOR**2 * torch.eye(2).to(delta)
     return delta, covariance, (target * found).mean(-1)
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Patches:
     """Straightened patches around points of the frames."""
 
     bands: list[Tensor]  # [B, 1, n, n] each
@@ -209,7 +209,7 @@ class _Look:
         place = self._crop(self.at)
         return ((place > 0.04 * n) & (place < 0.96 * n)).all(-1)
 
-    def patches(self, delta: Tensor, level: int) -> Tensor:
+    def cut(self, delta: Tensor, level: int) -> Tensor:
         """Patches [B, N, SIDE^2], mean 0 and norm per sample 1, shifted by ``delta`` [B, N, 2] (metres on the skin)."""
         line = (torch.arange(SIDE).to(delta) - (SIDE - 1) / 2) * SPACING[level]
         grid = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(-1, 2)

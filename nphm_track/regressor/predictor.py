@@ -17,9 +17,8 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 
 BATCH = 8
-LOOKS_AGAIN = ((True, 1.0), (False, 0.96), (True, 0.96))
-"""Looks after the first: at the mirrored face or not, and the crop's side over the first one's. A closer look sees as
-well as the first, and errs otherwise.
+AUGMENTED_VIEWS = ((True, 1.0), (False, 0.96), (True, 0.96))
+"""Test-time augmentation, beside the face as it is found: mirrored or not, and the crop's side over the first one's. A closer crop is predicted as well as the first, with other errors.
 """
 Mirror = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Identity and expression codes of a head -> those of its mirror image."""
@@ -36,8 +35,8 @@ class CodePredictor:
         mirror: Mirror | None = None,
     ) -> None:
         """``focal``: focal length of all images in pixels, when the camera is known. ``mirror``
-        (``heads.editing.CodeMirror``): codes are the average of four looks, as the face is found and from closer, and
-        both at the mirrored face; four times the cost.
+        (``heads.editing.CodeMirror``): codes are the average of four views, as the face is found and from closer, and
+        both of the mirrored face; four times the cost.
         """
         self.geometry, self.regressor, self.focal, self.mirror = geometry, regressor, focal, mirror
 
@@ -63,23 +62,25 @@ class CodePredictor:
     @torch.inference_mode()
     def __call__(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> Codes:
         """Codes of each pair of image and face."""
-        codes = self._look(images, faces)
+        codes = self._predict(images, faces)
         if self.mirror is None:
             return codes
         flipped = [np.ascontiguousarray(image[:, ::-1]) for image in images]
         rois = np.stack([face.next_roi for face in faces])
         twins = mirrored(rois, [image.shape[1] for image in images])
-        z_id, z_ex, looks = codes.z_id, codes.z_ex, torch.ones_like(codes.z_id[:, :1])
-        for mirror, scale in LOOKS_AGAIN:
+        z_id, z_ex, views = codes.z_id, codes.z_ex, torch.ones_like(codes.z_id[:, :1])
+        for mirror, scale in AUGMENTED_VIEWS:
             pictures, regions = (flipped, twins) if mirror else (images, rois)
             seen = self.geometry.landmarker.observe_batch(pictures, scaled(regions, scale))
-            again = self._look(pictures, seen, scale)
-            there = looks.new_tensor([[face.presence >= MIN_PRESENCE] for face in seen])
+            again = self._predict(pictures, seen, scale)
+            there = views.new_tensor([[face.presence >= MIN_PRESENCE] for face in seen])
             back = self.mirror(again.z_id, again.z_ex) if mirror else (again.z_id, again.z_ex)
-            z_id, z_ex, looks = z_id + there * back[0], z_ex + there * back[1], looks + there
-        return replace(codes, z_id=z_id / looks, z_ex=z_ex / looks)
+            z_id, z_ex, views = z_id + there * back[0], z_ex + there * back[1], views + there
+        return replace(codes, z_id=z_id / views, z_ex=z_ex / views)
 
-    def _look(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0) -> Codes:
+    def _predict(
+        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
+    ) -> Codes:
         device = self.regressor.classifiers.device
         tokens = self.geometry.tokens(images, faces, scale)
         landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(device)

@@ -62,8 +62,8 @@ DRAWN = {CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
 """What a run has to show of the head's surface."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
-LOOKED_AT_AGAIN = 16
-"""Inputs of at most so many frames are looked at four times: a clip has other frames to average over instead."""
+FEW_FRAMES = 16
+"""Inputs of at most so many frames get test-time augmentation: a clip has other frames to average over instead."""
 
 
 def track(
@@ -284,7 +284,7 @@ class _Job:
         focal = None if self.camera is None else float(self.camera.K[0, 0])
         codes = None
         if images:
-            few = (expected_frames(self.source, self.options) or np.inf) <= LOOKED_AT_AGAIN
+            few = (expected_frames(self.source, self.options) or np.inf) <= FEW_FRAMES
             mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
             codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:

@@ -79,7 +79,7 @@ def refine_fit(
     """Refine every frame that has a head. ``camera_known`` and ``identity_known`` say what was given and stays."""
     seen, times, shots = (column(log, name) for name in ("seen", "time", "shot"))
     rows = np.flatnonzero(seen | fit.filled)
-    apart = (np.diff(rows) > 1) | (np.diff(shots[rows]) != 0)
+    breaks = (np.diff(rows) > 1) | (np.diff(shots[rows]) != 0)
     device = model.mean_anchors.device
     start = State(
         torch.from_numpy(fit.z_id).to(device),
@@ -93,7 +93,7 @@ def refine_fit(
         camera_known,
         identity_known,
         times[rows],
-        np.concatenate([[0], apart.cumsum()]),
+        np.concatenate([[0], breaks.cumsum()]),
         confidence,
         _Rows(log["landmarks"], rows, known_landmarks(model)),
     )

@@ -81,7 +81,7 @@ def test_a_jump_of_the_expression_starts_afresh(model: NphmDecoder, mesh: Canoni
     assert torch.equal(warm.posed.points, cold.posed.points)
 
 
-def test_led_vertices_stay_on_the_surface_through_speech_and_a_blink(model: NphmDecoder) -> None:
+def test_interpolated_vertices_stay_on_the_surface_through_speech_and_a_blink(model: NphmDecoder) -> None:
     z_id = torch.zeros(model.config.identity_dim)
     mesh = extract_canonical(model, z_id)
     carry = MeshCarrier(model, mesh, z_id)
@@ -107,7 +107,7 @@ def test_finer_levels_go_with_linear_motions_of_coarser_ones(model: NphmDecoder,
         assert known.issuperset(level.near.flatten().tolist())
         known |= set(level.index.tolist())
         if level.near.numel():
-            error = (level.led(moved) - moved[level.index]).norm(dim=-1)
+            error = (level.interpolate(moved) - moved[level.index]).norm(dim=-1)
             assert error.quantile(0.99) < 1e-3 and error.median() < 1e-4
     assert known == set(carry.skin.tolist())
 
