@@ -74,7 +74,8 @@ def measure(predictor: GeometryPredictor, case: ScanCase, picture: Path) -> list
         image = np.asarray(Image.open(view.image).convert("RGB"))
         if faces := predictor.landmarker.find(image):
             face = predictor.landmarker.observe(image, faces[0].next_roi[None])[0]
-            maps, mesh = predictor.maps([image], [face]), predictor.landmark_mesh([face])[0].transpose(1, 2, 0)
+            points = face.landmarks[None]
+            maps, mesh = predictor.maps([image], points), predictor.landmark_mesh(points)[0].transpose(1, 2, 0)
             methods = {
                 "network": (maps.normals[0].numpy(), maps.points[0].numpy()),
                 "landmark mesh": (mesh[..., 3:6], mesh[..., :3] / 10),

@@ -130,7 +130,7 @@ def tiles(predictor: GeometryPredictor, found: Run, row: int, image: Picture) ->
     low, high = face.box[:2], face.box[2:]
     side = MARGIN * (high - low).max()
     square = np.array([*(low + high) / 2, side, side, 0.0])
-    maps = predictor.maps([image], [face])
+    maps = predictor.maps([image], face.landmarks[None])
     sure = torch.stack([maps.normal_confidence, maps.point_confidence], -1)
     stacked = torch.cat([maps.normals, maps.points, sure], -1)[0].cpu().numpy()
     normals, points, sure_n, sure_p = np.split(in_square(stacked, face.next_roi.astype(float), square), [3, 6, 7], -1)

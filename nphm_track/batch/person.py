@@ -21,7 +21,7 @@ from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import CHIN, NOSE_TIP, OUTER_EYE_CORNERS
 from nphm_track.faces.follower import Choice, FaceFollower
-from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
+from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
@@ -171,11 +171,7 @@ class _Part:
         """The geometry maps of some views, their regions in pixels of the common camera."""
 
         def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
-            faces = [
-                FaceObservation(v["landmarks"].copy(), v["blendshapes"].copy(), float(v["confidence"]), np.zeros(5))
-                for v in self.views[some]
-            ]
-            return predictor.maps(images, faces)
+            return predictor.maps(images, np.array(self.views["landmarks"][some]))
 
         with open_input(self.take.input, self.take.options) as source:
             maps = ClipMaps(source, self.views["row"], np.ones(len(self.views), bool), predict)(rows)

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
-from nphm_track.faces.roi import crop_rois, frame_points_to_crop, scaled
+from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.faces.roi import crop_rois, frame_points_to_crop, roi_from_landmarks, scaled
 from nphm_track.geometry.landmark_mesh import landmark_maps
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryNet
@@ -28,20 +28,21 @@ class GeometryPredictor:
 
     @torch.inference_mode()
     def tokens(
-        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
+        self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.float32], scale: float = 1.0
     ) -> dict[str, Tensor]:
-        """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each pair of image and face, and "d" [B, P, DETAIL]: the
-        trunk's finest maps at ``DETAIL_POINTS``. ``scale``: of the crops' sides; below 1 is a closer crop.
+        """Tokens {"n": [B, 256, D], "p": [B, 256, D]} of each image and its face's ``landmarks`` [B, 478, 3] (px), and
+        "d" [B, P, DETAIL]: the trunk's finest maps at ``DETAIL_POINTS``. ``scale``: of the crops' sides; below 1 is a
+        closer crop.
         """
-        crop, features, maps, rois = self._inputs(images, faces, scale)
+        crop, features, maps, rois = self._inputs(images, landmarks, scale)
         tokens = dict(zip("np", self.net.encode(crop, features, maps), strict=True))
-        landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(rois.device)
-        return tokens | {"d": self.net.details(features, frame_points_to_crop(landmarks, rois))}
+        points = torch.from_numpy(landmarks).to(rois.device)
+        return tokens | {"d": self.net.details(features, frame_points_to_crop(points, rois))}
 
     @torch.inference_mode()
-    def maps(self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation]) -> GeometryMaps:
-        """Dense maps of 128 x 128 pixels of each pair of image and face."""
-        crop, features, maps, rois = self._inputs(images, faces)
+    def maps(self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.float32]) -> GeometryMaps:
+        """Dense maps of 128 x 128 pixels of each image and its face's ``landmarks`` [B, 478, 3] (px)."""
+        crop, features, maps, rois = self._inputs(images, landmarks)
         out = self.net(crop, features, maps)
         normals, points = out["normals"], out["points"]
         sure_n, sure_p = out["normal_logit"].sigmoid(), out["point_logit"].sigmoid()
@@ -61,22 +62,22 @@ class GeometryPredictor:
         side = maps.new_tensor([-1.0, 1.0, 1.0, -1.0, 1.0, 1.0, 1.0])[:, None, None]
         return crop, {s: out[f"features_{s}"].contiguous() for s in TRUNK}, maps.flip(-1) * side
 
-    def landmark_mesh(self, faces: Sequence[FaceObservation]) -> NDArray[np.float32]:
+    def landmark_mesh(self, landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
         """The landmark maps [B, 7, 128, 128] that the networks start from, for comparison."""
-        rois = torch.from_numpy(np.stack([f.next_roi for f in faces]))
-        return self._landmark_maps(faces, rois)
+        rois = torch.from_numpy(np.stack([roi_from_landmarks(points) for points in landmarks]))
+        return self._landmark_maps(landmarks, rois)
 
-    def _landmark_maps(self, faces: Sequence[FaceObservation], rois: Tensor) -> NDArray[np.float32]:
-        points = frame_points_to_crop(torch.from_numpy(np.stack([f.landmarks for f in faces])), rois)
+    def _landmark_maps(self, landmarks: NDArray[np.float32], rois: Tensor) -> NDArray[np.float32]:
+        points = frame_points_to_crop(torch.from_numpy(landmarks), rois)
         return landmark_maps(points.numpy(), self.mean, self.triangles, DENSE)
 
     def _inputs(
-        self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
+        self, images: Sequence[NDArray[np.uint8]], landmarks: NDArray[np.float32], scale: float = 1.0
     ) -> tuple[Tensor, dict[int, Tensor], Tensor, Tensor]:
         device = self.net.mean_landmarks.device
-        rois = scaled(np.stack([f.next_roi for f in faces]), scale)
+        rois = scaled(np.stack([roi_from_landmarks(points) for points in landmarks]), scale)
         crop = crop_rois(images, rois, device=device)
         out = self.landmarker.landmark_net(crop, True)
         features = {s: out[f"features_{s}"].contiguous() for s in TRUNK}
-        maps = torch.from_numpy(self._landmark_maps(faces, torch.from_numpy(rois))).to(device)
+        maps = torch.from_numpy(self._landmark_maps(landmarks, torch.from_numpy(rois))).to(device)
         return crop.contiguous(), features, maps, torch.from_numpy(rois).to(device)

@@ -18,8 +18,8 @@ from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 
 BATCH = 8
 AUGMENTED_VIEWS = ((True, 1.0), (False, 0.96), (True, 0.96))
-"""Test-time augmentation, beside the face as it is found: mirrored or not, and the crop's side over the first one's. A closer crop is predicted as well as the first, with other errors.
-"""
+"""Test-time augmentation, beside the face as it is found: mirrored or not, and the crop's side over the first one's. A
+closer crop is predicted as well as the first, with other errors."""
 Mirror = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """Identity and expression codes of a head -> those of its mirror image."""
 
@@ -82,8 +82,9 @@ class CodePredictor:
         self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
     ) -> Codes:
         device = self.regressor.classifiers.device
-        tokens = self.geometry.tokens(images, faces, scale)
-        landmarks = torch.from_numpy(np.stack([f.landmarks for f in faces])).to(device)
+        points = np.stack([f.landmarks for f in faces])
+        tokens = self.geometry.tokens(images, points, scale)
+        landmarks = torch.from_numpy(points).to(device)
         scores = torch.from_numpy(np.stack([f.blendshapes for f in faces])).to(device)
         size = torch.tensor([i.shape[1::-1] for i in images], dtype=torch.float32, device=device)
         focal = None if self.focal is None else torch.full((len(faces),), self.focal, device=device)

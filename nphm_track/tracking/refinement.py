@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import IBUG68_FROM_478, N_LANDMARKS
-from nphm_track.faces.landmarker import FaceObservation
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
@@ -99,12 +98,7 @@ def refine_fit(
     )
 
     def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
-        records = log[rows[some]]
-        faces = [
-            FaceObservation(np.array(r["landmarks"]), np.array(r["blendshapes"]), float(r["confidence"]), np.zeros(5))
-            for r in records
-        ]
-        return predictor.maps(images, faces)
+        return predictor.maps(images, np.array(log["landmarks"][rows[some]]))
 
     maps = ClipMaps(source, rows, seen[rows], predict)
     progress.stage("refine", len(rows))
