@@ -24,7 +24,7 @@ def with_track_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [p.replace(kind=p.KEYWORD_ONLY) for p in own + made]
 
     def wrapper(**arguments: Any) -> None:
-        command(**arguments)
+        command(**_with_moment(arguments))
 
     wrapper.__doc__ = command.__doc__
     wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -37,7 +37,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     annotation: Any = field.annotation
     flags = (f"--{name.replace('_', '-')}",) if field.default is False else ()  # nothing to switch off
     if name == "face_at":
-        annotation, settings = str | None, settings | {"metavar": "X,Y", "callback": _parse_pixel}
+        annotation, settings = str | None, settings | {"metavar": "X,Y[@TIME]"}
+    elif name == "face":
+        annotation, settings = str | None, settings | {"metavar": "N[@TIME]"}
     elif name == "head_model":
         settings["metavar"] = "NAME|PATH"
     elif annotation == Path | None:
@@ -51,10 +53,32 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
-def _parse_pixel(text: str | None) -> tuple[float, float] | None:
+def _with_moment(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Options with ``--face N@TIME`` and ``--face-at X,Y@TIME`` taken apart."""
+    parsed = dict(arguments)
+    for name, parse in (("face", _parse_number), ("face_at", _parse_pixel)):
+        text = arguments.get(name)
+        if text is None:
+            continue
+        value, at, moment = text.partition("@")
+        parsed[name] = parse(value)
+        if at:
+            try:
+                parsed["face_time"] = float(moment)
+            except ValueError:
+                raise typer.BadParameter(f"'{moment}' is not a time; write seconds, as in {value}@1.5") from None
+    return parsed
+
+
+def _parse_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is not the number of a face; write N or N@TIME, as in 0@1.5") from None
+
+
+def _parse_pixel(text: str) -> tuple[float, float]:
     """``"320,180"`` to (320, 180)."""
-    if text is None:
-        return None
     try:
         x, y = (float(part) for part in text.split(","))
     except ValueError:

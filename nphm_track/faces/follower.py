@@ -24,7 +24,8 @@ SWAPPED = 0.5
 
 FORGET_PLACE_S = 2.0
 MAX_SHIFT = 1.0  # face sizes
-SHIFT_PER_S = 2.0  # face sizes a second more for a face out of sight
+SHIFT_PER_S = 2.0  # face sizes a second more for a face out of sight, or seen seldom
+USUAL_STEP = 0.1  # s between frames up to which a face does not get farther or change its looks more than it does
 MAX_GROWTH = 1.6
 MAX_MEMORY = 100.0  # frames the remembered appearance averages
 THOROUGH_EVERY = 10  # frames without the person between searches in tiles
@@ -129,7 +130,7 @@ class FaceFollower:
         cut = self._see(image)
         if cut and memory["mode"] != CHOOSING:
             memory["mode"], memory["searches"] = ANYWHERE, 0
-        found = self._continue(image) if memory["mode"] == FOLLOWING else None
+        found = self._continue(image, time) if memory["mode"] == FOLLOWING else None
         if found is None:
             found = self._search(image, time)
         if found is None:
@@ -152,14 +153,26 @@ class FaceFollower:
         correlation = (new * old).mean() / (new.std() * old.std())
         return bool(correlation < CUT_CORRELATION and np.abs(thumb - before).mean() > CUT_CHANGE)
 
-    def _continue(self, image: np.ndarray) -> tuple[FaceObservation, np.ndarray] | None:
+    def look_for(self, image: np.ndarray, time: float) -> bool:
+        """Choose in a frame from anywhere in the clip, before the first step: the person is sought by looks from then
+        on. False when the frame shows no face. Raises InputError when it lacks the chosen one.
+        """
+        found = self._first(image, self._faces(image, thorough=True))
+        if found is None:
+            return False
+        self._remember(*found, time)
+        self._memory["mode"] = ANYWHERE
+        return True
+
+    def _continue(self, image: np.ndarray, time: float) -> tuple[FaceObservation, np.ndarray] | None:
         """The face seen through the roi of the last frame; None, with the mode of the search to come, if it is gone."""
         memory = self._memory
         ((face, signature),) = self._observe(image, memory["roi"][None])
-        if not _plausible(face, image) or not self._is_near(face, 0.0):
+        late = max(float(np.float32(time) - memory["time"]) - USUAL_STEP, 0.0)
+        if not _plausible(face, image) or not self._is_near(face, late):
             memory["mode"] = NEAR
             return None
-        if cosine_distance(signature, memory["last"]) > SWAPPED:
+        if cosine_distance(signature, memory["last"]) > SWAPPED + (SAME_PERSON - SWAPPED) * min(late, 1.0):
             memory["mode"] = ANYWHERE
             return None
         return face, signature

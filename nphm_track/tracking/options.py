@@ -51,6 +51,12 @@ class TrackOptions(BaseModel):
     face_at: tuple[float, float] | None = Field(
         default=None, description="Follow the face at this pixel of the first frame with faces, as X,Y."
     )
+    face_time: float | None = Field(
+        default=None,
+        ge=0,
+        description="Choose the face at this moment, seconds after the clip's beginning, instead of in the first frame "
+        "with faces; before and after it the person is found by looks. --face N@TIME and --face-at X,Y@TIME set it.",
+    )
     focal: float | None = Field(
         default=None, gt=0, description="Focal length in pixels. (default: solved from the clip)"
     )

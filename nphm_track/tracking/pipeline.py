@@ -15,7 +15,6 @@ import torch
 from nphm_track._runtime import prepare_torch, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError, NoFaceError, OutputError
-from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
@@ -37,6 +36,7 @@ from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.person_choice import chosen_follower, is_still, somebody_else
 from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regressor, models_of, plan_line
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, InputWatch, Status, Track
@@ -279,7 +279,8 @@ class _Job:
 
     def _observe(self) -> np.ndarray:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
-        follower = FaceFollower(landmarker, Choice(index=self.options.face, at=self.options.face_at))
+        clip = self.source.info.path
+        follower = chosen_follower(landmarker, clip, self.options)
         images = self.feed_forward and self.options.codes == "image"
         focal = None if self.camera is None else float(self.camera.K[0, 0])
         codes = None
@@ -291,6 +292,13 @@ class _Job:
             self.progress.stage("faces", expected_frames(self.source, self.options))
             observe_clip(self.source, follower, codes, log, self.progress, self._check_input)
             self._check_input()
+            chosen = (self.options.face, self.options.face_at, self.options.face_time) != (None, None, None)
+            if self.source.info.kind == "video" and not chosen and is_still(log.read()):
+                other = somebody_else(landmarker, clip, self.options, log.read(), self.progress)
+                if other is not None:
+                    log.truncate(0)
+                    observe_clip(self.source, other, codes, log, self.progress, self._check_input)
+                    self._check_input()
             return log.read()
 
     def _check_input(self) -> None:

@@ -97,7 +97,10 @@ class TestTrack:
         assert calls[0]["options"] == expected
         assert calls[0]["output"] == Path("out") and calls[0]["overwrite"]
 
-    @pytest.mark.parametrize("given", ["--every 0", "--smooth 2", "--face-at 3", "--style pink", "--end 1 --start 2"])
+    @pytest.mark.parametrize(
+        "given",
+        ["--every 0", "--smooth 2", "--face-at 3", "--face x@1", "--face 0@soon", "--style pink", "--end 1 --start 2"],
+    )
     def test_bad_options_end_with_2(self, run_cli: Any, calls: Calls, given: str, capsys: Any) -> None:
         assert run_cli("clip.mp4", *given.split()) == 2
         assert not calls and capsys.readouterr().err

@@ -139,3 +139,20 @@ def test_real_clip_with_cuts(landmarker, shared_data):
     assert all(results[index].cut for index in (20, 82, 211))
     assert tracked >= {*range(20), *range(118, 122), *range(207, 211)}
     assert not tracked & {20, 21, 22, 80, 81, *range(211, 218)}
+
+
+def test_a_person_chosen_later_is_sought_from_the_first_frame_on(landmarker, face):
+    follower = FaceFollower(landmarker, Choice(at=(170 + 60, 60 + 60)))
+    assert not follower.look_for(scene(), 0.0)
+    assert follower.look_for(scene((face, 170, 60)), 2.0)
+    results = run(follower, [scene((face, 30, 40)), scene((face, 32, 40))])
+    assert [r.status for r in results] == ["tracked"] * 2
+
+
+def test_a_face_may_have_gone_far_between_frames_that_are_far_apart(landmarker, face):
+    small = np.asarray(Image.fromarray(face).resize((96, 96)))
+    frames = [scene((small, 10, 60)), scene((small, 160, 60))]
+    quick, slow = (FaceFollower(landmarker) for _ in range(2))
+    steps = [quick.step(frame, time).status for frame, time in zip(frames, (0.0, 0.04), strict=True)]
+    assert steps[0] == "tracked"
+    assert [slow.step(frame, time).status for frame, time in zip(frames, (0.0, 1.0), strict=True)] == ["tracked"] * 2
