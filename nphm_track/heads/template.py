@@ -129,7 +129,7 @@ class Template:
         below = _above_neck(self.neutral) <= 0
         out = vertices.copy()
         height = _above_neck(vertices[..., below, :])
-        out[..., below, :] -= np.minimum(height, 0)[..., None] * NECK_PLANE[1].astype(vertices.dtype)
+        out[..., below, :] -= height[..., None] * NECK_PLANE[1].astype(vertices.dtype)
         return out
 
     @cached_property
