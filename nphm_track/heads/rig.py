@@ -92,9 +92,12 @@ class Rig:
                 for name, weight in look_weights(gaze[..., i, :], side).items():
                     w[..., self.names.index(f"{name}_{side}")] = weight
                 w[..., blinks[i]] += (before[..., i] - w @ slopes[i]) / slopes[i, blinks[i]]
-        for slope, blink in zip(slopes, blinks, strict=True):
+        for slope, blink, side in zip(slopes, blinks, "LR", strict=True):
             too_far = np.minimum(w @ slope - slope[blink], 0)  # of the opening, below that of a full blink
             w[..., blink] -= too_far / slope[blink]
+            wide, opened = self.names.index(f"eyeWide_{side}"), np.minimum(w[..., blink], 0)
+            w[..., wide] += opened * slope[blink] / slope[wide]  # no blink below 0: software clamps it
+            w[..., blink] -= opened
         return w
 
     def vertices(self, weights: NDArray[np.floating], gaze: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
