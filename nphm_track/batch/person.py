@@ -132,7 +132,7 @@ def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -
     def maps(rows: NDArray[np.int64]) -> GeometryMaps:
         progress.stage("identity")
         chosen.extend(clip.names(rows))
-        return clip.maps(rows, predictor)
+        return clip.maps(rows, predictor, progress)
 
     state, _ = Refiner(model, clip, maps, takes[0].options.refinement()).solve_person()
     return Identity(state.z_id.cpu().numpy(), merged.model), chosen
@@ -167,13 +167,14 @@ class _Part:
             eyes=e.eyes * float(np.sqrt(self.scale.prod())),
         )
 
-    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
+    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor, progress: Progress) -> GeometryMaps:
         """The geometry maps of some views, their regions in pixels of the common camera."""
 
         def predict(images: Sequence[NDArray[np.uint8]], some: NDArray[np.int64]) -> GeometryMaps:
             return predictor.maps(images, np.array(self.views["landmarks"][some]))
 
         with open_input(self.take.input, self.take.options) as source:
+            source.read_on = lambda: progress.advance(0)  # most of the take is passed over
             maps = ClipMaps(source, self.views["row"], np.ones(len(self.views), bool), predict)(rows)
         return replace(maps, rois=_moved(maps.rois, self.scale, -self.centre * self.scale))
 
@@ -225,8 +226,8 @@ class _PersonClip(Clip):
         segments = torch.arange(len(rows), device=self.start.z_id.device)
         return Evidence(targets, landmarks, confidence, eyes, times, segments, start)
 
-    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor) -> GeometryMaps:
-        found = [part.maps(own, predictor) for part, own, _ in self._by_part(rows)]
+    def maps(self, rows: NDArray[np.int64], predictor: GeometryPredictor, progress: Progress) -> GeometryMaps:
+        found = [part.maps(own, predictor, progress) for part, own, _ in self._by_part(rows)]
         return GeometryMaps(*(torch.cat([getattr(m, name) for m in found]) for name in vars(found[0])))
 
     def names(self, rows: NDArray[np.int64]) -> list[str]:

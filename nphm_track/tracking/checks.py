@@ -107,7 +107,7 @@ def _numbers(info: RunInfo, track: Track) -> Iterator[str]:
         values = getattr(track, name)[mask]
         if name == "landmarks_fit":
             values = values[:, known]
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
+        bad = ~np.isfinite(values).all(tuple(range(1, values.ndim)))
         if bad.any():
             yield f"{name} is not finite in {np.count_nonzero(bad)} frames, first in frame {track.frame[mask][bad][0]}"
     for name in ("z_id", "K", "distortion", "confidence"):

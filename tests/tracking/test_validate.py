@@ -155,6 +155,7 @@ BAD_RUNS: dict[str, Callable[[Path], object]] = {
     "rotations of two rows": lambda run: change(run, R=lambda R: R[:, :2, :2]),
     "nothing but NaN": lambda run: change(run, **{n: put(slice(None), np.nan) for n in ("R", "t", "z_ex", "K")}),
     "a status that is none": lambda run: change(run, status=put(1, 7)),
+    "no status that is one": lambda run: change(run, status=put(slice(None), 7)),
     "text for numbers": lambda run: change(run, t=lambda t: t.astype(str)),
     "a number for a list": lambda run: change(run, frame=lambda frame: np.int64(3)),
 }
