@@ -123,10 +123,3 @@ def test_a_looped_clip_is_as_long_as_asked_for(tmp_path: Path) -> None:
     clip = write_video(tmp_path / "clip.mp4", frames=5)
     assert loop(clip, tmp_path / "long.mp4", seconds=0.5, height=32) == 13
     assert Reader(tmp_path / "out", limit=60).read(tmp_path / "long.mp4").text == "42x32, 13 frames"
-
-
-def test_a_session_of_short_takes_is_the_same_by_every_pool(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as end:
-        application("sessions")(["--takes", "2", "--pools", "1", "--pools", "2", "--out", str(tmp_path)])
-    assert end.value.code == 0
-    assert "identical" in (tmp_path / "sessions.md").read_text()
