@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from nphm_track.tracking.observations import pieces
 
-MISFIT = 0.08
+MISFIT = 0.14
 """Landmark error, of the spread of the face's landmarks, beyond which a head does not fit.
 
-Frames of the development clips reach 0.048; a face that stands on its head, seen as an upright one, has 0.083 to 0.18.
-The distance between the eyes would not do as the measure: it vanishes in profile.
+Nine of the ten development clips stay below 0.052; the dark one with fast turns reaches 0.125, much of it from the
+smoothing. A face that stands on its head, seen as an upright one, has 0.083 to 0.18. The distance between the eyes
+would not do as the measure: it vanishes in profile.
 """
 
 

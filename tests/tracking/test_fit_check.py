@@ -30,9 +30,9 @@ def test_the_error_counts_relative_to_the_face_and_not_to_its_eyes():
     square = np.stack(np.meshgrid(np.linspace(-1, 1, 22), np.linspace(-1, 1, 22)), -1).reshape(-1, 2)[:478]
     faces = np.stack([square * 50, square * 100, square * [10, 100], np.full_like(square, np.nan)]).astype(np.float32)
     spread = 50 * np.sqrt(2 / 3) * 1.05
-    error = np.array([0.07 * spread, 0.07 * spread, 0.07 * spread, np.nan], np.float32)
-    assert does_not_fit(faces, error).tolist() == [False] * 4
-    assert does_not_fit(faces, 1.6 * error).tolist() == [True, False, False, False]
+    error = np.array([spread, spread, spread, np.nan], np.float32) * fit_check.MISFIT
+    assert does_not_fit(faces, 0.9 * error).tolist()[:2] == [False, False]
+    assert does_not_fit(faces, 1.3 * error).tolist() == [True, False, False, False]
 
 
 def test_a_head_that_hangs_is_tracked_as_it_hangs(photograph, tmp_path):
