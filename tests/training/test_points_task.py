@@ -37,7 +37,13 @@ def test_template_points_are_symmetric_skin_with_both_lips(heads: IctHeads) -> N
     mouth = np.linalg.norm(heads.neutral[points] - [0, -0.0335, 0.052], axis=1) < 0.006
     assert (jaw[mouth] < -0.025).sum() >= 3 and (jaw[mouth] > -0.01).sum() >= 3
     lids = cKDTree(heads.neutral[heads.is_eye]).query(heads.neutral[points])[0] < 0.002
-    assert lids.sum() > 40
+    assert lids.sum() > 30
+
+
+def test_no_template_point_lies_where_no_picture_shows_it(heads: IctHeads) -> None:
+    points = heads.neutral[template_points(heads)]
+    nostrils = (np.abs(points[:, 0]) < 0.01) & (np.abs(points[:, 1] + 0.004) < 0.004) & (points[:, 2] > 0.04)
+    assert (points[nostrils, 2] > 0.048).all()  # the cavities lie behind the rims
 
 
 def scene(count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
