@@ -185,7 +185,7 @@ def _moving_least_squares(
     away = (p[near] - p[index][:, None]) / reach[..., None]
     basis = np.concatenate([np.ones((*away.shape[:2], 1)), away], -1)
     normal = np.einsum("nka,nk,nkb->nab", basis, close, basis) + np.diag([0, 0.02, 0.02, 0.02])
-    at_point = np.linalg.solve(normal, np.eye(4)[:, :1])[..., 0]
+    at_point = np.linalg.solve(normal, np.eye(4)[None, :, :1])[..., 0]
     return near, (np.einsum("nka,na->nk", basis, at_point) * close).astype(np.float32)
 
 
