@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,11 +21,10 @@ Model = TypeVar("Model", bound=Strict)
 
 def read_toml(path: str | Path, what: str) -> dict[str, Any]:
     """Contents of a TOML file. Raises InputError that calls it ``what`` when it cannot be read."""
-    try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {what} {path}: {reason}") from None
+    from nphm_track.files import reading  # numpy would slow --help down
+
+    with reading.reading(path, f"a {what}"):
+        return reading.read_toml(path)
 
 
 def parse(model: type[Model], values: dict[str, Any], what: str) -> Model:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from nphm_track.errors import ModelError
+from nphm_track.models import ReleasedModel, released_models
 from nphm_track.version import __version__
 
 CORE = (
@@ -44,40 +44,12 @@ MAX_ERROR = 5.0
 
 
 @dataclass(frozen=True)
-class ReleasedModel:
-    """A line of ``models/index.json``."""
-
-    name: str
-    size: int  # bytes of model.safetensors
-    sha256: str
-    licence: str
-    recipe: str
-
-
-@dataclass(frozen=True)
 class Check:
     """Outcome of one check."""
 
     name: str
     ok: bool
     detail: str
-
-
-def released_models() -> list[ReleasedModel]:
-    """The models that ``models/index.json`` lists, by name. Raises ModelError when the index is missing or damaged."""
-    from nphm_track.models import models_root
-
-    path = models_root() / "index.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-        return [
-            ReleasedModel(name, int(e["size"]), e["sha256"], e["licence"], e.get("recipe", ""))
-            for name, e in sorted(entries.items())
-        ]
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{path} is damaged ({error!r})") from None
 
 
 def model_problem(model: ReleasedModel) -> str:

@@ -12,14 +12,19 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from nphm_track.errors import ModelError, OutputError
+from nphm_track.files.reading import open_regular, parse_json, read_json, reading
 
 WEIGHTS_NAME = "model.safetensors"
+INDEX = "index.json"
+LARGEST = 8 << 30
+"""Bytes of a model."""
 Network = TypeVar("Network", bound=torch.nn.Module)
 
 
@@ -32,6 +37,27 @@ def models_root() -> Path:
         if folder.is_dir():
             return folder
     raise ModelError(f"no models folder at {' or '.join(map(str, candidates))}")
+
+
+@dataclass(frozen=True)
+class ReleasedModel:
+    """A line of ``models/index.json``."""
+
+    name: str
+    size: int  # bytes of model.safetensors
+    sha256: str
+    licence: str
+    recipe: str
+
+
+def released_models() -> list[ReleasedModel]:
+    """The models that ``models/index.json`` lists, by name. Raises ModelError when the index is missing or damaged."""
+    path = models_root() / INDEX
+    with reading(path, "a list of models", ModelError):
+        return [
+            ReleasedModel(name, int(e["size"]), str(e["sha256"]), str(e["licence"]), str(e.get("recipe", "")))
+            for name, e in sorted(read_json(path).items())
+        ]
 
 
 def resolve(name_or_path: str | Path) -> Path:
@@ -57,22 +83,35 @@ def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dic
 
     Raises ModelError when the file is missing, truncated, not safetensors, or carries no configuration.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     path = resolve(name_or_path)
-    try:
+    with reading(path, "a readable safetensors file", ModelError):
+        open_regular(path, LARGEST).close()
+        _check_released(path)
         with safe_open(str(path), framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(f"{path} is not a readable safetensors file ({error})") from None
     if "config" not in metadata:
         raise ModelError(f"{path} carries no configuration")
-    try:
-        config = json.loads(metadata["config"])
-    except json.JSONDecodeError:
-        raise ModelError(f"{path} carries a damaged configuration") from None
-    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, config
+    with reading(path, "a model with a whole configuration", ModelError):
+        config = parse_json(metadata["config"])
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} carries a damaged configuration")
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ModelError(f"{path} is damaged: tensor '{bad[0]}' holds numbers that are not finite")
+    return tensors, config
+
+
+def _check_released(path: Path) -> None:
+    """Raises ModelError when a file of the released models is not the one that was released."""
+    root = models_root()
+    if not path.resolve().is_relative_to(root.resolve()) or not (root / INDEX).exists():
+        return
+    listed = next((model for model in released_models() if model.name == path.resolve().parent.name), None)
+    if listed is not None and sha256(path) != listed.sha256:
+        raise ModelError(f"{path} is damaged: it is not the file that was released (its SHA-256 differs)")
 
 
 def load_network(
@@ -93,8 +132,8 @@ def load_network(
     try:
         network = build(config, tensors)
         network.load_state_dict(tensors)
-    except (RuntimeError, TypeError, KeyError, AttributeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+    except Exception as error:  # a configuration that is none fails in every way there is
+        reason = (str(error).splitlines() or [type(error).__name__])[-1].strip()
         raise ModelError(f"{name_or_path} does not fit its architecture: {reason}") from None
     return network.to(device).eval().requires_grad_(False)
 

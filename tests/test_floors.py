@@ -20,6 +20,7 @@ faces heads
 rendering cameras video
 models transformer locking _runtime
 rigid robust landmark_model expression_prior config_file
+files
 conventions version errors
 """
 """From the top down; a room is a folder or a file of the package, and those of one floor stand in order, too."""

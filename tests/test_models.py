@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nphm_track.errors import ModelError
-from nphm_track.models import read_weights, write_weights
+from nphm_track.models import read_weights, released_models, sha256, write_weights
 
 
 class Bomb:
@@ -98,3 +98,40 @@ def test_random_damage(weights: Path) -> None:
             read_weights(weights)
         except ModelError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("config", ["[]", "3", "[" * 100_000, "{", '{"a": NaN}'])
+def test_a_configuration_that_is_none(weights: Path, config: str) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"w": torch.ones(3)}, str(weights), metadata={"config": config})
+    refused(weights)
+
+
+def test_weights_that_are_not_finite(weights: Path) -> None:
+    write_weights(weights, {"w": torch.tensor([1.0, float("nan")])}, {})
+    refused(weights)
+
+
+def test_a_released_model_with_a_flipped_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine").mkdir()
+    weights = tmp_path / "mine" / "model.safetensors"
+    write_weights(weights, {"w": torch.ones(100)}, {"kind": "x"})
+    entry = {"size": weights.stat().st_size, "sha256": sha256(weights), "licence": "MIT"}
+    (tmp_path / "index.json").write_text(json.dumps({"mine": entry}))
+    monkeypatch.setenv("NPHM_TRACK_MODELS", str(tmp_path))
+    assert read_weights("mine")[1] == {"kind": "x"}
+    data = bytearray(weights.read_bytes())
+    data[-7] ^= 1
+    weights.write_bytes(data)
+    for name in ("mine", weights):
+        with pytest.raises(ModelError, match="not the file that was released"):
+            read_weights(name)
+
+
+@pytest.mark.parametrize("index", ["", "[]", '{"mine": 3}', "[" * 100_000])
+def test_a_damaged_list_of_models_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: str) -> None:
+    (tmp_path / "index.json").write_text(index)
+    monkeypatch.setenv("NPHM_TRACK_MODELS", str(tmp_path))
+    with pytest.raises(ModelError, match=r"index\.json is not a list of models"):
+        released_models()

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
+from nphm_track.files.reading import Arrays, finite_array, reading
 from nphm_track.tracking.identity import Identity, load_identity, merge_identity
-from nphm_track.tracking.records import UNREADABLE, durable
+from nphm_track.tracking.records import durable
 
 SATURATION = 30.0
 """Weight at which a take's say reaches half its limit, about a second of frontal, certain frames: the frames of one
@@ -71,13 +72,10 @@ def keep_identity(path: Path, runs: list[tuple[Path, str]]) -> str | None:
 
 
 def _read(path: Path) -> tuple[NDArray[np.float32], NDArray[np.float32], str | None]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            z_id, weight, model = file["z_id"], file["weight"], str(file["model"]) if "model" in file else None
-        if z_id.ndim != 2 or not len(z_id) or weight.shape != z_id.shape[:1] or not (weight > 0).all():
+    with reading(path, "a file of votes on an identity"), Arrays(path) as file:
+        z_id = finite_array(file["z_id"], (None, None), np.float32)
+        weight = finite_array(file["weight"], (len(z_id),), np.float32)
+        model = str(file["model"]) if "model" in file else None
+        if not len(z_id) or not (weight > 0).all():
             raise ValueError(f"shapes {z_id.shape} and {weight.shape}")
-        if not (np.isfinite(z_id).all() and np.isfinite(weight).all()):
-            raise ValueError("values that are not finite")
-    except UNREADABLE as error:
-        raise InputError(f"{path}: no readable votes on an identity ({error})") from None
     return z_id, weight, model

@@ -16,10 +16,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nphm_track.errors import InputError, OutputError
+from nphm_track.files.reading import read_bytes, reading
 from nphm_track.tracking.records import durable
 from nphm_track.version import __version__
 
 SESSION_JSON = "session.json"
+LARGEST = 1 << 30
+"""Bytes of a session's record: 100,000 takes have 100 MB."""
 SESSION_LOCK = "session.lock"
 INDEX_HTML = "index.html"
 QUALITY_CSV = "quality.csv"
@@ -160,16 +163,15 @@ class Manifest(BaseModel):
     def load(cls, session: Path) -> Manifest:
         """Raises InputError when there is none, or it is damaged or of another schema version."""
         path = session / SESSION_JSON
-        try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise InputError(f"{session} is not a capture session: it has no {SESSION_JSON}") from None
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            place = ".".join(map(str, first["loc"]))
-            raise InputError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+        if not path.exists():
+            raise InputError(f"{session} is not a capture session: it has no {SESSION_JSON}")
+        with reading(path, "a session's record"):
+            try:
+                return cls.model_validate_json(read_bytes(path, LARGEST))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                place = ".".join(map(str, first["loc"]))
+                raise InputError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
 
 
 def folded(name: str) -> str:

@@ -22,6 +22,7 @@ from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import CHIN, NOSE_TIP, OUTER_EYE_CORNERS
 from nphm_track.faces.follower import Choice, FaceFollower
 from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.files.reading import Arrays, reading
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
@@ -43,7 +44,6 @@ from nphm_track.tracking.observe import observation_dtype, spread_rows
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.pipeline import GEOMETRY
 from nphm_track.tracking.progress import NullProgress, Progress
-from nphm_track.tracking.records import UNREADABLE
 
 VIEWS = 60
 """Frames of a take among which key frames are looked for; they know its focal length, too."""
@@ -271,11 +271,8 @@ def _fitted(
 
 def _read_views(votes: Path) -> tuple[NDArray[Any], tuple[int, int]] | None:
     """The views in a file of votes and the size of their frames; None when it keeps none."""
-    try:
-        with np.load(votes, allow_pickle=False) as file:
-            if "views" not in file:
-                return None
-            width, height = (int(v) for v in file["size"])
-            return file["views"], (width, height)
-    except UNREADABLE as error:  # its votes have been read
-        raise OSError(f"{votes}: {error}") from None
+    with reading(votes, "a file of views"), Arrays(votes) as file:
+        if "views" not in file:
+            return None
+        width, height = (int(v) for v in file["size"])
+        return file["views"], (width, height)

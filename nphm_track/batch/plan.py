@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -16,6 +15,8 @@ from pydantic import ValidationError
 from nphm_track.batch.folders import walk
 from nphm_track.batch.manifest import LONGEST_NAME, Job, Manifest, State, folded, name_problem
 from nphm_track.errors import InputError, OutputError
+from nphm_track.files.names import plain
+from nphm_track.files.reading import parse_json, read_text, reading
 from nphm_track.tracking.options import TrackOptions
 
 LIST_SUFFIXES = frozenset({".csv", ".json"})
@@ -96,14 +97,14 @@ def plan(
             f"{session} was begun with other options ({', '.join(changed)}); give the same, or another folder with -o"
         )
     manifest.options, manifest.root = options, _relative(root, session)
-    if manifest.root != _text(manifest.root):
-        raise InputError(f"{_text(str(root))}: {NOT_TEXT}")
+    if manifest.root != plain(manifest.root):
+        raise InputError(f"{plain(str(root))}: {NOT_TEXT}")
     known = {job.input: job for job in manifest.jobs}
     names = Names(manifest.jobs)
     found = set()
     for take in takes:
         take.options = relative_options(take.options, session)
-        input = _text(_relative(take.path, root))
+        input = plain(_relative(take.path, root))
         found.add(input)
         if input in known:
             _update(known[input], take)
@@ -166,11 +167,6 @@ def tidy_name(name: str) -> str:
     return f"{name}_" if name_problem(name) else name
 
 
-def _text(path: str) -> str:
-    """A path as text: bytes in it that are no UTF-8 are spelt out, as in ``caf\\xe9.mp4``."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _new_job(take: Take, input: str, names: Names, options: dict[str, Any]) -> Job:
     is_folder = take.path.is_dir()
     stem = take.path.name if is_folder else take.path.stem
@@ -182,8 +178,8 @@ def _new_job(take: Take, input: str, names: Names, options: dict[str, Any]) -> J
     TrackOptions.build(**(options | take.options))
     job = Job(input=input, person=person, name=name, options=take.options)
     if take.skipped:
-        job.state, job.error = State.SKIPPED, _text(take.skipped)
-    elif _text(str(take.path)) != str(take.path):
+        job.state, job.error = State.SKIPPED, plain(take.skipped)
+    elif plain(str(take.path)) != str(take.path):
         job.state, job.error = State.FAILED, NOT_TEXT
     return job
 
@@ -219,20 +215,14 @@ def _first_folder(relative: Path) -> str | None:
 
 def _read_list(path: Path) -> list[Take]:
     """Takes of a CSV or JSON list; its columns are ``input``, ``person``, ``name`` and options of a run."""
-    try:
-        if path.stat().st_size > LARGEST_LIST:
-            raise InputError(f"{path}: too large for a list of takes")
-        text = path.read_text(encoding="utf-8-sig")
+    with reading(path, "a readable list of takes"):
+        text = read_text(path, LARGEST_LIST)
         if path.suffix.lower() == ".csv":
             rows: Any = [
                 {k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(text.splitlines())
             ]
         else:
-            rows = json.loads(text)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from None
-    except (ValueError, csv.Error, RecursionError) as error:
-        raise InputError(f"{path}: not a readable list ({error})") from None
+            rows = parse_json(text)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{path}: not a list of takes")
     takes = [_listed(path, number, row) for number, row in enumerate(rows, start=1)]

@@ -143,7 +143,7 @@ def draw_pictures(run: Run, folder: Path, worst: list[int], progress: Progress) 
     wanted = [(int(frontal.argmax()), "head.jpg"), *rows.items()]
     folder.mkdir(parents=True, exist_ok=True)
     fps = None if overlay else run.info.options.get("fps")
-    with open_video(run.overlay if overlay else run.info.input.path, fps=fps) as source:
+    with open_video(run.overlay if overlay else run.info.input.place, fps=fps) as source:
         last = max(row if overlay else int(track.frame[row]) for row, _ in wanted)
         for index, (_, picture) in enumerate(source.pictures()):
             number = index if overlay else source.number(index)

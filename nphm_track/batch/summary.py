@@ -38,9 +38,15 @@ def write_summary(session: Path, manifest: Manifest) -> None:
     with replacing(session / QUALITY_CSV) as partial, open(partial, "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
-        table.writerows(quality_row(manifest, job) for job in manifest.jobs)
+        for job in manifest.jobs:
+            table.writerow({name: _inert(value) for name, value in quality_row(manifest, job).items()})
     with replacing(session / INDEX_HTML) as partial:
         partial.write_text(page(session, manifest), encoding="utf-8")
+
+
+def _inert(cell: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula: text that begins like one gets an apostrophe in front."""
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
 
 
 def quality_row(manifest: Manifest, job: Job) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -11,6 +10,7 @@ import yaml
 
 from nphm_track.cameras.calibration_formats import Calibration, from_colmap, from_data
 from nphm_track.errors import InputError
+from nphm_track.files.reading import parse_json, read_text, reading
 
 LARGEST = 16 << 20
 """Bytes; a transforms.json of some ten thousand frames fits."""
@@ -19,13 +19,8 @@ LARGEST = 16 << 20
 def read_calibration(path: str | Path) -> Calibration:
     """Read any supported format. Raises InputError with the reason when the file is none, or its lens is not held."""
     path = Path(path)
-    try:
-        if path.stat().st_size > LARGEST or not path.is_file():
-            raise InputError(f"{path} is no camera calibration: it is too large, or no file")
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read intrinsics file {path} ({reason})") from None
+    with reading(path, "a camera calibration"):
+        text = read_text(path, LARGEST)
     try:
         return _parsed(path, text)
     except KeyError as error:
@@ -40,7 +35,7 @@ def _parsed(path: Path, text: str) -> Calibration:
     if begun.startswith("<"):
         return from_data(_xml(begun))
     if begun.startswith(("{", "[")):
-        return from_data(json.loads(begun))
+        return from_data(parse_json(begun))
     if path.suffix.lower() in (".yml", ".yaml") or begun.startswith(("%YAML", "---")):
         return from_data(_yaml(text))
     rows = [line.split() for line in begun.splitlines() if line.strip() and not line.startswith("#")]

@@ -241,10 +241,12 @@ def focal_from_exif(path: str | Path, size: tuple[int, int]) -> float | None:
     The tag relates the diagonals of the picture and of 35 mm film (CIPA DCG-001). None when the file is no image, says
     nothing or what no lens has, or was cropped.
     """
-    from PIL import ExifTags, Image
+    from PIL import ExifTags
+
+    from nphm_track.files.images import open_image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
             focal_mm = float(exif.get(ExifTags.Base.FocalLengthIn35mmFilm) or 0)
             taken = [float(exif.get(tag) or 0) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -13,7 +14,11 @@ def main() -> None:
     """
     from nphm_track.cli import signals
     from nphm_track.errors import UNWRITABLE, NphmTrackError, OutputError
+    from nphm_track.files.names import PRINTABLE
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=PRINTABLE)
     with signals.raised():
         try:
             with signals.interruptible():

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from nphm_track.errors import InputError, ModelError, NphmTrackError
+from nphm_track.files.names import text_of
 
 
 def doctor(
@@ -31,7 +32,7 @@ def _check_run(path: Path, json: bool) -> None:
 
     problems = validate_run(path)
     if json:
-        print(json_format.dumps({"run": str(path), "problems": problems}))
+        print(json_format.dumps({"run": text_of(path), "problems": problems}))
     for problem in [] if json else problems:
         typer.echo(problem)
     if problems:

@@ -35,6 +35,9 @@ def export(
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's heads, cameras or parameters in the format of another program."""
@@ -45,6 +48,6 @@ def export(
 
     with show_progress(quiet) as progress:
         options = ExportOptions(unit=unit, up=up, images=images, clip=clip)
-        written = formats.export(read_run(run), format, output, options, progress)
+        written = formats.export(read_run(run), format, output, options, progress, overwrite)
     if not quiet:
         typer.echo(written)

@@ -16,7 +16,7 @@ def list_models() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from nphm_track.doctor import released_models
+    from nphm_track.models import released_models
 
     table = Table("model", "size", "licence", "sha256", "recipe", box=None, pad_edge=False)
     for model in released_models():
@@ -28,8 +28,9 @@ def list_models() -> None:
 @app.command("verify")
 def verify_models() -> None:
     """Compare size and SHA-256 of every model file with the index; exit code 4 when one differs."""
-    from nphm_track.doctor import model_problem, released_models
+    from nphm_track.doctor import model_problem
     from nphm_track.errors import ModelError
+    from nphm_track.models import released_models
 
     damaged = []
     for model in released_models():

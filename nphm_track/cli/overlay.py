@@ -26,6 +26,9 @@ def render_overlay(
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Draw the overlay of a run again, with another look."""
@@ -42,6 +45,7 @@ def render_overlay(
             side_by_side=side_by_side,
             renderer=renderer,
             clip=clip,
+            overwrite=overwrite,
             progress=progress,
         )
     if not quiet:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from nphm_track.files.names import text_of
 from nphm_track.tracking.records import lost_words
 from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
@@ -42,7 +43,7 @@ def summary(run: Run) -> dict[str, Any]:
     seconds = sum(run.info.timings.values())
     frames = run.info.quality.get("frames") or 0
     return {
-        "run": str(run.path),
+        "run": text_of(run.path),
         "state": run.info.state,
         **run.info.quality,
         "seconds": round(seconds, 3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -13,12 +14,17 @@ def report(
     output: Annotated[
         Path | None, typer.Option("-o", "--output", metavar="FILE", help="Page to write. (default: RUN/report.html)")
     ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Write report.html: the run on one page that needs no network, for any browser."""
     from nphm_track.export.report import write_report
-    from nphm_track.tracking.run_folder import read_run
+    from nphm_track.tracking.run_folder import read_run, writing_into
 
-    written = write_report(read_run(run), output)
+    done = read_run(run)
+    with writing_into(done) if output is None else nullcontext():
+        written = write_report(done, output, overwrite=overwrite)
     if not quiet:
         typer.echo(written)

@@ -33,10 +33,11 @@ from nphm_track.evaluation.points7 import UNITS, read_points7, unit_of
 from nphm_track.evaluation.predict import ImagePredictor, Item, PredictionFolder, read_head
 from nphm_track.evaluation.region import FaceRegion
 from nphm_track.evaluation.results import provenance, provenance_text, table, write_results
+from nphm_track.files.reading import Arrays, read_text, reading
 from nphm_track.rendering.surface import Surface
 from nphm_track.scans.reading import read_scan
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.records import UNREADABLE, replacing
+from nphm_track.tracking.records import replacing
 
 Split = Literal["val", "test"]
 LISTS: dict[Split, str] = {"val": "imagepathsvalidation.txt", "test": "imagepathstest.txt"}
@@ -64,7 +65,9 @@ class NowData:
             lacking = LISTS[self.split] if listed is None else "iphone_pictures"
             raise InputError(f"{self.root} is not the NoW data set: it has no {lacking}")
         items = []
-        for line in listed.read_text(encoding="utf-8").split():
+        with reading(listed, "a list of images"):
+            lines = read_text(listed).split()
+        for line in lines:
             relative = Path(*Path(line).parts[-3:])
             image = pictures / relative
             if len(relative.parts) != 3 or not image.is_file():
@@ -136,9 +139,9 @@ def _distances(region: FaceRegion, item: Item, path: Path) -> Distances:
     files = item.files["neutral"]
     if path.exists() and path.stat().st_mtime >= files[1].stat().st_mtime:
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with reading(path, "a file of distances"), Arrays(path) as stored:
                 return {mode: stored[mode] for mode in MODES}
-        except UNREADABLE:
+        except InputError:
             pass
     head = read_head(files)
     mesh = Surface(head.vertices, head.faces)

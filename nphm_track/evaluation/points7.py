@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,11 @@ from numpy.typing import NDArray
 
 from nphm_track.conventions import POINTS7_478
 from nphm_track.errors import InputError
+from nphm_track.files.reading import finite_array, read_bytes, read_json, read_npy, read_text, reading
 
 FloatArray = NDArray[np.float64]
+LARGEST_XML = 1 << 16
+"""Bytes of a file of picked points, which may name itself many times over."""
 NAMES7 = tuple(POINTS7_478)
 """Order of the seven points wherever they are an array."""
 EYES_APART = 0.06, 0.13
@@ -37,24 +39,18 @@ def read_points7(path: str | Path) -> Points7:
     """
     path = Path(path)
     tip = None
-    try:
+    with reading(path, f"a file of seven points ({', '.join(NAMES7)})"):
         if path.suffix == ".json":
-            points, tip = _from_json(json.loads(path.read_text(encoding="utf-8")))
+            points, tip = _from_json(read_json(path, finite=False))
         elif path.suffix == ".npy":
-            points = np.load(path, allow_pickle=False)
+            points = read_npy(path)
         elif path.suffix == ".pp":
-            picked = ElementTree.fromstring(path.read_bytes()).iter("point")
+            picked = ElementTree.fromstring(read_bytes(path, LARGEST_XML)).iter("point")
             points = [[float(point.attrib[axis]) for axis in "xyz"] for point in picked]
         else:
-            text = path.read_text(encoding="utf-8")
-            points = np.loadtxt(text.splitlines(), delimiter="," if "," in text else None)
-        return Points7(checked7(points), None if tip is None else np.asarray(tip, np.float64).reshape(3))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror or error})") from None
-    except KeyError as error:
-        raise InputError(f"{path} lacks {error}; it needs {', '.join(NAMES7)}") from None
-    except (ValueError, TypeError, ElementTree.ParseError) as error:
-        raise InputError(f"{path} holds no seven points ({str(error).splitlines()[0]})") from None
+            text = read_text(path)
+            points = np.loadtxt(text.splitlines(), delimiter="," if "," in text else None, ndmin=2, max_rows=8)
+        return Points7(checked7(points), None if tip is None else finite_array(tip, (3,)))
 
 
 def _from_json(content: Any) -> tuple[Any, Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
-from contextlib import suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nphm_track.errors import InputError, OutputError
 from nphm_track.export.manifest import MANIFEST, is_manifest
+from nphm_track.files.writing import check_free, placing
 
 if TYPE_CHECKING:
     from nphm_track.export.options import ExportOptions
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 EXPORTS = "export"
 """Folder of a run that exports go to by default."""
-PARTIAL = ".partial"
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,19 @@ def export(
     output: str | Path | None = None,
     options: ExportOptions | None = None,
     progress: Progress | None = None,
+    overwrite: bool = False,
 ) -> Path:
     """Write a finished run in another format; returns the file or folder written (default: in ``export`` of the run).
 
-    It appears under its name only when it is whole, and replaces nothing but an earlier export of the same format.
+    It appears under its name only when it is whole, and replaces nothing but an earlier export of the same format, or
+    with ``overwrite`` another file; never a folder that is something else, nor the run's clip.
     Raises InputError for an unknown format, an option the format has no use for, a run that lacks what it needs or a
     missing optional package, and OutputError when the output cannot be written.
     """
     from nphm_track.export.frames import check_meshes
     from nphm_track.export.options import ExportOptions
     from nphm_track.tracking.progress import NullProgress
+    from nphm_track.tracking.run_folder import writing_into
 
     options = options or ExportOptions()
     kind = FORMATS.get(format)
@@ -99,35 +101,35 @@ def export(
     if options.images and not kind.images:
         able = ", ".join(name for name, other in FORMATS.items() if other.images)
         raise InputError(f"format {format} carries no images; --images goes with {able}")
-    target = _target(run, format, kind, output)
+    target = _target(run, format, kind, output, overwrite)
     if kind.meshes or (kind.masks and options.images and run.info.options.get("meshes", True)):
         check_meshes(run)
-    partial = target.with_name(f"{target.stem}{PARTIAL}{target.suffix}" if kind.suffixes else target.name + PARTIAL)
     module = import_module(f"nphm_track.export.{kind.module}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        if not kind.suffixes:
-            partial.mkdir()
-        module.write(run, partial, options, progress or NullProgress())
-        _replace(target, partial)
+        with writing_into(run) if output is None else nullcontext(), placing(target) as place:
+            if not kind.suffixes:
+                place.mkdir()
+            module.write(run, place, options, progress or NullProgress())
     except OSError as error:
         raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
-    finally:
-        with suppress(OSError):  # the error on its way out says more
-            _remove(partial)
     return target
 
 
-def _target(run: Run, format: str, kind: Format, output: str | Path | None) -> Path:
+def _target(run: Run, format: str, kind: Format, output: str | Path | None, overwrite: bool) -> Path:
     """Where the export goes. Raises InputError when the name does not fit, OutputError when what is there must stay."""
+    from nphm_track.tracking.clip import check_not_clip
+
     target = Path(output) if output is not None else run.path / EXPORTS / kind.name
     if kind.suffixes and target.suffix.lower() not in kind.suffixes:
         raise InputError(f"format {format} writes one file; end its name in {' or '.join(kind.suffixes)}")
     if not kind.suffixes and target.suffix:
         raise InputError(f"format {format} writes a folder; '{target.name}' looks like a file")
-    if target.exists() and not _is_ours(target, format, kind):
-        raise OutputError(f"{target} exists and is not an export in format {format}; choose another with -o")
+    if os.path.lexists(target) and not _is_ours(target, format, kind):
+        if kind.suffixes and overwrite:
+            check_free(target, overwrite)
+            check_not_clip(run, target)
+        else:
+            raise OutputError(f"{target} exists and is not an export in format {format}; choose another with -o")
     return target
 
 
@@ -139,22 +141,3 @@ def _is_ours(target: Path, format: str, kind: Format) -> bool:
         with open(target, "rb") as file:
             return kind.signature in file.read(4096)
     return target.is_dir() and (is_manifest(target / MANIFEST, format) or not any(target.iterdir()))
-
-
-def _replace(target: Path, partial: Path) -> None:
-    """Move ``partial`` to ``target``; a folder cannot be replaced in one step, so the old one steps aside first."""
-    if not target.is_dir():
-        os.replace(partial, target)
-        return
-    old = target.with_name(target.name + ".old")
-    _remove(old)
-    os.replace(target, old)
-    os.replace(partial, target)
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nphm_track.files.reading import read_json
 from nphm_track.version import __version__
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_manifest(folder: Path, run: Run, format: str, options: ExportOptions, 
 def is_manifest(path: Path, format: str) -> bool:
     """The file was written by ``write_manifest`` for that format."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
         return str(content["generator"]).startswith("nphm-track ") and content["format"] == format
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False

@@ -26,6 +26,9 @@ from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR
 from nphm_track.export.morphs import fit_morphs
 from nphm_track.export.page import asset
+from nphm_track.files.names import plain
+from nphm_track.files.writing import check_free, placing
+from nphm_track.tracking.clip import check_not_clip
 from nphm_track.tracking.progress import NullProgress
 from nphm_track.tracking.records import Status, Track, lost_words, replacing
 from nphm_track.tracking.run_folder import CANONICAL_PLY, REPORT_HTML, Run
@@ -44,22 +47,28 @@ TARGETS = 12
 """Morph targets of the head that performs, a byte a number: within .2 mm or so, and about a megabyte of the page."""
 
 
-def write_report(run: Run, output: str | Path | None = None) -> Path:
+def write_report(run: Run, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
     """Write the report of a finished run atomically (default: ``report.html`` of the run); returns its path.
 
-    Raises InputError when the run cannot be read.
+    ``overwrite`` replaces a file called ``output``, unless that is the run's clip. Whoever writes into the run's own
+    folder holds its lock (``writing_into``).
+
+    Raises InputError when the run cannot be read, OutputError when ``output`` is there and must stay.
     """
     path = Path(output) if output is not None else run.path / REPORT_HTML
+    if output is not None:
+        check_free(path, overwrite)
+        check_not_clip(run, path)
     values = {
         "GENERATOR": GENERATOR,
-        "TITLE": html.escape(Path(run.info.input.path).name),
+        "TITLE": html.escape(plain(run.info.input.place.name)),
         "STYLE": asset("colours.css") + asset("report.css"),
         "DATA": json.dumps(_data(run, path.parent), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"),
         "SCRIPT": asset("report.js") + asset("viewer.js"),
     }
     page = re.sub(r"%([A-Z]+)%", lambda match: values[match[1]], asset("report.html"))
-    with replacing(path) as partial:
-        partial.write_text(page, encoding="utf-8")
+    with placing(path) if output is not None else replacing(path) as place:
+        place.write_text(page, encoding="utf-8")
     return path
 
 

@@ -122,7 +122,7 @@ def _camera(stage: Usd.Stage, run: Run, folder: Path, options: ExportOptions, co
     prim.CreateAttribute("lens:distortion", Sdf.ValueTypeNames.DoubleArray).Set(track.distortion.tolist())
     plate = prim.CreateAttribute("plate:file", Sdf.ValueTypeNames.Asset)
     if not options.images:
-        plate.Set(Sdf.AssetPath(relative_path(Path(run.info.input.path), folder) or run.info.input.path))
+        plate.Set(Sdf.AssetPath(relative_path(run.info.input.place, folder) or run.info.input.path))
         return
     for row, code in enumerate(codes.tolist()):
         plate.Set(Sdf.AssetPath(f"./{IMAGES}/{PICTURE.format(int(track.frame[row]))}"), code)

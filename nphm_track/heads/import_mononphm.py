@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from nphm_track.errors import ModelError, OutputError
+from nphm_track.files.reading import read_npy, read_text, reading
 from nphm_track.heads.config import MONONPHM, HeadConfig
 from nphm_track.heads.mononphm import decoder_from_state
 from nphm_track.models import WEIGHTS_NAME, models_root, write_weights
@@ -100,18 +101,15 @@ def _rounded(values: Tensor) -> list[float]:
 def _read_config(folder: Path) -> HeadConfig:
     """MONONPHM with the two numbers that tensor shapes do not tell, if ``configs.yaml`` states them."""
     path = folder / "configs.yaml"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ModelError(f"{folder} is not a MonoNPHM folder: no configs.yaml in it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read ({error})") from None
-    found = dict(re.findall(r"^\s*(nneigh|blend_std):\s*([\d.]+)", text, re.MULTILINE))
-    config = replace(
-        MONONPHM,
-        nearest=int(found.get("nneigh", MONONPHM.nearest)),
-        sigma_divisor=float(found.get("blend_std", MONONPHM.sigma_divisor)),
-    )
+    if not path.exists():
+        raise ModelError(f"{folder} is not a MonoNPHM folder: no configs.yaml in it")
+    with reading(path, "a MonoNPHM configuration", ModelError):
+        found = dict(re.findall(r"^[ \t]*(nneigh|blend_std):[ \t]*([\d.]+)", read_text(path, 1 << 20), re.MULTILINE))
+        config = replace(
+            MONONPHM,
+            nearest=int(found.get("nneigh", MONONPHM.nearest)),
+            sigma_divisor=float(found.get("blend_std", MONONPHM.sigma_divisor)),
+        )
     if not config.sigma_rank <= config.nearest <= config.n_anchors or config.sigma_divisor <= 0:
         raise ModelError(f"{path}: nneigh {config.nearest}, blend_std {config.sigma_divisor} fit no MonoNPHM model")
     return config
@@ -140,11 +138,8 @@ def _find_anchors(folder: Path) -> Path:
 
 
 def _read_anchors(path: Path, config: HeadConfig) -> Tensor:
-    try:
-        values = np.load(path, allow_pickle=False)
-        anchors = torch.from_numpy(np.asarray(values, dtype=np.float32))
-    except (OSError, ValueError, TypeError, EOFError) as error:
-        raise ModelError(f"{path} is not a readable anchors file ({error})") from None
+    with reading(path, "a readable anchors file", ModelError):
+        anchors = torch.from_numpy(np.asarray(read_npy(path), dtype=np.float32))
     if anchors.shape != (config.n_anchors, 3):
         raise ModelError(f"{path} holds shape {list(anchors.shape)} instead of anchors [{config.n_anchors}, 3]")
     if not anchors.isfinite().all() or anchors.abs().max() > LARGEST_ANCHOR:

@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nphm_track.errors import InputError, OutputError
+from nphm_track.files.reading import read_bytes, reading
 
 _FACE = np.dtype([("count", "u1"), ("index", "<i4", 3)])
+LARGEST = 1 << 30
+"""Bytes of a mesh."""
 _HEADER = re.compile(
     rb"ply\nformat binary_little_endian 1\.0\n(?:comment [^\n]*\n)*"
     rb"element vertex (\d+)\nproperty float x\nproperty float y\nproperty float z\n"
@@ -67,10 +70,8 @@ def read_ply(path: str | Path) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
 
     Raises InputError when the file is missing, truncated, or not of that layout.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    with reading(path, "a mesh"):
+        data = read_bytes(path, LARGEST)
     header = _HEADER.match(data)
     if header is None:
         raise InputError(f"{path} is not a binary PLY triangle mesh as this program writes them")

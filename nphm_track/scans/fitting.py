@@ -17,6 +17,7 @@ from nphm_track._runtime import usable_device
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, NphmTrackError, OutputError
 from nphm_track.faces.landmarker import FaceLandmarker
+from nphm_track.files.reading import read_json
 from nphm_track.heads.carry import MeshCarrier
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
@@ -306,7 +307,7 @@ def _finished(
     Raises OutputError when ``out`` holds the fit of another scan or, unless ``overwrite``, one made otherwise.
     """
     try:
-        summary: dict[str, Any] = json.loads((out / SUMMARY).read_text(encoding="utf-8"))
+        summary: dict[str, Any] = read_json(out / SUMMARY)
         fitted, same_scan = summary["scan"], summary["scan_sha256"] == sha256(file)
         same = {
             "head-model": summary["head_model_sha256"] == fitter.model_sha256,

@@ -6,7 +6,6 @@ mean head, which also unmasks a hollow face seen from behind; then the scan is d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
@@ -21,6 +20,7 @@ from scipy.spatial.transform import Rotation
 from nphm_track.conventions import IBUG68_FROM_478, N_LANDMARKS, POINTS7_478
 from nphm_track.errors import InputError, NoFaceError
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
+from nphm_track.files.reading import read_json, read_npy, read_text, reading
 from nphm_track.heads.registration import robust_similarity
 from nphm_track.rendering.rasteriser import Fragments, interpolate, rasterise
 from nphm_track.rigid import Similarity
@@ -243,13 +243,14 @@ def read_landmarks(path: str | Path) -> ScanLandmarks:
     numbers as .json, .npy or .txt; rows of NaN are unknown points. Raises InputError when it is something else.
     """
     path = Path(path)
-    try:
+    with reading(path, "a file of landmarks"):
         if path.suffix == ".npy":
-            data: Any = np.load(path, allow_pickle=False)
+            data: Any = read_npy(path)
         elif path.suffix == ".json":
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path, finite=False)
         else:
-            data = np.loadtxt(path, delimiter="," if "," in path.read_text(encoding="utf-8") else None)
+            text = read_text(path)
+            data = np.loadtxt(text.splitlines(), delimiter="," if "," in text else None, ndmin=2)
         if isinstance(data, dict):
             unknown = sorted(set(data) - set(POINTS7_478))
             if unknown:
@@ -260,8 +261,6 @@ def read_landmarks(path: str | Path) -> ScanLandmarks:
             points = np.asarray(data, np.float64)
             tables = {68: np.array(IBUG68_FROM_478), N_LANDMARKS: np.arange(N_LANDMARKS)}
             index = tables.get(len(points), np.empty(0, np.int64))
-    except (OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path}: no landmarks can be read ({str(error).splitlines()[0]})") from None
     if points.shape != (len(index), 3) or len(index) == 0:
         raise InputError(f"{path.name}: 68 or {N_LANDMARKS} rows of three numbers are needed, not {list(points.shape)}")
     known = np.isfinite(points).all(1)

@@ -11,9 +11,15 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
 from nphm_track.errors import InputError
+from nphm_track.files.images import without_programs
+from nphm_track.files.reading import open_regular, reading
 from nphm_track.rendering.rasteriser import vertex_normals
 
 SUFFIXES = (".ply", ".obj", ".glb", ".gltf", ".stl", ".off")
+LARGEST = 4 << 30
+"""Bytes."""
+FARTHEST = 1e9
+"""Coordinates beyond it are no scan in any unit."""
 SAMPLES = 60_000
 """Surface points a mesh is registered by."""
 
@@ -55,33 +61,41 @@ class ScanGeometry:
 
 def read_scan(path: str | Path) -> ScanGeometry:
     """Read a scan. Raises InputError when the file is missing, damaged, of another kind, or holds no geometry."""
-    import trimesh
-
     path = Path(path)
     if not path.is_file():
         raise InputError(f"no scan at {path}")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{path.name}: scans are read from {', '.join(SUFFIXES)}")
-    try:
+    with reading(path.name, "a readable scan"):
+        open_regular(path, LARGEST).close()
+        return _geometry(_load(path), path.name)
+
+
+def _load(path: Path) -> Any:
+    """What trimesh makes of a file, its parts in one; None when there is none."""
+    import trimesh
+
+    with without_programs():
         loaded: Any = trimesh.load(path, process=False)
         if isinstance(loaded, trimesh.Scene):
             parts = [part for part in loaded.dump() if hasattr(part, "vertices") and len(part.vertices)]
             meshes = [part for part in parts if isinstance(part, trimesh.Trimesh)]
             chosen = meshes or parts
             loaded = trimesh.util.concatenate(chosen) if len(chosen) > 1 else chosen[0] if chosen else None
-    except Exception as error:  # a reader of foreign files fails in every way there is
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path.name} cannot be read as a scan ({reason})") from None
-    if loaded is None or len(getattr(loaded, "vertices", ())) == 0:
-        raise InputError(f"{path.name} holds no geometry")
-    return _geometry(loaded, path.name)
+    return loaded
 
 
 def _geometry(loaded: Any, name: str) -> ScanGeometry:
+    if loaded is None or len(getattr(loaded, "vertices", ())) == 0:
+        raise InputError(f"{name} holds no geometry")
     vertices = np.asarray(loaded.vertices, np.float64)
+    if vertices.shape[1:] != (3,):
+        raise InputError(f"{name} is damaged: its vertices have shape {list(vertices.shape)}")
     faces = np.asarray(getattr(loaded, "faces", np.empty((0, 3))), np.int64).reshape(-1, 3)
     if faces.size and not 0 <= faces.min() <= faces.max() < len(vertices):
         raise InputError(f"{name} is damaged: its faces name vertices it does not have")
+    if np.abs(vertices, where=np.isfinite(vertices), out=np.zeros_like(vertices)).max(initial=0) > FARTHEST:
+        raise InputError(f"{name} holds coordinates that are out of all bounds")
     finite: NDArray[np.bool_] = np.asarray(np.isfinite(vertices).all(1))
     faces = faces[finite[faces].all(1)]
     if faces.size:
@@ -100,7 +114,8 @@ def _geometry(loaded: Any, name: str) -> ScanGeometry:
     size = float(np.ptp(vertices[faces].reshape(-1, 3), axis=0).max())
     centre = vertices[faces[0, 0]]
     # In units of the scan's size, so that the float32 of the rasteriser's normals is enough for any unit.
-    normals = vertex_normals(np.nan_to_num((vertices - centre) / size), faces).astype(np.float64)
+    with np.errstate(over="ignore"):  # vertices that no face has may lie anywhere
+        normals = vertex_normals(np.nan_to_num((vertices - centre) / size), faces).astype(np.float64)
     return ScanGeometry(vertices, faces, normals, colours, uv, texture)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from nphm_track.errors import InputError
+from nphm_track.errors import InputError, OutputError
+from nphm_track.files.names import path_of, text_of
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import InputInfo, input_digest, relative_path
 from nphm_track.tracking.run_folder import RUN_JSON, Run
@@ -44,15 +45,23 @@ def find_clip(run: Run, clip: str | Path | None = None) -> Path:
     if found is not None:
         return found
     remedy = f"nphm-track relink {run.path} CLIP says where it is"
-    if Path(info.path).exists():
+    if info.place.exists():
         raise InputError(f"{info.path} is not the clip this run was made of: it has changed; {remedy}")
     raise InputError(f"the clip of this run, {info.path}, is not there any more; {remedy}")
+
+
+def check_not_clip(run: Run, target: Path) -> None:
+    """Raises OutputError when ``target`` is the run's clip, wherever that is now, or an image of it."""
+    info = run.info.input
+    part = info.kind == "folder" and is_clip(target.parent, info) and target.exists()
+    if part or is_clip(target, info):
+        raise OutputError(f"{target} is the clip of this run, which stays as it is; choose another name with -o")
 
 
 def relink(run: Run, clip: str | Path) -> None:
     """Write into run.json where the clip of a run is. Raises InputError when ``clip`` is another one."""
     place = find_clip(run, clip).absolute()
-    moved = run.info.input.model_copy(update={"path": str(place), "relative": relative_path(place, run.path)})
+    moved = run.info.input.model_copy(update={"path": text_of(place), "relative": relative_path(place, run.path)})
     run.info.model_copy(update={"input": moved}).save(run.path / RUN_JSON)
 
 
@@ -68,10 +77,10 @@ def is_clip(path: Path, info: InputInfo) -> bool:
 
 def _places(run: Run) -> Iterator[Path]:
     info = run.info.input
-    yield Path(info.path)
+    yield info.place
     if info.relative is not None:
-        yield run.path / info.relative
+        yield run.path / path_of(info.relative)
     for folder in (run.path.absolute().parent, run.path):
-        yield folder / Path(info.path).name
+        yield folder / info.place.name
         if folder.is_dir():
             yield from sorted(folder.iterdir())

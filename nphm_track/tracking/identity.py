@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.errors import InputError
-from nphm_track.tracking.records import UNREADABLE
+from nphm_track.files.reading import Arrays, finite_array, read_json, reading
 
 _LIMIT = 1 << 20
 """Bytes of a file with one code, many times what it needs."""
@@ -45,28 +43,22 @@ def load_identity(path: str | Path) -> Identity:
     Raises InputError when there is none.
     """
     path = Path(path)
-    try:
+    with reading(f"identity {path}", "an identity code"):
         if path.is_dir():
-            with np.load(path / "track.npz", allow_pickle=False) as file:
+            with Arrays(path / "track.npz") as file:
                 z_id: Any = file["z_id"]
-            record = json.loads((path / "run.json").read_bytes())
+            record = read_json(path / "run.json")
             model = record["models"].get(record["options"].get("head_model", "nphm-small"))
         elif path.suffix.lower() == ".json":
-            if path.stat().st_size > _LIMIT:
-                raise ValueError("it is too large")
-            record = json.loads(path.read_bytes())
+            record = read_json(path, _LIMIT)
             z_id, model = record["z_id"], record.get("model")
         else:
-            with np.load(path, allow_pickle=False) as file:
+            with Arrays(path, _LIMIT) as file:
                 z_id = file["z_id"]
                 model = str(file["model"]) if "model" in file else None
-        z_id = np.asarray(z_id, np.float32)
-        if z_id.ndim != 1 or not len(z_id) or not np.isfinite(z_id).all():
-            raise ValueError(f"z_id is not a list of finite numbers but of shape {z_id.shape}")
-    except OSError as error:
-        raise InputError(f"identity {path}: {error.strerror or error}") from None
-    except UNREADABLE as error:
-        raise InputError(f"identity {path}: no identity code in it ({error})") from None
+        z_id = finite_array(z_id, (None,), np.float32)
+        if not len(z_id) or not (model is None or isinstance(model, str)):
+            raise ValueError("it has no numbers" if not len(z_id) else "its model is no text")
     return Identity(z_id, model)
 
 

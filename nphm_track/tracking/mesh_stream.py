@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError, OutputError
-from nphm_track.tracking.records import UNREADABLE, replacing
+from nphm_track.files.reading import Arrays, finite_array, reading
+from nphm_track.tracking.records import replacing
 from nphm_track.tracking.written import WrittenFiles
 
 STEP = 1e-5
@@ -115,15 +116,15 @@ class StreamReader:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                self.frame, self.block, self._step = file["frame"], file["block"], float(file["step"])
-                self.canonical: Vertices = file["canonical"]
-                self.faces: NDArray[np.int32] = file["faces"]
-            if self.block.shape != self.frame.shape or self.canonical.shape[1:] != (3,):
+        with reading(path, "a stream of meshes"), Arrays(path) as file:
+            self.frame, self.block = finite_array(file["frame"], (None,), np.int64), file["block"]
+            self._step = float(file["step"])
+            self.canonical: Vertices = finite_array(file["canonical"], (None, 3), np.float32)
+            self.faces: NDArray[np.int32] = finite_array(file["faces"], (None, 3), np.int32)
+            if self.block.shape != self.frame.shape:
                 raise ValueError("arrays that do not fit together")
-        except UNREADABLE as error:
-            raise InputError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+            if self.faces.size and not 0 <= self.faces.min() <= self.faces.max() < len(self.canonical):
+                raise ValueError("faces of vertices it does not have")
         self._loaded, self._steps = -1, np.empty((0, 0, 3), np.int16)
 
     def vertices(self, frame: int) -> Vertices:
@@ -137,13 +138,10 @@ class StreamReader:
         return _vertices(self._steps[index - int(np.searchsorted(self.block, block))], self.canonical, self._step)
 
     def _load(self, block: int) -> NDArray[np.int16]:
-        try:
-            with np.load(self.path, allow_pickle=False) as file:
-                offsets = file[OFFSETS.format(block)]
+        with reading(self.path, "a whole stream of meshes"), Arrays(self.path) as file:
+            offsets = file[OFFSETS.format(block)]
             if offsets.dtype != np.int16 or offsets.shape != (np.sum(self.block == block), *self.canonical.shape):
                 raise ValueError(f"block {block} has shape {offsets.shape}")
-        except UNREADABLE as error:
-            raise InputError(f"{self.path} is damaged ({error})") from None
         return np.cumsum(offsets, axis=0, dtype=np.int16)
 
 

@@ -187,7 +187,11 @@ class TrackOptions(BaseModel):
         values = self.model_dump(mode="json", exclude=set(self.SPEED_ONLY))
         values["head_model"] = self.head
         if self.intrinsics is not None and self.intrinsics.is_file():  # the numbers decide, not the file's name
-            values["intrinsics_sha256"] = hashlib.sha256(self.intrinsics.read_bytes()).hexdigest()
+            from nphm_track.cameras.calibration_file import LARGEST  # numpy would slow --help down
+            from nphm_track.files.reading import read_bytes, reading
+
+            with reading(self.intrinsics, "a camera calibration"):
+                values["intrinsics_sha256"] = hashlib.sha256(read_bytes(self.intrinsics, LARGEST)).hexdigest()
         if self.refine_config is not None:
             told = self.refinement().model_dump_json()
             values["refine_config_sha256"] = hashlib.sha256(told.encode()).hexdigest()

@@ -314,7 +314,7 @@ class _Job:
         """The camera that the options or the image's metadata give."""
         given = self.options.camera(self.size, self.source.info.presentation)
         if given is None and self.source.info.kind == "image":
-            focal = focal_from_exif(self.folder.info.input.path, self.size)
+            focal = focal_from_exif(self.folder.info.input.place, self.size)
             if focal is not None:
                 self.progress.note(f"focal length {focal:.0f} px, from the image's metadata")
                 return Intrinsics.from_focal(focal, self.size)

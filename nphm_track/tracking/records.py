@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import time
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
@@ -21,6 +19,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nphm_track.errors import InputChangedError, InputError
+from nphm_track.files.names import path_of, plain, text_of
+from nphm_track.files.reading import Arrays, read_bytes, reading
 from nphm_track.landmark_model import eye_distance
 from nphm_track.tracking.observations import pieces
 from nphm_track.version import __version__
@@ -29,11 +29,6 @@ from nphm_track.video.source import VideoInfo, image_files
 RUN_JSON = "run.json"
 PARTIAL = ".partial"
 """Ending of a file that is being written."""
-UNREADABLE = (
-    OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, NotImplementedError, RuntimeError,
-    zipfile.BadZipFile, zlib.error, struct.error,
-)  # fmt: skip
-"""What reading a missing or damaged .npz raises."""
 
 
 class Status(IntEnum):
@@ -113,11 +108,8 @@ class Track:
     @classmethod
     def load(cls, path: str | Path) -> Track:
         """Read ``track.npz``. Raises InputError when it is missing, damaged or lacks an array."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                return cls(**{f.name: file[f.name] for f in fields(cls) if f.name in file or f.name not in _REPORT})
-        except UNREADABLE as error:
-            raise InputError(f"{path} is not a readable track ({error})") from None
+        with reading(path, "a readable track"), Arrays(path) as file:
+            return cls(**{f.name: file[f.name] for f in fields(cls) if f.name in file or f.name not in _REPORT})
 
     def quality(self) -> dict[str, float | int | None]:
         """Counts by status, the lost frames whose face no head fits, and the landmark error of the tracked frames in
@@ -174,7 +166,7 @@ class InputInfo(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    path: str = Field(description="Absolute.")
+    path: str = Field(description="Absolute; a file URI where the name is not UTF-8.")
     relative: str | None = Field(default=None, description="The same, from the run folder.")
     sha256: str
     size: int = Field(description="Bytes.")
@@ -198,7 +190,7 @@ class InputInfo(BaseModel):
         path = Path(path)
         sha256, size = input_digest(path)
         return cls(
-            path=str(path.absolute()),
+            path=text_of(path.absolute()),
             relative=None if run is None else relative_path(path, Path(run)),
             sha256=sha256,
             size=size,
@@ -211,6 +203,11 @@ class InputInfo(BaseModel):
             kind=video.kind,
         )
 
+    @property
+    def place(self) -> Path:
+        """``path`` for opening."""
+        return path_of(self.path)
+
     def __str__(self) -> str:
         rate = f" at {self.fps:.4g} frames/s" if self.fps else ""
         length = f", {self.duration:.1f} s" if self.duration else ""
@@ -218,9 +215,10 @@ class InputInfo(BaseModel):
 
 
 def relative_path(path: Path, folder: Path) -> str | None:
-    """A place seen from ``folder``, with forward slashes; None on another drive."""
+    """A place seen from ``folder``, with forward slashes; None on another drive, or when it is no text."""
     try:
-        return Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+        relative = Path(os.path.relpath(path.absolute(), folder.absolute())).as_posix()
+        return os.fsencode(relative).decode("utf-8")
     except ValueError:
         return None
 
@@ -243,7 +241,7 @@ def input_digest(path: Path) -> tuple[str, int]:
                 size += stream.tell()
         except OSError as error:
             raise InputError(f"{file}: it cannot be read ({error.strerror})") from None
-        lines.append(f"{file.name} {digest}\n")
+        lines.append(f"{plain(file.name)} {digest}\n")
     return (hashlib.sha256("".join(lines).encode()).hexdigest() if path.is_dir() else digest), size
 
 
@@ -314,13 +312,12 @@ class RunInfo(BaseModel):
     @classmethod
     def load(cls, path: str | Path) -> RunInfo:
         """Raises InputError when the file is missing, damaged or of another schema version."""
-        try:
-            return cls.model_validate_json(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror})") from None
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        with reading(path, "a run's record"):
+            try:
+                return cls.model_validate_json(read_bytes(path))
+            except ValidationError as error:
+                first = error.errors(include_url=False)[0]
+                raise InputError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 @contextmanager

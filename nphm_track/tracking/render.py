@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nphm_track.files.writing import check_free, placing
 from nphm_track.rendering.overlay import OverlayRenderer
-from nphm_track.tracking.clip import open_clip
+from nphm_track.tracking.clip import check_not_clip, open_clip
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.run_folder import RunFolder, read_run
+from nphm_track.tracking.run_folder import RunFolder, read_run, writing_into
 from nphm_track.tracking.surface import BLOCK, surface_of
 from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
@@ -110,11 +112,13 @@ def render_overlay(
     side_by_side: bool = False,
     renderer: str = "numba",
     clip: str | Path | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
     """Draw a finished run's overlay again; returns the file written (default: the run's own overlay).
 
-    ``clip`` says where the run's clip is, when it is not found.
+    ``clip`` says where the run's clip is, when it is not found. ``overwrite`` replaces a file called ``output``, unless
+    that is the clip.
 
     Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the file cannot
     be written.
@@ -124,8 +128,17 @@ def render_overlay(
     track = done.track
     source = open_clip(done, clip)
     target = Path(output) if output else done.overlay
+    if output:
+        check_free(target, overwrite)
+        check_not_clip(done, target)
     surface = surface_of(done)
     painter = surface.painter(track, style, opacity, side_by_side, scale, renderer)
-    with source:
-        write_overlay(target, source, track, painter, surface.vertices_of, progress, stage="overlay")
+    with ExitStack() as stack:
+        stack.enter_context(source)
+        if output:
+            place = stack.enter_context(placing(target))
+        else:
+            stack.enter_context(writing_into(done))
+            place = target
+        write_overlay(place, source, track, painter, surface.vertices_of, progress, stage="overlay")
     return target

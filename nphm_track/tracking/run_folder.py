@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import UNWRITABLE, InputChangedError, InputError, NoFaceError, OutputError
+from nphm_track.files.names import plain
 from nphm_track.locking import RunLock
 from nphm_track.rendering.ply import read_ply
 from nphm_track.tracking.checks import option_problems, track_problems
@@ -225,7 +226,7 @@ class RunFolder:
                 self._lock.release()
                 self.path.rmdir()
                 return
-            self.update(state="interrupted" if stopped else "failed", message="" if stopped else str(error))
+            self.update(state="interrupted" if stopped else "failed", message="" if stopped else plain(str(error)))
 
     def _files(self) -> Iterator[Path]:
         """Everything that a run may have written, but run.json and what is in ``work``."""
@@ -340,6 +341,23 @@ def read_run(path: str | Path) -> Run:
     if problems := option_problems(info):
         raise InputError(f"{path}: {problems[0]}")
     return Run(path, info)
+
+
+@contextmanager
+def writing_into(run: Run) -> Iterator[None]:
+    """The exclusive right to write into the folder of a finished run.
+
+    Raises OutputError when another process keeps it for longer than ``PATIENCE``, or the folder cannot be written.
+    """
+    lock = RunLock(run.path / LOCK, str(run.path))
+    try:
+        lock.acquire(PATIENCE)
+    except OSError as error:
+        raise OutputError(f"{run.path} cannot be written ({error.strerror})") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def default_output(input: str | Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
+from nphm_track.files.reading import read_json
 from nphm_track.rendering.ply import read_ply
 from nphm_track.tracking.checks import option_problems, track_problems
 from nphm_track.tracking.mesh_store import mesh_rows
@@ -227,13 +227,13 @@ def _report(run: Run, track: Track) -> Iterator[str]:
 def _transforms(run: Run, track: Track) -> Iterator[str]:
     path = run.path / TRANSFORMS_JSON
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = read_json(path)
         want = transforms(track, meshes=_every(run) if _format(run) == "ply" else 0)
         matrices = [np.array([f.pop("transform_matrix") for f in side["frames"]], float) for side in (stored, want)]
     except OSError:
         yield f"{TRANSFORMS_JSON} is missing"
         return
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         yield f"{TRANSFORMS_JSON} is damaged ({error})"
         return
     if stored != want or matrices[0].shape != matrices[1].shape:

@@ -49,7 +49,7 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             raise InputError(f"override '{item}' is not key=value")
         try:
             value = tomllib.loads(f"v = {text}")["v"]
-        except tomllib.TOMLDecodeError:
+        except (tomllib.TOMLDecodeError, RecursionError):
             value = text
         table = values
         *parents, leaf = key.split(".")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from nphm_track.errors import InputError
+from nphm_track.files.images import LARGEST_FILE, open_image
+from nphm_track.files.reading import open_regular
 from nphm_track.video.containers import open_container
 from nphm_track.video.presentation import over_white
 
@@ -40,6 +41,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """
     suffix = path.suffix.lower()
     try:
+        open_regular(path, LARGEST_FILE).close()
         if suffix in PLATES:
             return to_8_bits(_plate(path))
         if suffix in (".tif", ".tiff") and (deep := _deep_tiff(path)) is not None:
@@ -59,12 +61,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """An image file, without Pillow's warnings: what matters is an error, and the rest is not the user's."""
-    if path.suffix.lower() in HEIF:
+    heif = path.suffix.lower() in HEIF
+    if heif:
         _enable_heif(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as file:
-            yield file
+    with open_image(path, ("HEIF",) if heif else ()) as file:
+        yield file
 
 
 def _enable_heif(path: Path) -> None:

@@ -88,11 +88,11 @@ def test_points_are_read_from_every_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", "{}", "lacks 'r_eye_outer'"),
+        ("a.json", "{}", "r_eye_outer is missing"),
         ("a.json", "[[1, 2, 3]]", "seven finite points"),
-        ("a.json", "{", "no seven points"),
-        ("a.pp", "<no", "no seven points"),
-        ("a.txt", "1 2 x", "no seven points"),
+        ("a.json", "{", "not a file of seven points"),
+        ("a.pp", "<no", "not a file of seven points"),
+        ("a.txt", "1 2 x", "not a file of seven points"),
     ],
 )
 def test_other_files_are_refused(name: str, content: str, message: str, tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from nphm_track.export import formats
 from nphm_track.export.formats import FORMATS, export
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.mesh_stream import StreamWriter
+from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.run_folder import MESHES_NPZ
+from nphm_track.tracking.written import RECORD, WrittenFiles
 
 
 @pytest.mark.parametrize("unit, scale", [("mm", 1000), ("cm", 100), ("m", 1)])
@@ -52,6 +54,27 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(made, name: str, tmp
     assert (mine if mine.is_file() else mine / "notes.txt").read_text() == "mine"
 
 
+def test_a_file_is_replaced_on_request_and_a_folder_never(made, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.csv"
+    mine.write_text("mine")
+    assert export(made.run, "landmarks", mine, overwrite=True) == mine
+    assert mine.read_text() != "mine"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "notes.txt").write_text("mine")
+    with pytest.raises(OutputError, match="is not an export"):
+        export(made.run, "obj", tmp_path / "photos", overwrite=True)
+    assert (tmp_path / "photos" / "notes.txt").read_text() == "mine"
+
+
+def test_backups_beside_an_export_stay(made, tmp_path: Path) -> None:
+    for name in ("out.old", "out.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "notes.txt").write_text("mine")
+    for _ in range(2):
+        export(made.run, "obj", tmp_path / "out")
+    assert all((tmp_path / name / "notes.txt").read_text() == "mine" for name in ("out.old", "out.partial"))
+
+
 def test_another_format_is_not_replaced(made, tmp_path: Path) -> None:
     export(made.run, "obj", tmp_path / "out")
     with pytest.raises(OutputError, match="not an export in format ply"):
@@ -65,7 +88,7 @@ def test_failure_leaves_the_old_export_and_no_rest(made, tmp_path: Path) -> None
     with pytest.raises(InputError):
         export(made.run, "ply", out)
     assert sorted(p.name for p in out.iterdir()) == before
-    assert not list(tmp_path.glob("*.partial*")) and not list(tmp_path.glob("*.old"))
+    assert [path.name for path in tmp_path.iterdir() if path != made.run.path] == ["out"]
 
 
 @pytest.mark.parametrize(
@@ -117,7 +140,8 @@ def test_missing_meshes_of_a_stream(made, tmp_path: Path) -> None:
     run = made.run
     vertices, faces = run.canonical()
     frame = run.track.frame[[0, 1, 2, 4]]
-    writer = StreamWriter(tmp_path / "blocks", vertices, faces, frame, np.zeros(4, int))
+    written = WrittenFiles(tmp_path, ObservationLog(tmp_path / "written.bin", RECORD))
+    writer = StreamWriter(tmp_path / "blocks", vertices, faces, frame, np.zeros(4, int), written)
     for index in range(4):
         writer.write(index, vertices)
     writer.join(run.path / MESHES_NPZ)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nphm_track.errors import OutputError
 from nphm_track.export import report
 from nphm_track.export.report import write_report
 
@@ -153,6 +154,16 @@ def test_scripts_parse(made, tmp_path: Path) -> None:
     script = tmp_path / "page.js"
     script.write_text(Page(write_report(made.run)).scripts[1], encoding="utf-8")
     subprocess.run([node, "--check", str(script)], check=True, capture_output=True)
+
+
+def test_another_file_is_replaced_on_request_only(made, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    with pytest.raises(OutputError, match="--overwrite"):
+        write_report(made.run, mine)
+    assert mine.read_text() == "mine"
+    write_report(made.run, mine, overwrite=True)
+    assert "nphm-track" in mine.read_text(encoding="utf-8")
 
 
 def test_is_written_whole(made) -> None:

@@ -93,5 +93,5 @@ class TestReadLandmarks:
             read_landmarks(tmp_path / "p.json")
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="no landmarks"):
+        with pytest.raises(InputError, match="cannot be read"):
             read_landmarks(tmp_path / "p.npy")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nphm_track import read_run
 from nphm_track.conventions import MODEL_UNIT
-from nphm_track.errors import InputError
+from nphm_track.errors import InputError, OutputError
 from nphm_track.heads.carry import Carried
 from nphm_track.heads.config import NPHM_SMALL
 from nphm_track.heads.decoder import NphmDecoder
@@ -24,7 +24,7 @@ from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import NullProgress
 from nphm_track.tracking.records import InputInfo, Status, Track
 from nphm_track.tracking.render import WrittenBlocks, draw_clip, render_overlay
-from nphm_track.tracking.run_folder import RunFolder
+from nphm_track.tracking.run_folder import RunFolder, writing_into
 from nphm_track.tracking.surface import CarriedFrames
 from nphm_track.video.reader import open_video
 
@@ -206,6 +206,35 @@ class TestRenderOverlay:
         before = sha256(run / "overlay.mp4")
         assert render_overlay(run) == run / "overlay.mp4"
         assert sha256(run / "overlay.mp4") != before
+
+    def test_what_is_not_ours_stays(self, run: Path, tmp_path: Path) -> None:
+        mine = tmp_path / "mine.mp4"
+        mine.write_bytes(b"mine")
+        neighbour = tmp_path / "mine.partial.mp4"
+        neighbour.write_bytes(b"mine, too")
+        with pytest.raises(OutputError, match="--overwrite"):
+            render_overlay(run, mine)
+        assert mine.read_bytes() == b"mine"
+        assert render_overlay(run, mine, overwrite=True) == mine
+        assert mine.stat().st_size > 500 and neighbour.read_bytes() == b"mine, too"
+
+    def test_the_clip_is_never_replaced(self, run: Path, tmp_path: Path) -> None:
+        before = sha256(tmp_path / "clip.mp4")
+        for name in ("clip.mp4", "link.mp4"):
+            if name == "link.mp4":
+                (tmp_path / name).symlink_to("clip.mp4")
+            with pytest.raises(OutputError, match="is the clip of this run"):
+                render_overlay(run, tmp_path / name, overwrite=True)
+        assert sha256(tmp_path / "clip.mp4") == before
+
+    def test_a_second_one_waits_for_the_first(self, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("nphm_track.tracking.run_folder.PATIENCE", 0.3)
+        before = sha256(run / "overlay.mp4")
+        with writing_into(read_run(run)), pytest.raises(OutputError, match="is being written by process"):
+            render_overlay(run)
+        assert sha256(run / "overlay.mp4") == before
+        render_overlay(run)
+        assert not (run / "run.lock").exists()
 
     def test_clip_that_is_gone(self, run: Path, tmp_path: Path) -> None:
         (tmp_path / "clip.mp4").unlink()

@@ -289,7 +289,7 @@ class TestReading:
         vertices, faces = run.mesh(0)
         assert vertices.shape == (42, 3) and faces.shape == (80, 3)
         np.testing.assert_allclose(np.linalg.norm(run.canonical()[0], axis=1), 0.1, atol=1e-5)
-        with pytest.raises(InputError, match="cannot read"):
+        with pytest.raises(InputError, match="cannot be read"):
             run.mesh(5)
 
     def test_refuses_what_is_no_finished_run(self, tmp_path: Path) -> None:
