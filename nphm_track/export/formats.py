@@ -33,7 +33,9 @@ class Format:
     suffixes: tuple[str, ...] = ()
     """Endings of the file it writes; none for a folder."""
     signature: bytes = b""
-    """Bytes at the beginning of such a file that no other program writes."""
+    """Bytes at the beginning of such a file that no other program writes (of the file beside it, where it has one)."""
+    beside: str = ""
+    """Ending, after the file's stem, of a second file beside it, which ``write_beside(run, target)`` writes."""
     spatial: bool = True
     """It has units and axes."""
     images: bool = False
@@ -62,8 +64,8 @@ FORMATS = {
         "OpenCV YAML camera with extrinsics per frame", "opencv", "camera.yaml", (".yaml", ".yml"), b"# nphm-track"
     ),
     "blendshapes": Format(
-        "Live Link Face CSV: ARKit weights and head rotation", "blendshapes", "blendshapes.csv", (".csv",),
-        b"NoseSneerRight,TongueOut,HeadYaw,HeadPitch,HeadRoll\n", spatial=False,
+        "Live Link Face CSV: ARKit weights, rotation of head and eyes", "blendshapes", "blendshapes.csv", (".csv",),
+        b"Timecode,Frame,Seconds,Status\n", beside="_frames.csv", spatial=False,
     ),
     "landmarks": Format(
         "observed and fitted landmarks, CSV or JSON", "landmarks", "landmarks.csv", (".csv", ".json"), b"nphm-track",
@@ -110,6 +112,9 @@ def export(
             if not kind.suffixes:
                 place.mkdir()
             module.write(run, place, options, progress or NullProgress())
+            if kind.beside:
+                with placing(_beside(target, kind)) as second:
+                    module.write_beside(run, second)
     except OSError as error:
         raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
     return target
@@ -124,10 +129,12 @@ def _target(run: Run, format: str, kind: Format, output: str | Path | None, over
         raise InputError(f"format {format} writes one file; end its name in {' or '.join(kind.suffixes)}")
     if not kind.suffixes and target.suffix:
         raise InputError(f"format {format} writes a folder; '{target.name}' looks like a file")
-    if os.path.lexists(target) and not _is_ours(target, format, kind):
+    files = [target, _beside(target, kind)] if kind.beside else [target]
+    if any(map(os.path.lexists, files)) and not _is_ours(target, format, kind):
         if kind.suffixes and overwrite:
-            check_free(target, overwrite)
-            check_not_clip(run, target)
+            for file in files:
+                check_free(file, overwrite)
+                check_not_clip(run, file)
         else:
             raise OutputError(f"{target} exists and is not an export in format {format}; choose another with -o")
     return target
@@ -136,8 +143,14 @@ def _target(run: Run, format: str, kind: Format, output: str | Path | None, over
 def _is_ours(target: Path, format: str, kind: Format) -> bool:
     """An earlier export of the format, or an empty folder where a folder goes."""
     if kind.suffixes:
-        if not target.is_file():
+        signed = _beside(target, kind) if kind.beside else target
+        if not (target.is_file() and signed.is_file()):
             return False
-        with open(target, "rb") as file:
+        with open(signed, "rb") as file:
             return kind.signature in file.read(4096)
     return target.is_dir() and (is_manifest(target / MANIFEST, format) or not any(target.iterdir()))
+
+
+def _beside(target: Path, kind: Format) -> Path:
+    """The second file of an export to ``target``."""
+    return target.with_name(target.stem + kind.beside)

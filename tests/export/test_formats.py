@@ -42,7 +42,8 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(made, name: str, tmp
     written = export(made.run, name)
     assert written.parent == made.run.path / "export"
     assert export(made.run, name) == written
-    assert sorted(p.name for p in written.parent.iterdir()) == [written.name]
+    beside = [written.stem + FORMATS[name].beside] if FORMATS[name].beside else []
+    assert sorted(p.name for p in written.parent.iterdir()) == [written.name, *beside]
     mine = tmp_path / written.name
     if FORMATS[name].suffixes:
         mine.write_text("mine")
@@ -52,6 +53,13 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(made, name: str, tmp
     with pytest.raises(OutputError, match="is not an export"):
         export(made.run, name, mine)
     assert (mine if mine.is_file() else mine / "notes.txt").read_text() == "mine"
+
+
+def test_a_file_that_the_second_file_would_take_stays(made, tmp_path: Path) -> None:
+    (tmp_path / "face_frames.csv").write_text("mine")
+    with pytest.raises(OutputError, match="is not an export"):
+        export(made.run, "blendshapes", tmp_path / "face.csv")
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["face_frames.csv"]
 
 
 def test_a_file_is_replaced_on_request_and_a_folder_never(made, tmp_path: Path) -> None:
