@@ -141,7 +141,8 @@ class TestPriors:
 class TestFit:
     @pytest.fixture(autouse=True)
     def trust_landmarks(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(code_fit, "NOISE", 5e-4)  # the made-up model moves by little more than real noise
+        """The made-up model moves by little more than real noise."""
+        monkeypatch.setattr(code_fit, "LANDMARKS", replace(code_fit.LANDMARKS, sigma=5e-4))
 
     def fit(
         self, model: NphmDecoder, pixels: Tensor, steps: int, identity: Tensor | None = None
