@@ -16,7 +16,7 @@ import typer
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.harness import Ict, Report, table
+from benchmarks.harness import Ict, Out, Report, table
 from nphm_track._runtime import prepare_torch
 from nphm_track.geometry.surface_points import SurfacePointNet
 from nphm_track.training.faces_task import HELDOUT_SEED
@@ -32,7 +32,7 @@ FIRST = 1000
 
 
 def run(
-    out: Path,
+    out: Out,
     model: Annotated[str, typer.Option(help="model.safetensors of the network.")],
     photos: Annotated[Path, typer.Option(help="Folder of face photos.")],
     fits: Annotated[Path, typer.Option(help="File of training/build_photo_fits.py.")],

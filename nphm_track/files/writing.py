@@ -44,6 +44,11 @@ def placing(target: Path) -> Iterator[Path]:
         shutil.rmtree(room, ignore_errors=True)
 
 
+def final_name(place: Path) -> Path:
+    """What a place that ``placing`` gave will be called: relative paths written there start from it."""
+    return place.parent.parent / place.name
+
+
 def _move(place: Path, target: Path, aside: Path) -> None:
     """Give ``place`` its name. A folder cannot be replaced in one step: an older one steps aside first."""
     for attempt in range(100):

@@ -111,12 +111,12 @@ def test_rays_are_those_of_each_takes_camera(parts: list[_Part]) -> None:
         torch.cat(moved),
         torch.cat([m.crops for m in theirs]),
     )
-    found = person.evidence(rows, joined, 20, apart=True)
+    found = person.evidence(rows, joined, 20, independent=True)
     assert len(found.landmarks) == len(rows) and len(set(found.segments.tolist())) == len(rows)
     at = 0
     for (k, some), m in zip(own, theirs, strict=True):
         part = parts[k].clip
-        expected, K = part.evidence(some, m, 20, apart=True), part.start.K
+        expected, K = part.evidence(some, m, 20, independent=True), part.start.K
         here = slice(at, at + len(some))
         for name, ours, single in (
             ("pixels", found.targets.pixels[here], expected.targets.pixels),

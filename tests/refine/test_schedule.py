@@ -295,7 +295,7 @@ def test_a_config_file_says_what_differs(tmp_path: Path) -> None:
         ("[[person]]\npixels = 20\nsteps = 1\nterms = {tracks = {weight = 1}}", "weight"),
         ("[[person]]\npixels = 20\nsteps = 1\nonly_followed = true", "does without"),
         ("overlap = 40", "overlap"),
-        ("window =", "cannot read"),
+        ("window =", "is not a refine config"),
     ],
 )
 def test_what_is_wrong_with_a_config_is_one_line(tmp_path: Path, text: str, message: str) -> None:

@@ -151,15 +151,17 @@ class TestMonoNphm:
         assert (made.landmark_error_px < 0.15 * eyes).all()
 
     def test_lost_anchor_is_found_by_the_validator(self, mononphm_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-        from nphm_track.tracking import validate
+        from nphm_track.tracking.checks import track_problems
 
         made = mononphm_run.track
         broken = made.landmarks_fit.copy()
         broken[1, 36] = np.nan
         monkeypatch.setattr(made, "landmarks_fit", broken)
-        assert any("landmarks_fit is not finite in 1 frames" in line for line in validate._numbers(mononphm_run, made))
+        assert any(
+            "landmarks_fit is not finite in 1 frames" in line for line in track_problems(mononphm_run.info, made)
+        )
         monkeypatch.setattr(made, "landmarks_fit", np.full_like(broken, np.nan))
-        assert "landmarks_fit is empty" in list(validate._numbers(mononphm_run, made))
+        assert "landmarks_fit is empty" in list(track_problems(mononphm_run.info, made))
 
     def test_run_names_the_model(self, mononphm_run: Run, mononphm: Path) -> None:
         record = json.loads((mononphm_run.path / "run.json").read_text())

@@ -85,7 +85,7 @@ class TestBadInput:
         self, empty: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pipeline, "models_of", lambda options: ())
-        self.refused(empty, InputError, "intrinsics file", clip, intrinsics="none.json")
+        self.refused(empty, InputError, "none.json cannot be read", clip, intrinsics="none.json")
         self.refused(empty, InputError, "no frame between", clip, start=100)
         self.refused(empty, InputError, "no wireframe", clip, renderer="pyrender", style="wireframe", fov=50)
 

@@ -84,7 +84,7 @@ FILE_MUTATIONS: dict[str, Callable[[Path], object]] = {
     "1 files that are no mesh of this run, first 000005.ply": lambda run: box(run / "meshes" / "000005.ply"),
     "another header": lambda run: box(run / "meshes" / "000002.ply"),
     "another topology": lambda run: box(run / "canonical.ply"),
-    "cannot read": lambda run: (run / "canonical.ply").unlink(),
+    "cannot be read": lambda run: (run / "canonical.ply").unlink(),
     "are these metres": lambda run: giant(run / "meshes" / "000000.ply"),
     "overlay.mp4 is missing": lambda run: (run / "overlay.mp4").unlink(),
     "not a readable video": lambda run: (run / "overlay.mp4").write_bytes(b"x" * 500),
