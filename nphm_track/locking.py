@@ -143,9 +143,10 @@ class RunLock:
                 self.path.unlink()
 
     def sweep(self) -> None:
-        """Remove a lock that a killed process left, if that can be told at once."""
+        """Remove what a killed process left, its lock or a draft of one, if that can be told at once."""
         owner = Owner.read(self.path)
-        if owner is not None and owner.lives() is False:
+        drafts = owner is None and any(self.path.parent.glob(f"{self.path.name}.*"))
+        if drafts or (owner is not None and owner.lives() is False):
             with suppress(OutputError, OSError):
                 self.acquire().release()
 

@@ -181,6 +181,15 @@ def test_a_folder_that_is_deleted_is_noticed(tmp_path: Path) -> None:
     lock.release()
 
 
+def test_a_sweep_takes_a_draft_along_and_no_lock_of_the_living(path: Path) -> None:
+    path.with_name("run.lock.abc.new").write_text("{")
+    RunLock(path, "x").sweep()
+    assert not list(path.parent.iterdir())
+    with RunLock(path, "x") as held:
+        RunLock(path, "x").sweep()
+        held.check()
+
+
 def test_a_lock_that_is_dropped_is_free(path: Path) -> None:
     lock = RunLock(path, "x").acquire()
     del lock
