@@ -57,7 +57,7 @@ MUTANTS = {
         "tracking/run_folder.py", "sync(file)", "pass", "tests/tracking/test_run_folder.py -k reached",
     ),
     "a lock file's owner is not looked at again under the claim": Mutant(
-        "locking.py", "if Owner.read(self.path) != dead:", "if False:", "tests/test_locking.py -k never_two",
+        "locking.py", "if Owner.read(self.path) != dead:", "if False:", "tests/test_locking.py -k second_to",
     ),
     "claims claim nothing": Mutant(
         "locking.py", "with self._claim(dead), self._draft(owner) as draft:", "with self._draft(owner) as draft:",

@@ -181,6 +181,13 @@ def test_a_folder_that_is_deleted_is_noticed(tmp_path: Path) -> None:
     lock.release()
 
 
+def test_who_comes_second_to_the_lock_of_the_dead_finds_it_taken(path: Path) -> None:
+    dead = leave(path, pid=2**22 + 1)
+    with RunLock(path, "x") as first:
+        assert not RunLock(path, "x")._succeed(dead)
+        first.check()
+
+
 def test_a_sweep_takes_a_draft_along_and_no_lock_of_the_living(path: Path) -> None:
     path.with_name("run.lock.abc.new").write_text("{")
     RunLock(path, "x").sweep()
