@@ -20,7 +20,6 @@ from nphm_track.errors import InputError
 from nphm_track.export.frames import IMAGES, PICTURE, canonical, frame_rate, present_rows, vertices, write_images
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import METRES_PER_UNIT, ExportOptions
-from nphm_track.files.writing import final_name
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, relative_path
 from nphm_track.tracking.run_folder import Run
@@ -123,7 +122,7 @@ def _camera(stage: Usd.Stage, run: Run, folder: Path, options: ExportOptions, co
     prim.CreateAttribute("lens:distortion", Sdf.ValueTypeNames.DoubleArray).Set(track.distortion.tolist())
     plate = prim.CreateAttribute("plate:file", Sdf.ValueTypeNames.Asset)
     if not options.images:
-        plate.Set(Sdf.AssetPath(relative_path(run.info.input.place, final_name(folder)) or run.info.input.path))
+        plate.Set(Sdf.AssetPath(relative_path(run.info.input.place, folder) or run.info.input.path))
         return
     for row, code in enumerate(codes.tolist()):
         plate.Set(Sdf.AssetPath(f"./{IMAGES}/{PICTURE.format(int(track.frame[row]))}"), code)

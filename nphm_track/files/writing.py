@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from nphm_track.errors import OutputError
@@ -25,41 +25,50 @@ def check_free(target: Path, overwrite: bool) -> None:
 def placing(target: Path) -> Iterator[Path]:
     """A place to write a file or folder to, which gets the name ``target`` when the block ends well.
 
-    The place is in a new folder beside the target, so that it takes no name anybody else uses. What was called
-    ``target`` before is gone then; until then it is as it was. Raises OutputError when it cannot be made or moved.
+    The place is beside the target, so that what is written refers to its neighbours as it will later, under a name that
+    nobody else uses. What was called ``target`` before stays until the block ends. Raises OutputError when the place
+    cannot be moved, or its folder cannot be made.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        room = Path(tempfile.mkdtemp(prefix=f".{target.name[:40]}.", suffix=".partial", dir=target.parent))
     except OSError as error:
         raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
+    mark = secrets.token_hex(4)
+    place = target.with_name(f".{target.stem[:40]}.{mark}.partial{target.suffix}")
+    old = target.with_name(f".{target.stem[:40]}.{mark}.old")
     try:
-        place = room / target.name
         yield place
         try:
-            _move(place, target, aside=room)
+            _move(place, target, old)
         except OSError as error:
             raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
     finally:
-        shutil.rmtree(room, ignore_errors=True)
+        _remove(place)
+        _remove(old)
 
 
-def final_name(place: Path) -> Path:
-    """What a place that ``placing`` gave will be called: relative paths written there start from it."""
-    return place.parent.parent / place.name
-
-
-def _move(place: Path, target: Path, aside: Path) -> None:
+def _move(place: Path, target: Path, old: Path) -> None:
     """Give ``place`` its name. A folder cannot be replaced in one step: an older one steps aside first."""
-    for attempt in range(100):
+    if not place.is_dir():
+        os.replace(place, target)
+        return
+    for _ in range(100):
         try:
             os.replace(place, target)
             return
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.EISDIR, errno.ENOTDIR) or not target.is_dir():
+            older = error.errno in (errno.ENOTEMPTY, errno.EEXIST) or target.is_symlink()
+            if not older:
                 raise
-        try:
-            os.replace(target, aside / f"old{attempt}")
-        except FileNotFoundError:
-            continue  # another process has just moved it
+        with suppress(FileNotFoundError):  # another process has just moved it
+            os.replace(target, old)
+        _remove(old)
     raise OutputError(f"cannot write {target}: other processes keep writing it")
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

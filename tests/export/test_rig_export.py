@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pygltflib
 import pytest
 import torch
 
@@ -19,6 +18,8 @@ from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import InputInfo, Track
 from nphm_track.tracking.run_folder import RunFolder
 from nphm_track.tracking.surface import open_surface
+
+pygltflib = pytest.importorskip("pygltflib")
 
 EXPRESSIONS = ({"jawOpen": 0.3}, {"mouthSmile_L": 0.7, "browDown_R": 0.5}, {"eyeBlink_L": 1.0})
 
