@@ -38,6 +38,9 @@ class HeadConfig:
     sdf_scale: float = 1.0  # factor on the ensemble's output; distances and offsets are small numbers in model units
     offset_scale: float = 1.0  # factor on the deformation's output
     bilinear: bool = False  # not MonoNPHM's: the last hidden layer of the deformation also gives fields linear in z_ex
+    control_points: int = 0  # points of the skin that F follows (heads/controlled.py); 0: a deformation network
+    control_members: int = 8  # whose local codes a control point and a member see
+    detail_pairs: int = 0  # pairs of members without local codes of their own, where the skin is fine
     appearance: bool = False
     n_landmarks: int = 0
     landmark_rank: int = 0

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from nphm_track.heads.config import HeadConfig
+from nphm_track.heads.controlled import ControlledDecoder
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import N_ANCHORS, AnchoredDecoder
 from nphm_track.models import load_network
@@ -27,4 +28,4 @@ def _build(config: dict[str, Any], _: dict[str, torch.Tensor]) -> NphmDecoder:
     head = HeadConfig.from_dict(config["head"])
     if head.n_landmarks == 0 and head.n_anchors == N_ANCHORS:
         return AnchoredDecoder(head, config.get("codes"))
-    return NphmDecoder(head)
+    return ControlledDecoder(head) if head.control_points else NphmDecoder(head)

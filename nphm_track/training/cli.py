@@ -15,6 +15,10 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.head_task import HeadData, HeadTask
 
         return HeadTask(parse(HeadData, recipe.data))
+    if recipe.task == "controlled-head":
+        from nphm_track.training.controlled_task import ControlledData, ControlledTask
+
+        return ControlledTask(parse(ControlledData, recipe.data))
     if recipe.task == "regressor":
         from nphm_track.training.regressor_task import RegressorData, RegressorTask
 
@@ -36,6 +40,7 @@ def build_task(recipe: Recipe) -> Task:
 
         return PointsTask(parse(PointsData, {"device": recipe.trainer.device, **recipe.data}))
     known = "faces, geometry, head, image-regressor, regressor, surface-points"
+    known = "controlled-head, faces, geometry, head, image-regressor, regressor"
     raise InputError(f"recipe: unknown task '{recipe.task}' (known: {known})")
 
 

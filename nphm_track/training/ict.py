@@ -1,9 +1,10 @@
 """ICT-FaceKit (MIT, USC ICT) as a source of training heads: one closed outer surface with exact correspondence.
 
-The surface is the outer skin (face, head, neck) with the mouth pocket behind the lips, closed over each eye by the
-front of the eyeball. Teeth, gums, tongue, lashes and the rear of the eyeballs are left out. The neck stays open and is
-capped only for the sign of distances. Positions are metres in head space (docs/architecture.md); ICT's centimetres are
-scaled and moved by ``ORIGIN``.
+The surface is the outer skin (face, head, neck) with the mouth pocket behind the lips. Each eye is closed by the front
+of the eyeball, or, where eyeballs are parts of their own, by the socket behind the lids, so that lids have edges and a
+thickness as lips have. Teeth, gums, tongue, lashes and the rear of the eyeballs are left out. The neck stays open and
+is capped only for the sign of distances. Positions are metres in head space (docs/architecture.md); ICT's centimetres
+are scaled and moved by ``ORIGIN``.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ORIGIN = np.array([0.0, 0.0, 0.06], dtype=np.float32)
 """Point of ICT's frame (metres) that becomes the origin of head space: inside the head, as FLAME's."""
 SKIN_END, SOCKET_END = 13294, 14062  # face, head, neck, mouth pocket | eye sockets
 EYEBALLS = (21451, 24591)
-POCKET = (11248, 13294)
+POCKET, SOCKETS = (11248, 13294), (13294, 14062)
 GAZE_AND_PUPIL = ("PupilDilate", "eyeLookIn", "eyeLookOut")
 NECK_LEVEL = -0.13
 """Metres; nothing below this height of head space is used."""
@@ -37,8 +38,9 @@ class IctHeads:
         identity: [100, V, 3], unit normal weights.
         expression: [E, V, 3], weights in [0, 1].
         expression_names: E names, ARKit's with ``_L``/``_R`` for the face's own sides.
-        faces: [F, 3] the surface (skin, mouth pocket, eyeball fronts).
-        closing: [C, 3] extra triangles that close it (neck cap, eye openings, eyeball rears), for signs only.
+        faces: [F, 3] the surface (skin, mouth pocket, eyeball fronts or eye sockets).
+        closing: [C, 3] extra triangles that close it (neck cap; with eyeballs also eye openings and eyeball rears), for
+            signs only.
         is_eye, is_pocket: [V] bool, vertices of the eyeball fronts and of the mouth pocket.
         mirror: [V] index of the mirrored vertex.
         source: [V] vertex index in ICT-FaceKit.
@@ -55,14 +57,22 @@ class IctHeads:
     mirror: NDArray[np.int64]
     source: NDArray[np.int64]
 
+    @property
+    def is_socket(self) -> NDArray[np.bool_]:
+        """[V] bool, vertices of the eye sockets; there are none beside eyeballs."""
+        return (self.source >= SOCKETS[0]) & (self.source < SOCKETS[1])
+
     def vertices(self, w: NDArray[np.float32], e: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         """Vertices [V, 3] of identity weights ``w`` [100] and expression weights ``e`` [E]."""
         v = self.neutral + np.tensordot(w, self.identity, 1)
         return v if e is None else v + np.tensordot(e, self.expression, 1)
 
 
-def load_ict(folder: str | Path) -> IctHeads:
-    """Read ``ict_facekit_light_full.npz`` of ``folder``. Raises InputError when it is not there."""
+def load_ict(folder: str | Path, *, eyeballs: bool = True) -> IctHeads:
+    """Read ``ict_facekit_light_full.npz`` of ``folder``; without ``eyeballs`` the surface has the sockets behind lids.
+
+    Raises InputError when it is not there.
+    """
     path = Path(folder) / "ict_facekit_light_full.npz"
     if not path.is_file():
         raise InputError(f"no {path.name} in {folder}")
@@ -70,8 +80,8 @@ def load_ict(folder: str | Path) -> IctHeads:
     neutral = data["neutral"] / 100 - ORIGIN
     quads = data["faces"]
     triangles = np.concatenate([quads[:, :3], quads[quads[:, 3] >= 0][:, [0, 2, 3]]]).astype(np.int64)
-    skin = triangles[(triangles < SKIN_END).all(1)]
-    eye_front, eye_rear = _eyeball_shell(neutral)
+    skin = triangles[(triangles < (SKIN_END if eyeballs else SOCKET_END)).all(1)]
+    eye_front, eye_rear = _eyeball_shell(neutral) if eyeballs else (skin[:0], skin[:0])
     caps = [_fan(neutral, loop) for loop in _boundary_loops(skin)]
     centres = np.stack([c for c, _ in caps]).astype(np.float32)
     # Fan centres are appended vertices that follow the mean of their loop.
@@ -198,11 +208,40 @@ def signed_distance(heads: IctHeads, vertices: NDArray[np.float32], points: NDAr
     """
     import igl
 
-    v = vertices.astype(np.float64)
-    squared = igl.point_mesh_squared_distance(points.astype(np.float64), v, heads.faces.astype(np.int64))[0]
+    squared = igl.point_mesh_squared_distance(
+        points.astype(np.float64), vertices.astype(np.float64), heads.faces.astype(np.int64)
+    )[0]
+    return (np.sqrt(squared) * np.where(inside(heads, vertices, points), -1, 1)).astype(np.float32)
+
+
+def inside(heads: IctHeads, vertices: NDArray[np.float32], points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Whether points [N, 3] lie inside a head: by the winding number, as lips that press overlap; needs libigl."""
+    import igl
+
     closed = np.concatenate([heads.faces, heads.closing]).astype(np.int64)
-    winding = igl.fast_winding_number(v, closed, points.astype(np.float64))
-    return (np.sqrt(squared) * np.where(winding > 0.5, -1, 1)).astype(np.float32)
+    winding: NDArray[np.float64] = igl.fast_winding_number(
+        vertices.astype(np.float64), closed, points.astype(np.float64)
+    )
+    return winding > 0.5
+
+
+def edge_vertices(heads: IctHeads, folder: str | Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Vertices along the edges of the lids and of the lips: where the skin goes over into the sockets and the pocket,
+    and the iBUG points of eyes and inner lips, as the pocket begins well behind the lips."""
+    landmarks = np.searchsorted(heads.source, _ibug_vertices(folder))
+    edges = []
+    for behind, points in ((heads.is_socket, landmarks[36:48]), (heads.is_pocket, landmarks[60:68])):
+        border = behind[heads.faces].any(1) & ~behind[heads.faces].all(1)
+        own = np.unique(heads.faces[border])
+        edges.append(np.union1d(own[~behind[own]], points))
+    return edges[0], edges[1]
+
+
+def _ibug_vertices(folder: str | Path) -> list[int]:
+    import json
+
+    values: list[int] = json.loads((Path(folder) / "vertex_indices.json").read_text())["idx_to_landmark_verts"]
+    return values
 
 
 def anchor_vertices(heads: IctHeads, folder: str | Path, n_pairs: int = 30, n_middle: int = 5) -> NDArray[np.int64]:
@@ -210,15 +249,14 @@ def anchor_vertices(heads: IctHeads, folder: str | Path, n_pairs: int = 30, n_mi
 
     Even anchors below ``2 * n_pairs`` lie on the face's right (x < 0), the next odd one at the mirrored vertex.
     """
-    import json
-
-    landmarks = json.loads((Path(folder) / "vertex_indices.json").read_text())["idx_to_landmark_verts"]
+    landmarks = _ibug_vertices(folder)
     chosen = np.full(2 * n_pairs + n_middle, -1)
     for anchor, point in ANCHOR_LANDMARKS.items():
         if anchor % 2 == 0 or anchor >= 2 * n_pairs:
             chosen[anchor] = int(np.searchsorted(heads.source, landmarks[point]))
     x, y = heads.neutral[:, 0], heads.neutral[:, 1]
-    outer = ~heads.is_eye & ~heads.is_pocket & (y > NECK_LEVEL) & np.isin(np.arange(len(x)), heads.faces)
+    outer = ~heads.is_eye & ~heads.is_socket & ~heads.is_pocket & (y > NECK_LEVEL)
+    outer &= np.isin(np.arange(len(x)), heads.faces)
     right, middle = outer & (x < -0.012), outer & (np.abs(x) < 0.002)
     for anchor in range(len(chosen)):
         paired = anchor < 2 * n_pairs
