@@ -260,12 +260,13 @@ class ControlledDecoder(NphmDecoder):
 
     # -- internals -----------------------------------------------------------------------------------------------------
     def _inverses(self) -> tuple[Tensor, Tensor]:
-        """Pseudo-inverses of the two maps to codes, which do not change."""
-        known = self.__dict__.get("_inverse")
-        if known is None or known[0].device != self.identity_basis.device:
-            known = tuple(torch.linalg.pinv(b.detach()) for b in (self.identity_basis, self.expression_basis))
-            self.__dict__["_inverse"] = known
-        return known[0], known[1]
+        """Pseudo-inverses of the two maps to codes, worked out anew only when these have changed."""
+        maps = self.identity_basis.detach(), self.expression_basis.detach()
+        state = [(m.data_ptr(), m._version, m.dtype) for m in maps]
+        if self.__dict__.get("_inverse", (None,))[0] != state:
+            self.__dict__["_inverse"] = state, torch.linalg.pinv(maps[0]), torch.linalg.pinv(maps[1])
+        _, to_weights, to_expressions = self.__dict__["_inverse"]
+        return to_weights, to_expressions
 
     def controls_of(self, z_id: Tensor, z_ex: Tensor) -> Controls:
         """The control points of codes [B, D]."""

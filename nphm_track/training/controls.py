@@ -6,7 +6,7 @@ sees of z_id are the codes of nearby members; the map from these is the ridge so
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -134,7 +134,9 @@ def coordinates(values: NDArray[np.floating], places: Places, pieces: list) -> N
     return np.concatenate([values[..., places.vertices, :] / MODEL_UNIT, along.reshape(*along.shape[:-2], 6)], -1)
 
 
-def new_model(heads: IctHeads, folder: str | Path, config: HeadConfig, codes: dict[str, Tensor]) -> ControlledDecoder:
+def new_model(
+    heads: IctHeads, folder: str | Path, config: HeadConfig, codes: dict[str, Tensor], factor: float = 1.0
+) -> ControlledDecoder:
     """An untrained model: its control points in closed form, its correction zero.
 
     Args:
@@ -143,10 +145,9 @@ def new_model(heads: IctHeads, folder: str | Path, config: HeadConfig, codes: di
         config: sizes; numbers of control points and detail pairs are set here.
         codes: the state of an earlier model, whose ``identity_basis`` [D_id, K_id], ``expression_basis`` [D_ex, E] and
             landmarks stay as they are.
+        factor: on the distance of control points.
     """
-    from dataclasses import replace
-
-    places = place(heads, folder)
+    places = place(heads, folder, factor)
     modes = np.concatenate([heads.identity, landmark_modes(heads, codes).astype(np.float32)])
     v = heads.neutral.astype(float)
     pieces = patches(heads, places)
@@ -193,7 +194,7 @@ def detail_members(heads: IctHeads, places: Places, anchors: NDArray[np.int64]) 
     v, gap = heads.neutral.astype(float), MEMBER_GAP * places.spacing
     pool = places.vertices[(v[places.vertices, 0] < -0.004) & (v[places.vertices, 1] > NECK_LEVEL)]
     right = spread(v, gap, pool, list(anchors), None)
-    return np.stack([right, heads.mirror[right]], 1).ravel()
+    return np.stack([right, heads.mirror[right]], 1).ravel().astype(np.int64)
 
 
 def symmetric_neighbours(anchors: NDArray, members: NDArray, config: HeadConfig) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ class IctHeads:
 
     @property
     def is_socket(self) -> NDArray[np.bool_]:
-        """[V] bool, vertices of the eye sockets; there are none beside eyeballs."""
+        """[V] bool, vertices of ICT-FaceKit's eye sockets; there are none beside eyeballs."""
         return (self.source >= SOCKETS[0]) & (self.source < SOCKETS[1])
 
     def vertices(self, w: NDArray[np.float32], e: NDArray[np.float32] | None = None) -> NDArray[np.float32]:

@@ -52,6 +52,18 @@ def test_surface_and_closing_form_one_closed_outward_surface(heads: I.IctHeads) 
     assert 0.003 < np.einsum("ij,ij->", a, np.cross(b, c)) / 6 < 0.010  # cubic metres: a head of a few litres, outward
 
 
+def test_without_eyeballs_the_sockets_close_the_surface_and_lids_are_open(heads: I.IctHeads, folder: Path) -> None:
+    hollow = I.load_ict(folder, eyeballs=False)
+    test_surface_and_closing_form_one_closed_outward_surface(hollow)
+    assert not hollow.is_eye.any() and hollow.is_socket.any() and not heads.is_socket.any()
+    lids, lips = I.edge_vertices(hollow, folder)
+    for edge in (lids[hollow.neutral[lids, 0] < 0], lips):
+        assert np.ptp(hollow.neutral[edge, 0]) > 0.02  # metres
+    between = hollow.neutral[lids[hollow.neutral[lids, 0] < 0]].mean(0) - np.array([0, 0, 0.004], np.float32)
+    assert I.signed_distance(hollow, hollow.neutral, between[None])[0] > 0.002
+    assert I.signed_distance(heads, heads.neutral, between[None])[0] < 0  # the eyeball
+
+
 def test_mirror_map_is_a_reflection(heads: I.IctHeads) -> None:
     reflected = heads.neutral * np.array([-1, 1, 1], np.float32)
     error = np.linalg.norm(heads.neutral[heads.mirror] - reflected, axis=1)
