@@ -267,7 +267,8 @@ def vertices_between(heads: IctHeads, places: Places) -> NDArray[np.int64]:
     v, rng = heads.neutral, np.random.default_rng(0)
     used = np.flatnonzero(np.isin(np.arange(len(v)), heads.faces) & (v[:, 1] > NECK_LEVEL - BELOW_NECK))
     order = np.argsort(rng.random(len(used)) * places.spacing[used])
-    return np.union1d(used[order[: 3 * len(places.vertices)]], places.vertices)
+    some = np.union1d(used[order[: 2 * len(places.vertices)]], places.vertices)
+    return np.union1d(some, heads.mirror[some])  # as symmetric as the head
 
 
 def _squared(a: NDArray[np.floating], b: NDArray[np.floating]) -> NDArray[np.floating]:
