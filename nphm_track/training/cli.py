@@ -39,8 +39,7 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.points_task import PointsData, PointsTask
 
         return PointsTask(parse(PointsData, {"device": recipe.trainer.device, **recipe.data}))
-    known = "faces, geometry, head, image-regressor, regressor, surface-points"
-    known = "controlled-head, faces, geometry, head, image-regressor, regressor"
+    known = "controlled-head, faces, geometry, head, image-regressor, regressor, surface-points"
     raise InputError(f"recipe: unknown task '{recipe.task}' (known: {known})")
 
 
