@@ -156,6 +156,13 @@ class ControlledDecoder(NphmDecoder):
     it and z_ex; the odd member of a pair is its partner on the mirrored head.
     """
 
+    mirrored_weights: Tensor
+    detail_anchors: Tensor
+    member_scale: Tensor
+    neighbours: Tensor
+    mlp_of_member: Tensor
+    mirrored: Tensor
+
     def __init__(self, config: HeadConfig) -> None:
         nn.Module.__init__(self)
         self.config = c = config

@@ -165,9 +165,11 @@ class ControlledTask:
             around = [controls.look(x, posed) for x in (values["points"][k : k + 1] / MODEL_UNIT).split(256, 1)]
             row += [torch.cat([p.template for p in around], 1), torch.cat([p.rough for p in around], 1)]
             rows.append(row)
-        template, rough, up, jacobian, *rest = (torch.cat(column) for column in zip(*rows, strict=True))
-        distance = values["sdf"] / MODEL_UNIT
-        return Known(z_id, z_ex, template, rough, up, jacobian, values["normals"], *rest, distance)
+        template, rough, up, jacobian, template_around, rough_around = (torch.cat(c) for c in zip(*rows, strict=True))
+        return Known(
+            z_id, z_ex, template, rough, up, jacobian, values["normals"],
+            template_around, rough_around, values["sdf"] / MODEL_UNIT,
+        )  # fmt: skip
 
 
 def _paths(folder: str | Path) -> list[Path]:

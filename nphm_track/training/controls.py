@@ -259,7 +259,7 @@ def fitted_lift(heads: IctHeads, places: Places, pieces: list) -> NDArray[np.flo
 def apart(heads: IctHeads) -> NDArray[np.float64]:
     """The mean head in the expression ``APART``, [V, 3]."""
     weights = np.array([APART.get(n, 0.0) for n in heads.expression_names])
-    return heads.neutral + np.tensordot(weights, heads.expression, 1)
+    return heads.neutral.astype(float) + np.tensordot(weights, heads.expression, 1)
 
 
 def vertices_between(heads: IctHeads, places: Places) -> NDArray[np.int64]:
