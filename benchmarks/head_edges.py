@@ -1,35 +1,31 @@
 """How well a head model holds lids and lips in every expression: surface and normals near their edges, and elsewhere.
 
-    python benchmarks/head_edges.py --ict FOLDER --out FOLDER [--head-model NAME] [--heads 8]
-
 Held-out heads of ICT-FaceKit (seeds 900000 and above), neutral and in each of the model's expressions at full strength;
 ``mouthClose``, which only undoes ``jawOpen``, together with it. Codes come from the linear maps. Points lie on the true
 skin: "near" within 10 mm of an edge of a lid or of a lip, "elsewhere" on the rest of the face; where skin lies against
-skin, as in closed lips, there are none. ``surface`` is the distance |F| / |grad F| there, ``normals`` the angle between
-grad F and the true normal.
+skin, as in closed lips, there are none. Distances are |F| / |grad F| there, angles those of grad F to the true normal.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from head_accuracy import MM, distance_and_normal
 from numpy.typing import NDArray
-from report import machine, machine_line, save, table
 from rich.progress import track
 from scipy.spatial import cKDTree
 
+from benchmarks.harness import Ict, Out, Report, table
+from benchmarks.head_accuracy import MM, distance_and_normal
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import IctHeads, edge_vertices, inside, load_ict, sample_identity
 
+Samples = dict[str, dict[str, list[NDArray[np.float64]]]]
+"""Distance (mm) and angle (degrees) [N, 2] of each head, by expression and region."""
 SEED = 900_600
 POINTS = {"lids": 150, "lips": 150, "elsewhere": 300}
 """On each head in each expression, before those that are covered are left out."""
@@ -39,7 +35,40 @@ COVERED = 0.0003
 """Metres above a point of the skin; where this is inside the head, the skin is covered by other skin."""
 
 
-def regions(heads: IctHeads, folder: str) -> dict[str, NDArray[np.int64]]:
+def run(ict: Ict, out: Out, head_model: str = DEFAULT, heads: int = 8) -> Report:
+    """Neutral, the mean over all expressions, and the five that are worst near edges."""
+    prepare_torch()
+    rng = np.random.default_rng(SEED)
+    known, model = load_ict(ict, eyeballs=False), load_head_model(head_model)
+    parts = regions(known, ict)
+    w = sample_identity(rng, heads)
+    found: Samples = {}
+    for name, e in track(expressions(known.expression_names).items(), description="expressions"):
+        z_ex = model.expression_basis.detach() @ torch.from_numpy(e)
+        for k in range(heads):
+            vertices = known.vertices(w[k], e)
+            z_id = model.identity_basis[:, : w.shape[1]].detach() @ torch.from_numpy(w[k])
+            for part, triangles in parts.items():
+                x, n = sample(known, vertices, triangles, POINTS[part], rng)
+                distance, normal = distance_and_normal(model, x, z_id, z_ex, False)
+                angle = torch.rad2deg((normal * n).sum(-1).clamp(-1, 1).acos())
+                both = torch.stack([distance.detach().abs() * MM, angle.detach()], 1).double().numpy()
+                found.setdefault(name, {}).setdefault(part, []).append(both)
+
+    each = measured(found)
+    posed = [name for name in each if name != "neutral"]
+    mean = {p: np.mean([each[n][p] for n in posed], 0).tolist() for p in (*POINTS, "near")}
+    worst = sorted(posed, key=lambda n: -each[n]["near"][0])[:5]
+    rows = {"neutral": each["neutral"], f"mean of {len(posed)} expressions": mean, **{n: each[n] for n in worst}}
+    header = ["", *(f"{p}: mm / 95 % / degrees" for p in mean)]
+    body = [[name, *(f"{v[p][0]:.3f} / {v[p][2]:.2f} / {v[p][1]:.1f}" for p in mean)] for name, v in rows.items()]
+    return Report(
+        {"heads": heads, "mean": mean, "expressions": each},
+        [f"{heads} held-out heads, {head_model}.", table(header, body)],
+    )
+
+
+def regions(heads: IctHeads, folder: Path) -> dict[str, NDArray[np.int64]]:
     """Triangles of the surface near lids, near lips, and on the rest of the face."""
     v, f = heads.neutral, heads.faces
     centre = v[f].mean(1)
@@ -75,54 +104,11 @@ def expressions(names: tuple[str, ...]) -> dict[str, NDArray[np.float32]]:
     return weights
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ict", required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--head-model", default=DEFAULT)
-    parser.add_argument("--heads", type=int, default=8)
-    args = parser.parse_args()
-    prepare_torch()
-    rng = np.random.default_rng(SEED)
-    heads, model = load_ict(args.ict, eyeballs=False), load_head_model(args.head_model)
-    parts = regions(heads, args.ict)
-    w = sample_identity(rng, args.heads)
-    found: dict[str, dict[str, list[NDArray[np.float64]]]] = {}
-    for name, e in track(expressions(heads.expression_names).items(), description="expressions"):
-        for k in range(args.heads):
-            vertices = heads.vertices(w[k], e)
-            z_id = model.identity_basis[:, : w.shape[1]].detach() @ torch.from_numpy(w[k])
-            z_ex = model.expression_basis.detach() @ torch.from_numpy(e)
-            for part, triangles in parts.items():
-                x, n = sample(heads, vertices, triangles, POINTS[part], rng)
-                distance, normal = distance_and_normal(model, x, z_id, z_ex, False)
-                angle = torch.rad2deg((normal * n).sum(-1).clamp(-1, 1).acos())
-                both = torch.stack([distance.detach().abs() * MM, angle.detach()], 1).double().numpy()
-                found.setdefault(name, {}).setdefault(part, []).append(both)
-    report(found, args)
-
-
-def report(found: dict[str, dict[str, list[NDArray[np.float64]]]], args: argparse.Namespace) -> None:
-    """Rows: neutral, the mean over all expressions, and the five worst near edges."""
-    parts = (*POINTS, "near")
-
-    def figures(row: dict[str, list[NDArray[np.float64]]]) -> dict[str, list[float]]:
+def measured(found: Samples) -> dict[str, dict[str, list[float]]]:
+    """By expression and region: mean distance (mm), mean angle (degrees), 95 % of distances."""
+    out = {}
+    for name, row in found.items():
         joined = {part: np.concatenate(v) for part, v in row.items()}
         joined["near"] = np.concatenate([joined["lids"], joined["lips"]])
-        return {p: [*joined[p].mean(0).tolist(), float(np.percentile(joined[p][:, 0], 95))] for p in parts}
-
-    each = {name: figures(row) for name, row in found.items()}
-    posed = [name for name in each if name != "neutral"]
-    mean = {p: np.mean([each[n][p] for n in posed], 0).tolist() for p in parts}
-    worst = sorted(posed, key=lambda n: -each[n]["near"][0])[:5]
-    rows = {"neutral": each["neutral"], f"mean of {len(posed)} expressions": mean, **{n: each[n] for n in worst}}
-    header = ["", *(f"{p}: mm / 95 % / degrees" for p in parts)]
-    body = [[name, *(f"{v[p][0]:.3f} / {v[p][2]:.2f} / {v[p][1]:.1f}" for p in parts)] for name, v in rows.items()]
-    facts = machine()
-    text = f"{args.heads} held-out heads, {args.head_model}. {machine_line(facts)}\n\n{table(header, body)}\n"
-    results: dict[str, Any] = {"machine": facts, "heads": args.heads, "mean": mean, "expressions": each}
-    save(args.out, "head_edges", json.loads(json.dumps(results)), text)
-
-
-if __name__ == "__main__":
-    main()
+        out[name] = {p: [*x.mean(0).tolist(), float(np.percentile(x[:, 0], 95))] for p, x in joined.items()}
+    return out
