@@ -50,7 +50,8 @@ def named_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morph
     """The rig of the run's person as morph targets by ARKit's names, and its weights in the frames of ``rows``.
 
     None for a run whose meshes are no template's. Targets are linear where a frame's jaw and eyes are turned, and
-    weights beyond 0 and 1 are cut: the errors tell what that costs. Raises InputError when the head model has changed.
+    weights beyond 0 and 1 are replaced (``within_bounds``): the errors tell what that costs. Raises InputError when
+    the head model has changed.
     """
     if not has_template(run):
         return None
@@ -59,7 +60,7 @@ def named_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morph
     gaze = track.gaze[rows] if len(track.gaze) else None
     shapes = rig.arkit_shapes()
     targets = np.stack(list(shapes.values()))
-    weights = np.clip(rig.arkit_weights(rig.weights(model, torch.from_numpy(track.z_ex[rows]), gaze)), 0, 1)
+    weights = within_bounds(rig.arkit_weights(rig.weights(model, torch.from_numpy(track.z_ex[rows]), gaze)), targets)
     progress.stage("morph targets", len(rows))
     errors = np.empty((len(rows), 2))
     drawn = np.unique(rig.faces)
@@ -109,6 +110,20 @@ def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int 
     base = neutral + (low @ shown).reshape(neutral.shape)
     weights = np.clip((weights - low) / span, 0, 1)  # no more than rounding is clipped
     return Morphs(neutral, base, faces, displacements, weights, -low / span, *errors.max(0).tolist())
+
+
+def within_bounds(weights: NDArray[np.float32], targets: NDArray[np.float32], sweeps: int = 40) -> NDArray[np.float32]:
+    """Weights [N, K] within 0 and 1 that move vertices most like those given do, targets being [K, V, 3].
+
+    Least squares by coordinate descent, all frames at once: what one shape may not undo, others do as far as they can.
+    """
+    flat = targets.reshape(len(targets), -1)
+    gram = flat @ flat.T
+    out = np.clip(weights, 0, 1)
+    for _ in range(sweeps):
+        for k in np.flatnonzero(np.diag(gram) > 0):
+            out[:, k] = np.clip(out[:, k] - (out - weights) @ gram[:, k] / gram[k, k], 0, 1)
+    return out
 
 
 def sparse(moving: int, vertices: int) -> bool:

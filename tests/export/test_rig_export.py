@@ -11,6 +11,7 @@ import torch
 from nphm_track import Run, TrackOptions
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.formats import export
+from nphm_track.export.morphs import within_bounds
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
 from nphm_track.models import resolve, sha256
@@ -75,3 +76,14 @@ def test_glb_tells_parts_by_colour(run: Run, tmp_path: Path) -> None:
     colours = glb.accessors[primitive.attributes.COLOR_0]
     assert colours.count == glb.accessors[primitive.attributes.POSITION].count
     assert glb.materials[primitive.material].name == "parts"
+
+
+def test_weights_that_would_be_clamped_are_made_up_for_by_other_shapes() -> None:
+    left, right, brow = (np.zeros((4, 3), np.float32) for _ in range(3))
+    left[0], right[0], brow[2] = (0.02, 0.001, 0), (-0.02, 0.001, 0), (0, 0.01, 0)
+    targets = np.stack([left, right, brow])
+    wanted = np.array([[-0.2, 0.1, 0.5], [0.3, 0.0, 1.0]], np.float32)
+    found = within_bounds(wanted, targets)
+    assert found.min() >= 0 and found.max() <= 1
+    np.testing.assert_allclose(found[0], [0, 0.3, 0.5], atol=0.01)
+    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
