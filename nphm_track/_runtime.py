@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 
 from nphm_track.errors import InputError
@@ -17,6 +21,21 @@ def prepare_torch(threads: int | None = None) -> None:
     torch.set_flush_denormal(True)
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """As ``prepare_torch``, but the calling thread's arithmetic is as before when it ends.
+
+    For what is called from others' programs: their own numbers are not to change. torch's worker threads, which begin
+    within, keep the setting.
+    """
+    flushed_before = sys.float_info.min / 2 == 0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed_before)
 
 
 def usable_device(name: str) -> torch.device:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nphm_track._runtime import prepare_torch, usable_device
+from nphm_track._runtime import flushed_denormals, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import CHIN, NOSE_TIP, OUTER_EYE_CORNERS
 from nphm_track.faces.follower import Choice, FaceFollower
@@ -101,6 +101,7 @@ def record_of(codes: str) -> np.dtype[Any]:
     return observation_dtype(len(FaceFollower(landmarker, Choice()).state()), predictor)
 
 
+@flushed_denormals()
 def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -> tuple[Identity, list[str]]:
     """The merged identity of a person, refined on the best key frames of the takes that keep views.
 
@@ -111,7 +112,6 @@ def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -
     """
     if not takes:
         return merged, []
-    prepare_torch()
     takes = sorted(takes, key=lambda take: take.votes)
     options = takes[0].options
     place = usable_device(options.device)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nphm_track._runtime import prepare_torch, usable_device
+from nphm_track._runtime import flushed_denormals, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.faces.landmarker import FaceLandmarker
@@ -66,6 +66,7 @@ FEW_FRAMES = 16
 """Inputs of at most so many frames get test-time augmentation: a clip has other frames to average over instead."""
 
 
+@flushed_denormals()
 def track(
     input: str | Path,
     output: str | Path | None = None,
@@ -93,6 +94,7 @@ def track(
         return job.run(write_report)
 
 
+@flushed_denormals()
 def observe(
     input: str | Path,
     output: str | Path,
@@ -125,7 +127,6 @@ def _job(
     progress: Progress,
 ) -> Iterator[_Job]:
     """An input and the run folder that is its own, opened."""
-    prepare_torch()
     device = usable_device(options.device)
     watch = InputWatch(input)
     source = open_input(input, options)
