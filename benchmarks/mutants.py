@@ -44,7 +44,7 @@ MUTANTS = {
     ),
     "workers outlive their driver": Mutant(
         "batch/workers.py", "os._exit(1)  # the session has ended", "pass",
-        "tests/batch/test_session.py -k outlive",
+        "tests/batch/test_processes.py -k outlive",
     ),
     "checksums of records are not looked at": Mutant(
         "tracking/observations.py", "if not good.all():", "if False:", "tests/tracking/test_run_folder.py -k Log",
@@ -80,7 +80,7 @@ MUTANTS = {
     ),
     "workers hear what is meant for the session": Mutant(
         "batch/workers.py", "with _environment(environment), _unheard():", "with _environment(environment):",
-        "tests/batch/test_session.py -k request_to_end",
+        "tests/batch/test_processes.py -k request_to_end",
     ),
     "a second request breaks the first": Mutant(
         "cli/signals.py", "if not first:", "if True:", "tests/cli/test_signals.py -k second",

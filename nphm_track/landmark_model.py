@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from nphm_track.conventions import (
     FACE_OUTLINE,
@@ -28,7 +27,10 @@ from nphm_track.conventions import (
     OUTER_EYE_CORNERS,
 )
 
-Landmarks = TypeVar("Landmarks", NDArray[np.floating], Tensor)
+if TYPE_CHECKING:  # run folders are read with this module, and need no torch
+    from torch import Tensor
+
+Landmarks = TypeVar("Landmarks", NDArray[np.floating], "Tensor")
 
 REGIONS: dict[str, frozenset[int]] = {
     "outline": frozenset(FACE_OUTLINE),

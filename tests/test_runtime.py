@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,3 +46,9 @@ def test_tracking_flushes_denormals_and_leaves_the_arithmetic_of_its_caller(
 def test_a_program_flushes_them_for_good(before: bool) -> None:
     prepare_torch()
     assert flushed()
+
+
+def test_run_folders_and_sessions_are_read_without_loading_torch() -> None:
+    """Their commands and worker processes begin seconds sooner."""
+    code = "import sys, nphm_track.tracking.run_folder, nphm_track.batch.driver; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import InputInfo, durable, input_digest, replacing
 from nphm_track.tracking.run_folder import RunFolder
 
+Track = Callable[..., dict[str, str]]
+"""Works on a session; returns the states of takes, errors behind them."""
 RECORD = np.dtype([("frame", "i8"), ("value", "f8")])
 
 

@@ -8,12 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from fake_steps import InlinePool, write_take
 
 from nphm_track.batch import driver
 from nphm_track.cli import main
-
-sys.path.insert(0, str(Path(__file__).parent))
-from fake_steps import InlinePool, write_take
 
 Run = Callable[..., int]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ from nphm_track.errors import InputError
 from nphm_track.tracking.options import TrackOptions
 
 pytest.importorskip("ray")
-sys.path.insert(0, str(Path(__file__).parent))
 import fake_steps
 from fake_steps import InlinePool, contents, write_take
 
