@@ -25,10 +25,10 @@ from nphm_track.conventions import MODEL_UNIT
 from nphm_track.faces.roi import CROP_SIZE
 from nphm_track.tracking.pipeline import track
 from nphm_track.tracking.records import Track
-from nphm_track.training.dice import Dice
 from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, roi_cameras, rotation
 from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.photo_fit import LANDMARKS
+from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.video.writer import VideoWriter
 
@@ -69,7 +69,7 @@ def run(
     return Report({"mean": means, "clips": rows}, [head, table(["", *means], body)])
 
 
-class SameForAll(Dice):
+class SameForAll(Rng):
     """One sample's chance for a whole batch."""
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
@@ -85,7 +85,7 @@ class SameForAll(Dice):
 class ClipStream(FaceStream):
     """Batches that are the frames of a clip, seen by a camera at rest."""
 
-    dice = SameForAll
+    rng = SameForAll
     painted, follow = 0.0, 0.0
 
     def clip(self, seed: int, frames: int) -> FaceBatch:
@@ -106,19 +106,19 @@ class ClipStream(FaceStream):
         self.e, self.focal = torch.from_numpy(e), FRAME / 2 / np.tan(np.radians(rng.uniform(25, 60)) / 2)
         return self.draw(seed, frames)
 
-    def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
-        return dice.normal(len(row), 100).clamp(-3, 3) + self.population, self.e
+    def _codes(self, rng: Rng, row: Tensor) -> tuple[Tensor, Tensor]:
+        return rng.normal(len(row), 100).clamp(-3, 3) + self.population, self.e
 
-    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> View:
+    def _view(self, rng: Rng, row: Tensor, follow: Tensor) -> View:
         K = torch.tensor([[self.focal, 0, FRAME / 2], [0, self.focal, FRAME / 2], [0, 0, 1]]).float()
         t = torch.tensor([0, 0, self.focal * 0.19 / (FRAME * FILL) + 0.07]).float()
         b = len(row)
         return View(K.expand(b, 3, 3), self.R, t.expand(b, 3), torch.full((b, 2), FRAME))
 
-    def _bumps(self, dice: Dice, vertices: Tensor) -> Tensor:
+    def _bumps(self, rng: Rng, vertices: Tensor) -> Tensor:
         return vertices  # the truth is a head of the model's
 
-    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: View) -> Tensor:
+    def _roi(self, rng: Rng, w: Tensor, e: Tensor, view: View) -> Tensor:
         return torch.tensor([FRAME / 2, FRAME / 2, FRAME, FRAME, 0.0]).expand(len(w), 5).contiguous()
 
 

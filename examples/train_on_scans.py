@@ -79,7 +79,7 @@ class ScanTask:
         order = torch.randperm(int(near.sum()), generator=torch.Generator().manual_seed(0))
         return {**z, "points": x[near][order], "normals": normal[near][order]}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         scan = self.scans[int(torch.randint(len(self.scans), (1,), generator=generator))]
         first = round(HELD_OUT * len(scan["points"]))
         drawn = torch.randint(first, len(scan["points"]), (self.points,), generator=generator)
@@ -96,7 +96,7 @@ class ScanTask:
         with torch.no_grad():
             known = self.before.canonical_sdf(x, z_id)
         kept = (self.model.canonical_sdf(x, z_id) - known).abs().mean()
-        return {"surface": (1.0, surface), "kept": (1.0, kept)}
+        return {"surface": surface, "kept": kept}
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
@@ -125,7 +125,7 @@ def main() -> None:
         task = ScanTask(arguments.scans, arguments.registered)
         before = task.evaluate(task.model)
         config = parse(TrainerConfig, {"steps": arguments.steps, "learning_rate": 3e-4, "warmup": 50})
-        after = Trainer(task, config, arguments.out).run(resume=arguments.resume)
+        after = Trainer(task, config, {"surface": 1.0, "kept": 1.0}, arguments.out).run(resume=arguments.resume)
     except (NphmTrackError, OSError) as error:
         parser.exit(getattr(error, "exit_code", 2), f"{error}\n")
     print(f"{len(task.scans)} scans: {before['surface_mm']:.3f} mm before, {after['surface_mm']:.3f} mm after")

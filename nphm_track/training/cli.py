@@ -55,4 +55,4 @@ def train(
     prepare_torch()
     join_processes()  # a task that renders needs its own GPU
     torch.manual_seed(recipe.trainer.seed)
-    return Trainer(build_task(recipe), recipe.trainer, out).run(resume=resume)
+    return Trainer(build_task(recipe), recipe.trainer, recipe.losses, out).run(resume=resume)

@@ -42,9 +42,6 @@ class ControlledData(Strict):
     hidden: int = Field(64, gt=0, description="width of the local MLPs")
     hidden_layers: int = Field(3, gt=0, description="their number of layers")
     nearest: int = Field(6, gt=0, description="members evaluated at a point")
-    surface_weight: float = Field(200.0, ge=0, description="of the distance at points of the skin")
-    normal_weight: float = Field(0.5, ge=0, description="of the gradient there")
-    distance_weight: float = Field(60.0, ge=0, description="of the distance at points around the skin")
     init: str | None = Field(None, description="model.safetensors to start from")
 
 
@@ -97,16 +94,13 @@ class ControlledTask:
     def config(self) -> dict[str, Any]:
         return {"kind": "nphm", "head": self.model.config.to_dict()}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         data = self.data
         shard = self.known(self.shards[step // 20 * 7919 % len(self.shards)])
         heads = self.share.of(torch.randperm(len(shard.z_id), generator=generator)[: data.heads])[:, None]
         skin = torch.randint(shard.rough.shape[1], (len(heads), data.skin_points), generator=generator)
         around = torch.randint(shard.distance.shape[1], (len(heads), data.points), generator=generator)
-        return {
-            name: (getattr(data, f"{name}_weight"), value)
-            for name, value in self.terms(self.model, shard, heads, skin, around).items()
-        }
+        return self.terms(self.model, shard, heads, skin, around)
 
     def terms(
         self, model: ControlledDecoder, shard: Known, heads: Tensor, skin: Tensor, around: Tensor

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nphm_track.training.dice import Dice
+from nphm_track.training.rng import Rng
 
 # Annex K of ITU-T T.81: the tables behind a JPEG's quality setting.
 _LUMA = (
@@ -21,27 +21,27 @@ _CHROMA = (
 )
 
 
-def degrade_batch(dice: Dice, image: Tensor) -> Tensor:
+def degrade_batch(rng: Rng, image: Tensor) -> Tensor:
     """Exposure, white balance, blur, low resolution, noise, grey, JPEG; images [B, 3, H, W] in 0..1."""
     b = len(image)
 
     def some(p: float) -> Tensor:
-        return dice.chance(p, b)[:, None, None, None]
+        return rng.chance(p, b)[:, None, None, None]
 
-    gamma = dice.uniform(b, 1, 1, 1, low=0.75, high=1.3)
-    gain = dice.uniform(b, 1, 1, 1, low=0.7, high=1.25) * dice.uniform(b, 3, 1, 1, low=0.88, high=1.12)
+    gamma = rng.uniform(b, 1, 1, 1, low=0.75, high=1.3)
+    gain = rng.uniform(b, 1, 1, 1, low=0.7, high=1.25) * rng.uniform(b, 3, 1, 1, low=0.88, high=1.12)
     out = image.clamp(1e-4, 1) ** gamma * gain
-    sigma = torch.where(dice.chance(0.4, b), dice.uniform(b, low=0.3, high=1.8), 0.05)
+    sigma = torch.where(rng.chance(0.4, b), rng.uniform(b, low=0.3, high=1.8), 0.05)
     out = gaussian_blur(out, sigma)
-    noise = dice.normal(*out.shape) * dice.uniform(b, 1, 1, 1, low=0.003, high=0.05)
+    noise = rng.normal(*out.shape) * rng.uniform(b, 1, 1, 1, low=0.003, high=0.05)
     out = torch.where(some(0.4), out + noise, out)
     grey = out.mean(1, keepdim=True).expand_as(out)
     out = torch.where(some(0.12), grey, out).clamp(0, 1)
-    scale = float(dice.uniform(1, low=0.3, high=0.85))
+    scale = float(rng.uniform(1, low=0.3, high=0.85))
     small = F.interpolate(out, scale_factor=scale, mode="bilinear", antialias=True, recompute_scale_factor=True)
     small = F.interpolate(small, size=out.shape[2:], mode="bicubic").clamp(0, 1)
     out = torch.where(some(0.3), small, out)
-    return torch.where(some(0.5), jpeg(out, dice.uniform(b, low=25, high=92)), out)
+    return torch.where(some(0.5), jpeg(out, rng.uniform(b, low=25, high=92)), out)
 
 
 def gaussian_blur(image: Tensor, sigma: Tensor) -> Tensor:

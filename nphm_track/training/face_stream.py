@@ -22,12 +22,12 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import CROP_SIZE, ROI_SCALE, crop_points_to_frame
 from nphm_track.rendering.batched import BatchFragments
 from nphm_track.training.degrade import degrade_batch
-from nphm_track.training.dice import Dice
 from nphm_track.training.face_batch import FaceBatch, Placed, Scene, View
 from nphm_track.training.ict import load_ict, sample_expression
 from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics
 from nphm_track.training.paint_batch import Painter
 from nphm_track.training.photo_fit import LANDMARKS, landmark_basis
+from nphm_track.training.rng import Rng
 from nphm_track.training.scenery import Scenery
 from nphm_track.training.texture_bank import HeadTensors, TextureBank, pixels_of, sample_pixels
 
@@ -52,12 +52,12 @@ POPULATION = 1.0
 class FaceStream:
     """Draws batches; the same seed gives the same batch on the same device.
 
-    Attributes, for streams of another kind: ``dice``, where chance comes from; ``painted`` and ``follow``, the shares
+    Attributes, for streams of another kind: ``rng``, where chance comes from; ``painted`` and ``follow``, the shares
     of painted heads and of photos whose surroundings follow the head; ``spread`` of the identities, in units of the
     scans' own; ``flat``, the share of heads under lamps that an even light without shadows lights instead.
     """
 
-    dice: type[Dice] = Dice
+    rng: type[Rng] = Rng
     painted, follow = PAINTED, FOLLOW
     spread = 1.0
     flat = 0.0
@@ -99,94 +99,94 @@ class FaceStream:
     @torch.no_grad()
     def draw(self, seed: int, count: int) -> FaceBatch:
         """A batch of ``count`` samples."""
-        s = self.scene(self.dice(seed, self.device), count)
+        s = self.scene(self.rng(seed, self.device), count)
         points, normal_maps, mask = self._targets(s.at, s.shown, s.fragments.depth)
         p, view = s.placed, s.placed.view
         seen = self._observe(s.crop, p.roi, p.w, p.e, view)
         return FaceBatch(s.crop, points, normal_maps, mask, p.w, p.e, view.K, view.R, view.t, view.size, p.roi, **seen)
 
-    def placed(self, dice: Dice, count: int) -> Placed:
+    def placed(self, rng: Rng, count: int) -> Placed:
         """``count`` heads before their cameras, without pictures."""
         heads = self.heads
-        row = dice.below(len(self.bank), count)
-        w, e = self._codes(dice, row)
-        vertices = self._bumps(dice, heads.vertices(w, e))
-        kind = dice.uniform(count)
+        row = rng.below(len(self.bank), count)
+        w, e = self._codes(rng, row)
+        vertices = self._bumps(rng, heads.vertices(w, e))
+        kind = rng.uniform(count)
         painted = kind < self.painted
         follow = ~painted & (kind < self.painted + self.follow)
-        view = self._view(dice, row, follow)
-        roi = self._roi(dice, w, e, view)
+        view = self._view(rng, row, follow)
+        roi = self._roi(rng, w, e, view)
         K, turn = roi_cameras(view.K, roi, CROP_SIZE)
         R, t = turn @ view.R, (turn @ view.t[..., None])[..., 0]
         camera = vertices @ R.mT + t[:, None]
         return Placed(row, painted, follow, w, e, vertices, camera, K, R, t, view, roi)
 
     @torch.no_grad()
-    def scene(self, dice: Dice, count: int) -> Scene:
+    def scene(self, rng: Rng, count: int) -> Scene:
         """``count`` heads and their pictures."""
-        heads, bank, p = self.heads, self.bank, self.placed(dice, count)
+        heads, bank, p = self.heads, self.bank, self.placed(rng, count)
         fragments = rasterise_heads(heads, p.camera, p.K)
         normals = heads.drawer.normals(p.vertices)
-        image, at = self._shade(dice, p, normals @ p.R.mT, normals, fragments)
+        image, at = self._shade(rng, p, normals @ p.R.mT, normals, fragments)
         covered = fragments.face_id >= 0
         direct = covered & (at["direct"] > 0.999) & ~p.painted[:, None, None]
-        surroundings = self.scenery.backdrop(dice, count, CROP_SIZE)
+        surroundings = self.scenery.backdrop(rng, count, CROP_SIZE)
         photo = (bank.K[p.row], bank.R[p.row], bank.t[p.row])
         place = self.scenery.follow(at["uv"], direct, (p.K, p.R, p.t), photo).flatten(1, 2)
         own = sample_pixels(bank.image[p.row].float() / 255, place).mT.unflatten(2, (CROP_SIZE, CROP_SIZE))
         surroundings = torch.where(p.follow[:, None, None, None], own, surroundings)
-        cut = (at["inside"] < 0) & (dice.chance(0.35, count) & ~p.follow)[:, None, None]
+        cut = (at["inside"] < 0) & (rng.chance(0.35, count) & ~p.follow)[:, None, None]
         image = torch.where((covered & ~cut)[:, None], image, surroundings)
-        image, hidden = self.scenery.occlude(dice, image)
-        image = self.scenery.glasses(dice, image, pixels_of(p.landmarks(heads), p.K))
-        return Scene(p, fragments, at, covered & ~cut & ~hidden, degrade_batch(dice, image))
+        image, hidden = self.scenery.occlude(rng, image)
+        image = self.scenery.glasses(rng, image, pixels_of(p.landmarks(heads), p.K))
+        return Scene(p, fragments, at, covered & ~cut & ~hidden, degrade_batch(rng, image))
 
-    def _codes(self, dice: Dice, row: Tensor) -> tuple[Tensor, Tensor]:
+    def _codes(self, rng: Rng, row: Tensor) -> tuple[Tensor, Tensor]:
         """Identities of the scans' spread about the people in the photos, some around the photo's own; expressions
         likewise."""
         b = len(row)
         own_e = self.bank.e[row].clamp(0, 1)
         own_w = self.bank.w[row] - self.population  # about the mean
-        w = self.spread * dice.normal(b, own_w.shape[1]).clamp(-3, 3)
-        choice = dice.uniform(b, 1)
+        w = self.spread * rng.normal(b, own_w.shape[1]).clamp(-3, 3)
+        choice = rng.uniform(b, 1)
         w = torch.where(choice < 0.3, own_w + 0.8 * w, torch.where(choice < 0.45, own_w + 0.3 * w, w))
         w = w + POPULATION * self.population
-        e = self.expressions[dice.below(len(self.expressions), b)]
-        choice = dice.uniform(b, 1)
-        mixed = (own_e * dice.uniform(b, 1) + e * dice.uniform(b, 1)).clamp(0, 1)
+        e = self.expressions[rng.below(len(self.expressions), b)]
+        choice = rng.uniform(b, 1)
+        mixed = (own_e * rng.uniform(b, 1) + e * rng.uniform(b, 1)).clamp(0, 1)
         return w, torch.where(choice < 0.15, own_e, torch.where(choice < 0.35, mixed, e))
 
-    def _bumps(self, dice: Dice, vertices: Tensor) -> Tensor:
+    def _bumps(self, rng: Rng, vertices: Tensor) -> Tensor:
         """Smooth dents and swellings that no ICT head has, on a part of the samples."""
         b, n = len(vertices), 10
         heads = self.heads
         face = heads.in_face.nonzero()[:, 0]
-        centre = heads.neutral[face[dice.below(len(face), b, n)]]  # [B, n, 3]
-        sigma = 0.005 * 6 ** dice.uniform(b, n)
-        height = 0.09 * sigma * dice.normal(b, n) * dice.chance(BUMPY, b, 1)
+        centre = heads.neutral[face[rng.below(len(face), b, n)]]  # [B, n, 3]
+        sigma = 0.005 * 6 ** rng.uniform(b, n)
+        height = 0.09 * sigma * rng.normal(b, n) * rng.chance(BUMPY, b, 1)
         near = torch.exp(-0.5 * (torch.cdist(heads.neutral.expand(b, -1, -1), centre) / sigma[:, None]) ** 2)
         lift = (near @ height[..., None]) * (~heads.is_eye & ~heads.is_pocket)[:, None]
         return vertices + lift * heads.drawer.normals(vertices)
 
-    def _view(self, dice: Dice, row: Tensor, follow: Tensor) -> View:
+    def _view(self, rng: Rng, row: Tensor, follow: Tensor) -> View:
         """Cameras of 20 to 75 degrees around faces that fill a sixth to two thirds of a frame of some shape."""
         b = len(row)
-        wide = dice.chance(0.4, b)
-        yaw = dice.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, 60.0, 30.0))
-        pitch = dice.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, 30.0, 15.0))
-        roll = dice.uniform(b, low=-12, high=12)
+        wide = rng.chance(0.4, b)
+        yaw = rng.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, 60.0, 30.0))
+        pitch = rng.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, 30.0, 15.0))
+        roll = rng.uniform(b, low=-12, high=12)
         turn = rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
         flip = torch.diag(turn.new_tensor([1.0, -1.0, -1.0]))
         R = flip @ turn
         R = torch.where(follow[:, None, None], R @ flip @ self.bank.R[row], R)
         size = torch.full((b, 2), FRAME, device=self.device)
-        size[:, 1] /= torch.where(dice.chance(0.5, b), 1.0, dice.uniform(b, low=0.75, high=1.8))
+        size[:, 1] /= torch.where(rng.chance(0.5, b), 1.0, rng.uniform(b, low=0.75, high=1.8))
         size = FRAME * size / size.amax(1, keepdim=True)
-        focal = FRAME / 2 / torch.tan(torch.deg2rad(dice.uniform(b, low=20, high=75)) / 2)
-        fill = dice.uniform(b, low=0.16, high=0.65)
+        focal = FRAME / 2 / torch.tan(torch.deg2rad(rng.uniform(b, low=20, high=75)) / 2)
+        fill = rng.uniform(b, low=0.16, high=0.65)
         distance = focal * 0.19 / (FRAME * fill) + 0.07
         room = (0.5 - 0.5 * fill)[:, None] * size / FRAME  # the face stays in the frame
-        place = dice.uniform(b, 2, low=-1, high=1) ** 3 * room * 0.8
+        place = rng.uniform(b, 2, low=-1, high=1) ** 3 * room * 0.8
         t = torch.cat([place * FRAME / focal[:, None] * distance[:, None], distance[:, None]], 1)
         K = torch.zeros(b, 3, 3, device=self.device)
         K[:, 0, 0] = K[:, 1, 1] = focal
@@ -194,40 +194,40 @@ class FaceStream:
         K[:, 2, 2] = 1
         return View(K, R, t, size)
 
-    def _roi(self, dice: Dice, w: Tensor, e: Tensor, view: View) -> Tensor:
+    def _roi(self, rng: Rng, w: Tensor, e: Tensor, view: View) -> Tensor:
         """The region [B, 5] that the follower would look at, a little off as it is in clips."""
         points = pixels_of(self.heads.landmarks(w, e) @ view.R.mT + view.t[:, None], view.K)
         right, _, _, left = EYE_CORNERS_478
         low, high = points.amin(1), points.amax(1)
-        side = ROI_SCALE * (high - low).amax(1) * (1 + 0.035 * dice.normal(len(w)))
-        centre = (low + high) / 2 + 0.014 * side[:, None] * dice.normal(len(w), 2)
+        side = ROI_SCALE * (high - low).amax(1) * (1 + 0.035 * rng.normal(len(w)))
+        centre = (low + high) / 2 + 0.014 * side[:, None] * rng.normal(len(w), 2)
         across = points[:, left] - points[:, right]
-        angle = torch.atan2(across[:, 1], across[:, 0]) + 0.035 * dice.normal(len(w))
+        angle = torch.atan2(across[:, 1], across[:, 0]) + 0.035 * rng.normal(len(w))
         return torch.stack([centre[:, 0], centre[:, 1], side, side, angle], 1)
 
     def _shade(
-        self, dice: Dice, p: Placed, camera_normals: Tensor, normals: Tensor, fragments: BatchFragments
+        self, rng: Rng, p: Placed, camera_normals: Tensor, normals: Tensor, fragments: BatchFragments
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The lit heads [B, 3, H, W] and what their pixels show."""
         bank, heads, row, painted = self.bank, self.heads, p.row, p.painted
         b = len(row)
         colour, shade, direct = bank.colour[row].float(), bank.shade[row].float(), bank.direct[row]
-        colour, shade, direct = self._close_lids(dice, colour, shade, direct, bank.e[row], p.e)
-        colour = torch.where(painted[:, None, None], self.painter(dice, b), colour)
+        colour, shade, direct = self._close_lids(rng, colour, shade, direct, bank.e[row], p.e)
+        colour = torch.where(painted[:, None, None], self.painter(rng, b), colour)
         shade = torch.where(painted[:, None], 1.0, shade)
-        smooth = dice.chance(HARMONIC / (HARMONIC + OWN_LIGHT), b)[:, None]
-        light = torch.where(smooth, random_harmonics(dice, b), bank.light[row])
-        irradiance, shine = lamp_light(dice, p.camera, camera_normals, self.occlusion)
-        lamps = (dice.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
-        flat = dice.chance(self.flat, b)[:, None, None]
+        smooth = rng.chance(HARMONIC / (HARMONIC + OWN_LIGHT), b)[:, None]
+        light = torch.where(smooth, random_harmonics(rng, b), bank.light[row])
+        irradiance, shine = lamp_light(rng, p.camera, camera_normals, self.occlusion)
+        lamps = (rng.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
+        flat = rng.chance(self.flat, b)[:, None, None]
         irradiance, shine = torch.where(flat, 1.0, irradiance), torch.where(flat, 0.0, shine)
         soft = harmonic_light(camera_normals, light)[..., None].expand_as(irradiance)
-        exposure = dice.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
+        exposure = rng.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
         exposure = exposure.clamp(0.5, 3)  # cameras expose for the face
         ratio = torch.where(lamps[:, None, None], irradiance * exposure, soft) / shade[..., None]
-        ratio = ratio * torch.where((painted | (~lamps & ~smooth[:, 0]))[:, None, None], 1.0, self._mix(dice, row))
+        ratio = ratio * torch.where((painted | (~lamps & ~smooth[:, 0]))[:, None, None], 1.0, self._mix(rng, row))
         shine = torch.where(lamps[:, None, None], shine * exposure, 0.0)
-        inside = _cut_out(dice, p.vertices)
+        inside = _cut_out(rng, p.vertices)
         parts = {
             "uv": bank.uv[row], "colour": colour, "ratio": ratio, "shine": shine, "direct": direct[..., None].float(),
             "inside": inside[..., None], "points": p.vertices, "normals": normals,
@@ -242,20 +242,20 @@ class FaceStream:
         image = albedo * at["ratio"].clamp(0.05, 3.0) + at["shine"]
         return image.permute(0, 3, 1, 2), at
 
-    def _mix(self, dice: Dice, row: Tensor) -> Tensor:
+    def _mix(self, rng: Rng, row: Tensor) -> Tensor:
         """Factor [B, V, 3] that gives photos the soft colours of several people; what is fine stays their own."""
         b, bank = len(row), self.bank
-        weight = torch.softmax(dice.normal(b, OTHERS), 1)
-        own = dice.uniform(b, 1, 1, high=0.3)
+        weight = torch.softmax(rng.normal(b, OTHERS), 1)
+        own = rng.uniform(b, 1, 1, high=0.3)
         mine = bank.soft[row].float()
-        others = torch.einsum("bk,bkvc->bvc", weight, bank.soft[dice.below(len(bank), b, OTHERS)].float())
-        baked = self.occlusion.clamp_min(0.4) ** dice.uniform(b, 1)  # everybody's hollows are dark in everybody's photo
+        others = torch.einsum("bk,bkvc->bvc", weight, bank.soft[rng.below(len(bank), b, OTHERS)].float())
+        baked = self.occlusion.clamp_min(0.4) ** rng.uniform(b, 1)  # everybody's hollows are dark in everybody's photo
         mixture = (own * mine + (1 - own) * others / baked[..., None]) / mine.clamp_min(0.02)
-        mixed = dice.chance(MIXED, b)[:, None, None] & self.heads.flesh[:, None]
+        mixed = rng.chance(MIXED, b)[:, None, None] & self.heads.flesh[:, None]
         return torch.where(mixed, mixture.clamp(0.3, 3), 1.0)
 
     def _close_lids(
-        self, dice: Dice, colour: Tensor, shade: Tensor, direct: Tensor, e_photo: Tensor, e: Tensor
+        self, rng: Rng, colour: Tensor, shade: Tensor, direct: Tensor, e_photo: Tensor, e: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Skin on those lids that expression e [B, E] closes and the photo shows open: an open eye hides its lid."""
         colour, shade, direct = colour.clone(), shade.clone(), direct.clone()
@@ -263,8 +263,8 @@ class FaceStream:
             closing = (e[:, lid.weight] - e_photo[:, lid.weight] > 0.25)[:, None]
             weight = lid.share * direct[:, lid.near] + 1e-6
             weight = weight / weight.sum(-1, keepdim=True)
-            skin = (colour[:, lid.near] * weight[..., None]).sum(2) * dice.uniform(len(e), 1, 1, low=0.8, high=1.05)
-            lashes = dice.uniform(len(e), 1, 1, low=0.35, high=0.75)
+            skin = (colour[:, lid.near] * weight[..., None]).sum(2) * rng.uniform(len(e), 1, 1, low=0.8, high=1.05)
+            lashes = rng.uniform(len(e), 1, 1, low=0.35, high=0.75)
             skin = torch.where(lid.lashes[:, None], skin * lashes, skin)
             colour[:, lid.skin] = torch.where(closing[..., None], skin, colour[:, lid.skin])
             shade[:, lid.skin] = torch.where(closing, (shade[:, lid.near] * weight).sum(2), shade[:, lid.skin])
@@ -305,14 +305,14 @@ def rasterise_heads(heads: HeadTensors, camera: Tensor, K: Tensor) -> BatchFragm
     return heads.drawer.rasterise(camera * behind, K, (CROP_SIZE, CROP_SIZE), cull=True)
 
 
-def _cut_out(dice: Dice, vertices: Tensor) -> Tensor:
+def _cut_out(rng: Rng, vertices: Tensor) -> Tensor:
     """Signed distance [B, V] (metres) to the outline of a face cut out as scans are: a tilted rounded box."""
     b = len(vertices)
-    tilt = dice.normal(b, 1) * 0.12
+    tilt = rng.normal(b, 1) * 0.12
     x, y = vertices[..., 0] + tilt * vertices[..., 1], vertices[..., 1] - tilt * vertices[..., 0]
-    top, bottom = dice.uniform(b, 1, low=0.055, high=0.1), dice.uniform(b, 1, low=0.075, high=0.12)
-    side, back = dice.uniform(b, 1, low=0.058, high=0.085), dice.uniform(b, 1, low=-0.03, high=0.03)
-    power = dice.uniform(b, 1, low=2.5, high=8)
+    top, bottom = rng.uniform(b, 1, low=0.055, high=0.1), rng.uniform(b, 1, low=0.075, high=0.12)
+    side, back = rng.uniform(b, 1, low=0.058, high=0.085), rng.uniform(b, 1, low=-0.03, high=0.03)
+    power = rng.uniform(b, 1, low=2.5, high=8)
     box = ((x / side).abs() ** power + (y / torch.where(y > 0, top, bottom)).abs() ** power) ** (1 / power)
     return torch.minimum(side * (1 - box), vertices[..., 2] - back)
 

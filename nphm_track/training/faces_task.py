@@ -18,7 +18,6 @@ from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryN
 from nphm_track.models import read_weights, resolve
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.regressor.landmark_regressor import RegressorConfig
-from nphm_track.training.dice import Dice
 from nphm_track.training.face_batch import FaceBatch
 from nphm_track.training.face_stream import FaceStream
 from nphm_track.training.geometry_task import geometry_errors, geometry_terms, summarise_errors
@@ -27,6 +26,7 @@ from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import regressor_config, standardise
+from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.training.trainer import Share
 
@@ -59,10 +59,8 @@ class FacesData(Strict):
     stem: tuple[int, ...] = (64, 128)
     regressor_width: int = Field(256, gt=0)
     regressor_layers: int = Field(4, gt=0)
-    regressor_weight: float = Field(0.5, ge=0, description="of the regressor's losses beside the dense ones")
     sdf_points: int = Field(0, ge=0, description="points a sample for L3D; none: distances of vertices stand for it")
     sdf_every: int = Field(1, gt=0, description="steps from one with L3D to the next: it doubles a GPU's step")
-    sdf_weight: float = Field(150.0, ge=0, description="of L3D beside the distances of vertices")
     details: bool = Field(True, description="the regressor reads the trunk's finest maps along lids, lips and brows")
     frozen: bool = Field(False, description="train the regressor alone, on the geometry networks of data.init")
     landmark_noise: float = Field(0.012, ge=0, description="largest noise on landmarks of the mesh, of the crop's side")
@@ -102,7 +100,7 @@ class Replay:
         self.columns: dict[Any, Tensor] = {}
         self.drawn = 0
 
-    def mix(self, fresh: B, count: int, dice: Dice) -> B:
+    def mix(self, fresh: B, count: int, rng: Rng) -> B:
         """``fresh`` and as many of the kept renders as make ``count``; fresh ones take the places of the oldest."""
         new: dict[Any, Tensor] = {**fresh.columns(), **fresh.features}
         n = len(fresh.crop)
@@ -114,7 +112,7 @@ class Replay:
             }
         kept = min(self.drawn, self.capacity)
         if kept:
-            again = dice.below(kept, count - n)
+            again = rng.below(kept, count - n)
             out = {k: torch.cat([v, self.columns[k][again].to(v.dtype)]) for k, v in new.items()}
         else:
             out = new
@@ -130,7 +128,7 @@ class FacesTask:
     """Dense losses on normals and points; vertex losses on the codes, through the tokens into the encoders."""
 
     share = Share()
-    _ahead: dict[int, Future[tuple[tuple[FaceBatch, Tensor, Dice], torch.cuda.Event | None]]]
+    _ahead: dict[int, Future[tuple[tuple[FaceBatch, Tensor, Rng], torch.cuda.Event | None]]]
 
     def __init__(self, data: FacesData) -> None:
         self.data = data
@@ -191,11 +189,11 @@ class FacesTask:
             "regressor": model.regressor.image_config.to_dict(),
         }
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         del generator  # all chance is on the device
-        batch, maps, dice = self._batch(step)
+        batch, maps, rng = self._batch(step)
         count = len(batch.valid)
-        terms: dict[str, tuple[float, Tensor]] = {}
+        terms: dict[str, Tensor] = {}
         if self.data.frozen:
             n, p = self.model.geometry.encode(batch.crop, batch.features, maps)
             tokens = self._read(self.model, batch, n, p)
@@ -205,26 +203,25 @@ class FacesTask:
             mask = batch.mask * batch.valid[:, None, None]
             terms = geometry_terms(out, batch.normals, batch.points, mask)
         radius = batch.landmarks[..., :2].std(dim=(1, 2), keepdim=True)
-        scale = dice.uniform(count, 1, 1, high=2 * self.data.jitter)
-        landmarks = batch.landmarks + dice.normal(*batch.landmarks.shape) * radius * scale
-        focal = torch.where(dice.chance(KNOWN_CAMERA, count), batch.K[:, 0, 0], torch.nan)
+        scale = rng.uniform(count, 1, 1, high=2 * self.data.jitter)
+        landmarks = batch.landmarks + rng.normal(*batch.landmarks.shape) * radius * scale
+        focal = torch.where(rng.chance(KNOWN_CAMERA, count), batch.K[:, 0, 0], torch.nan)
         codes = self.model.regressor.predict(landmarks, batch.scores, batch.size, tokens, focal)
         good = batch.valid.nonzero()[:, 0] if batch.valid.any() else torch.arange(count, device=self.device)
         codes = Codes(*(x[good].float() for x in (codes.z_id, codes.z_ex, codes.log_variance)))
         table = {k: getattr(batch, k)[good] for k in ("w", "e", "K", "R", "t", "landmarks")}
         with torch.autocast(self.device.type, enabled=False):
-            regressed = self.device_terms.vertex_terms(codes.z_id, codes.z_ex, table)
+            terms |= self.device_terms.vertex_terms(codes.z_id, codes.z_ex, table)
             if self.data.sdf_points and step % self.data.sdf_every == 0:
-                near = (table, dice.generator, len(good), self.data.sdf_points)
-                regressed["sdf"] = (self.data.sdf_weight, self.device_terms.sdf_term(codes.z_id, codes.z_ex, *near))
+                near = (table, rng.generator, len(good), self.data.sdf_points)
+                terms["sdf"] = self.device_terms.sdf_term(codes.z_id, codes.z_ex, *near)
             regressor = self.model.regressor
             sizes = (codes.z_id / regressor.spread_id, codes.z_ex / regressor.spread_ex)
-            regressed["code"] = (1e-3, sizes[0].square().mean() + sizes[1].square().mean())
-            regressed["uncertainty"] = (0.02, likelihood(self.device_terms, regressor, codes, table))
-        share = self.data.regressor_weight
-        return {**terms, **{k: (share * weight, value) for k, (weight, value) in regressed.items()}}
+            terms["code"] = sizes[0].square().mean() + sizes[1].square().mean()
+            terms["uncertainty"] = likelihood(self.device_terms, regressor, codes, table)
+        return terms
 
-    def _batch(self, step: int) -> tuple[FaceBatch, Tensor, Dice]:
+    def _batch(self, step: int) -> tuple[FaceBatch, Tensor, Rng]:
         """The batch of a step with its landmark maps, drawn while the step before trained."""
         future = self._ahead.pop(step, None) or self.pool.submit(self._draw, step)
         self._ahead = {step + 1: self.pool.submit(self._draw, step + 1)}
@@ -237,31 +234,31 @@ class FacesTask:
                 tensor.record_stream(here)  # its memory belongs to the other stream, which must not reuse it too early
         return drawn
 
-    def _draw(self, step: int) -> tuple[tuple[FaceBatch, Tensor, Dice], torch.cuda.Event | None]:
+    def _draw(self, step: int) -> tuple[tuple[FaceBatch, Tensor, Rng], torch.cuda.Event | None]:
         seed = step * self.share.world + self.share.rank + 1
         count = self.data.batch // self.share.world
         with torch.no_grad(), torch.cuda.stream(self.side):
-            dice = Dice(seed + HELDOUT_SEED // 2, self.device)
+            rng = Rng(seed + HELDOUT_SEED // 2, self.device)
             batch = self.stream.draw(seed, -(-count // self.data.reuse))
             if self.replay:
-                batch = self.replay.mix(batch, count, dice)
-            maps = self._maps(batch, dice)
+                batch = self.replay.mix(batch, count, rng)
+            maps = self._maps(batch, rng)
             ready = None if self.side is None else self.side.record_event()
-        return (batch, maps, dice), ready
+        return (batch, maps, rng), ready
 
     @staticmethod
     def _read(model: Faces, batch: FaceBatch, n: Tensor, p: Tensor) -> dict[str, Tensor]:
         """What the regressor reads of an image, from the tokens of E_n and E_p."""
         return {"n": n, "p": p, "d": model.geometry.details(batch.features, batch.crop_landmarks)}
 
-    def _maps(self, batch: FaceBatch, dice: Dice) -> Tensor:
+    def _maps(self, batch: FaceBatch, rng: Rng) -> Tensor:
         """Landmark maps of landmarks with smooth errors, so that the networks learn to overrule them."""
         landmarks = batch.crop_landmarks
         b = len(landmarks)
-        amount = 256 * self.data.landmark_noise * dice.uniform(b, 1, 1) ** 2
-        centres = landmarks[:, dice.below(468, 24)]
+        amount = 256 * self.data.landmark_noise * rng.uniform(b, 1, 1) ** 2
+        centres = landmarks[:, rng.below(468, 24)]
         weight = torch.softmax(-torch.cdist(landmarks[..., :2], centres[..., :2]) / 8, -1)  # smooth over the face
-        noisy = landmarks + weight @ (dice.normal(b, 24, 3) * amount)
+        noisy = landmarks + weight @ (rng.normal(b, 24, 3) * amount)
         return landmark_maps_batch(noisy, self.mean, self.triangles, DENSE)
 
     @torch.no_grad()

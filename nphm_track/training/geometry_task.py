@@ -105,7 +105,7 @@ class GeometryTask:
         batch: dict[str, Any] = future.result()
         return batch
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         batch = self._batch(step)
         out = self.model(batch["crop"], batch["features"], batch["maps"])
         return geometry_terms(out, batch["normals"], batch["points"], batch["mask"])
@@ -121,10 +121,8 @@ class GeometryTask:
         return summarise_errors(errors)
 
 
-def geometry_terms(
-    out: dict[str, Tensor], normals: Tensor, points: Tensor, mask: Tensor
-) -> dict[str, tuple[float, Tensor]]:
-    """Weighted losses of a network's maps against normals and points [B, 3, n, n] where ``mask`` [B, n, n] is 1.
+def geometry_terms(out: dict[str, Tensor], normals: Tensor, points: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    """Losses of a network's maps against normals and points [B, 3, n, n] where ``mask`` [B, n, n] is 1.
 
     The normals' loss is 1 - cosine and half the chord; confidences learn exp(-error).
     """
@@ -136,10 +134,10 @@ def geometry_terms(
     sure_n = mask * torch.exp(-angle / NORMAL_SCALE)
     sure_p = mask * torch.exp(-distance.detach() / POINT_SCALE)
     return {
-        "normal": (1.0, (mask * (1 - cosine + 0.5 * chord)).sum() / total),
-        "point": (60.0, (mask * distance).sum() / total),
-        "sure_normal": (0.1, F.binary_cross_entropy_with_logits(out["normal_logit"], sure_n)),
-        "sure_point": (0.1, F.binary_cross_entropy_with_logits(out["point_logit"], sure_p)),
+        "normal": (mask * (1 - cosine + 0.5 * chord)).sum() / total,
+        "point": (mask * distance).sum() / total,
+        "sure_normal": F.binary_cross_entropy_with_logits(out["normal_logit"], sure_n),
+        "sure_point": F.binary_cross_entropy_with_logits(out["point_logit"], sure_p),
     }
 
 

@@ -51,7 +51,7 @@ class HeadData(Strict):
 
 
 class HeadTask:
-    """Neutral SDF, posed SDF, correspondences, anchors; see the weights in :meth:`losses`."""
+    """Neutral SDF, posed SDF, correspondences, anchors; their weights are the recipe's."""
 
     share = Share()
 
@@ -99,7 +99,7 @@ class HeadTask:
     def config(self) -> dict[str, Any]:
         return {"kind": "nphm", "head": self.model.config.to_dict()}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         model, data = self.model, self.data
         n_anny = data.anny_heads if self.anny else 0
         parts = [self._draw(self.shards.at(step), data.heads - n_anny, generator)]
@@ -114,15 +114,15 @@ class HeadTask:
         queries = model.canonical_queries(points[2], z_id, z_ex)
         posed = L.sdf_loss(model.canonical_sdf(queries, z_id), points[3])
         w, e = self._random_weights(generator)
-        terms: dict[str, tuple[float, Tensor]] = {
-            "neutral": (100.0, neutral),
-            "posed": (60.0, posed),
-            "hyper": (0.05, L.hyper_norm(queries[..., 3:])),
+        terms: dict[str, Tensor] = {
+            "neutral": neutral,
+            "posed": posed,
+            "hyper": L.hyper_norm(queries[..., 3:]),
             **self._correspondence_terms(w, e, generator),
         }
         if self.anny:
             terms.update(self._anny_terms(self.anny.at(step), generator))
-        terms["code"] = (1e-4, L.code_norm(z_id) / 50)
+        terms["code"] = L.code_norm(z_id)
         return terms
 
     def _draw(self, shard: dict[str, Tensor], count: int, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -136,7 +136,7 @@ class HeadTask:
         """Identity weights for all columns of the basis; those of the other source are zero."""
         return nn.functional.pad(w, (0, self.model.config.identity_basis - w.shape[1]))
 
-    def _anny_terms(self, shard: dict[str, Tensor], generator: torch.Generator) -> dict[str, tuple[float, Tensor]]:
+    def _anny_terms(self, shard: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Correspondences and anchors of Anny's heads, as stored."""
         model, data = self.model, self.data
         chosen = self.share.of(torch.randperm(len(shard["w"]), generator=generator)[: data.anny_heads])
@@ -146,8 +146,8 @@ class HeadTask:
         posed, canonical = (shard[k][chosen[:, None], index] for k in ("posed_corr", "canonical_corr"))
         offset, _ = model.deform(posed, z_id, z_ex)
         return {
-            "anny_deform": (15.0, L.motion_loss(posed + offset, canonical, torch.ones_like(posed[..., 0]))),
-            "anny_anchors": (8.0, L.point_loss(model.anchors(z_id), shard["anchors"][chosen])),
+            "anny_deform": L.motion_loss(posed + offset, canonical, torch.ones_like(posed[..., 0])),
+            "anny_anchors": L.point_loss(model.anchors(z_id), shard["anchors"][chosen]),
         }
 
     def _random_weights(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -157,9 +157,7 @@ class HeadTask:
         e = sample_expression(rng, count, self.ict.expression_names)
         return self.share.of(torch.from_numpy(w)), self.share.of(torch.from_numpy(e))
 
-    def _correspondence_terms(
-        self, w: Tensor, e: Tensor, generator: torch.Generator
-    ) -> dict[str, tuple[float, Tensor]]:
+    def _correspondence_terms(self, w: Tensor, e: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Posed surface points, also a little off the surface, must map to where they are on the neutral head."""
         model, data = self.model, self.data
         z_id, z_ex = self._padded(w) @ model.identity_basis.T, e @ model.expression_basis.T
@@ -176,8 +174,8 @@ class HeadTask:
         offset, _ = model.deform(x + height * posed_normal, z_id, z_ex)
         weight = self._visible(face, x, e)
         terms = {
-            "deform": (60.0, L.motion_loss(x + height * posed_normal + offset, canonical + height * normal, weight)),
-            "anchors": (30.0, L.point_loss(model.anchors(z_id), neutral[:, self.anchor_vertices])),
+            "deform": L.motion_loss(x + height * posed_normal + offset, canonical + height * normal, weight),
+            "anchors": L.point_loss(model.anchors(z_id), neutral[:, self.anchor_vertices]),
         }
         if data.normal_points:
             k = data.normal_points
@@ -186,7 +184,7 @@ class HeadTask:
                 sdf = model.sdf(p, z_id, z_ex)
                 (gradient,) = torch.autograd.grad(sdf.sum(), p, create_graph=True)
             seen = weight[:, :k] > 0
-            terms["normal"] = (0.5, L.normal_loss(gradient[seen], posed_normal[:, :k][seen]))
+            terms["normal"] = L.normal_loss(gradient[seen], posed_normal[:, :k][seen])
         return terms
 
     def _visible(self, face: Tensor, x: Tensor, e: Tensor) -> Tensor:
@@ -228,8 +226,8 @@ class HeadTask:
         self.model = current
         return {
             **totals,
-            "deform_mm": float(terms["deform"][1].detach()) * mm,
-            "anchors_mm": float(terms["anchors"][1].detach()) * mm,
+            "deform_mm": float(terms["deform"].detach()) * mm,
+            "anchors_mm": float(terms["anchors"].detach()) * mm,
         }
 
     def _distance_errors(self, model: NphmDecoder, shards: ShardReader) -> dict[str, float]:

@@ -76,7 +76,7 @@ class HeadTerms:
         """Codes of ICT weights."""
         return w @ self.basis_id.T, e @ self.head.expression_basis.T
 
-    def vertex_terms(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, tuple[float, Tensor]]:
+    def vertex_terms(self, z_id: Tensor, z_ex: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         w, e = self.weights(z_id, z_ex)
         dw, de = w - batch["w"], e - batch["e"]
         neutral = (dw @ self.identity).unflatten(-1, (-1, 3))
@@ -86,13 +86,13 @@ class HeadTerms:
         off_id = z_id - w @ self.basis_id.T
         off_ex = z_ex - e @ self.head.expression_basis.T
         return {
-            "neutral": (20.0, L.point_loss(neutral, zero)),
-            "posed": (25.0, L.point_loss(posed, zero)),
-            "shape": (35.0, L.point_loss(self.placed(neutral), zero)),
-            "weights": (10.0, (de.square() * self.reach).sum(-1).mean()),  # lids and brows are few of the vertices
-            "reprojection": (20.0, reprojection),
-            "offmanifold": (0.05, L.code_norm(off_id) + L.code_norm(off_ex)),
-            "range": (0.2, (e.clamp(*RANGE) - e).square().sum(-1).mean()),
+            "neutral": L.point_loss(neutral, zero),
+            "posed": L.point_loss(posed, zero),
+            "shape": L.point_loss(self.placed(neutral), zero),
+            "weights": (de.square() * self.reach).sum(-1).mean(),  # lids and brows are few of the vertices
+            "reprojection": reprojection,
+            "offmanifold": L.code_norm(off_id) + L.code_norm(off_ex),
+            "range": (e.clamp(*RANGE) - e).square().sum(-1).mean(),
         }
 
     def placed(self, difference: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ class HeadTerms:
         mm = MODEL_UNIT * 1000
         mean_head = (batch["w"] @ self.identity).unflatten(-1, (-1, 3))
         zero = torch.zeros(())
-        out = {k + "_mm": float(terms[k][1]) * mm for k in ("neutral", "posed", "shape")}
+        out = {k + "_mm": float(terms[k]) * mm for k in ("neutral", "posed", "shape")}
         for name, placed in (("sdf", False), ("sdf_placed", True)):
             generator = torch.Generator().manual_seed(0)
             found = []
@@ -165,7 +165,7 @@ class HeadTerms:
                 codes = z_id[part], z_ex[part]
                 found.append(self.sdf_term(*codes, some, generator, len(part), 96, placed=placed))
             out[f"{name}_mm"] = float(torch.stack(found).mean()) * mm
-        out["reprojection_percent"] = float(terms["reprojection"][1]) * 400
+        out["reprojection_percent"] = float(terms["reprojection"]) * 400
         names = self.head.config.expression_names
         everyone = torch.ones(len(e), dtype=torch.bool)
         facing = -batch["R"][:, 2, 2] > math.cos(math.radians(FACING))

@@ -102,7 +102,7 @@ class ImageRegressorTask:
     def config(self) -> dict[str, Any]:
         return {"kind": "image-regressor", "regressor": self.model.image_config.to_dict()}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         data = self.data
         rows = self.share.of(torch.randint(len(self.train_table["w"]), (data.batch,), generator=generator))
         batch = {k: v[rows] for k, v in self.train_table.items()}
@@ -118,15 +118,15 @@ class ImageRegressorTask:
             for name in ("neutral", "posed", "shape", "weights"):
                 del terms[name]
         elif data.sdf_samples:
-            sdf = self.terms.sdf_term(codes.z_id, codes.z_ex, batch, generator, data.sdf_samples, data.sdf_points)
-            terms["sdf"] = (40.0, sdf)
+            near = (batch, generator, data.sdf_samples, data.sdf_points)
+            terms["sdf"] = self.terms.sdf_term(codes.z_id, codes.z_ex, *near)
         kinds: tuple[Kind, ...] = ("surface", "volume")
         for kind in kinds:
             if kind in data.losses:
-                terms[kind] = (4.0, self._render(kind, codes, batch, generator))
-        size = (codes.z_id / self.model.spread_id).square().mean() + (codes.z_ex / self.model.spread_ex).square().mean()
-        terms["code"] = (1e-3, size)
-        terms["uncertainty"] = (0.02, likelihood(self.terms, self.model, codes, batch))
+                terms[kind] = self._render(kind, codes, batch, generator)
+        sizes = codes.z_id / self.model.spread_id, codes.z_ex / self.model.spread_ex
+        terms["code"] = sizes[0].square().mean() + sizes[1].square().mean()
+        terms["uncertainty"] = likelihood(self.terms, self.model, codes, batch)
         return terms
 
     def _render(self, kind: Kind, codes: Codes, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:

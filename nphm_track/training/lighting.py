@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nphm_track.training.dice import Dice
+from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import harmonics
 
 GRID = 128
@@ -59,37 +59,37 @@ def ambient_occlusion(points: Tensor, normals: Tensor, count: int = 64) -> Tenso
     return (visibility(points[None], normals[None], sky[None])[0] * cosine).sum(0) / cosine.sum(0).clamp_min(1e-3)
 
 
-def random_harmonics(dice: Dice, b: int) -> Tensor:
+def random_harmonics(rng: Rng, b: int) -> Tensor:
     """Coefficients [B, 9] of plausible light in the camera's frame: a broad key from the front or a side, some fill."""
     spread, shift = torch.tensor([1.0, 0.7, 0.35]), torch.tensor([0.0, -0.35, -0.9])
-    d = F.normalize(dice.normal(b, 3) * spread.to(dice.device) + shift.to(dice.device), dim=-1)
-    ambient, key = dice.uniform(b, 1, low=0.35, high=0.8), dice.uniform(b, 1, low=0.2, high=0.8)
+    d = F.normalize(rng.normal(b, 3) * spread.to(rng.device) + shift.to(rng.device), dim=-1)
+    ambient, key = rng.uniform(b, 1, low=0.35, high=0.8), rng.uniform(b, 1, low=0.2, high=0.8)
     x, y, z = d.split(1, 1)
     second = 0.25 * key * torch.cat([x * y, y * z, x * z, (x * x - y * y) / 2, (3 * z * z - 1) / 6], 1)
     return torch.cat([ambient + 0.25 * key, key * d * 0.67, second], 1)
 
 
-def lamp_light(dice: Dice, camera: Tensor, normals: Tensor, occlusion: Tensor) -> tuple[Tensor, Tensor]:
+def lamp_light(rng: Rng, camera: Tensor, normals: Tensor, occlusion: Tensor) -> tuple[Tensor, Tensor]:
     """Irradiance and highlight [B, V, 3] each of random lamps on points [B, V, 3] with unit normals [B, V, 3] (camera
     frame), ``occlusion`` [V] of an even sky."""
     b = len(camera)
     spread, shift = camera.new_tensor([1.0, 0.7, 0.5]), camera.new_tensor([0.0, -0.35, -0.75])
-    direction = F.normalize(dice.normal(b, LAMPS, 3) * spread + shift, dim=-1)
-    strength = dice.uniform(b, LAMPS, low=0.0, high=1.0) ** 2
-    strength[:, 0] = dice.uniform(b, low=0.5, high=1.1)
-    tint = 1 + 0.12 * dice.normal(b, LAMPS, 3) * dice.uniform(b, 1, 1)
+    direction = F.normalize(rng.normal(b, LAMPS, 3) * spread + shift, dim=-1)
+    strength = rng.uniform(b, LAMPS, low=0.0, high=1.0) ** 2
+    strength[:, 0] = rng.uniform(b, low=0.5, high=1.1)
+    tint = 1 + 0.12 * rng.normal(b, LAMPS, 3) * rng.uniform(b, 1, 1)
     energy = (strength[..., None] * tint).clamp_min(0)
-    soft = dice.uniform(b, 1, 1) ** 2  # a large lamp wraps around and casts a faint shadow
+    soft = rng.uniform(b, 1, 1) ** 2  # a large lamp wraps around and casts a faint shadow
     seen = visibility(camera, normals, direction)
     seen = 1 - (1 - seen) * (1 - 0.6 * soft)
     cosine = direction @ normals.mT  # [B, L, V]
     wrapped = ((cosine + 0.4 * soft) / (1 + 0.4 * soft)).clamp_min(0)
-    sky = dice.uniform(b, 1, 1, low=0.08, high=0.5) * (1 + 0.1 * dice.normal(b, 1, 3))
-    above = 1 - 0.4 * dice.uniform(b, 1, 1) * normals[..., 1:2]  # y points down: the sky is brighter than the floor
+    sky = rng.uniform(b, 1, 1, low=0.08, high=0.5) * (1 + 0.1 * rng.normal(b, 1, 3))
+    above = 1 - 0.4 * rng.uniform(b, 1, 1) * normals[..., 1:2]  # y points down: the sky is brighter than the floor
     irradiance = sky * above * occlusion[:, None] + (wrapped * seen).mT @ energy
     half = F.normalize(direction[:, :, None] - F.normalize(camera, dim=-1)[:, None], dim=-1)
-    gloss = (half * normals[:, None]).sum(-1).clamp_min(0) ** dice.uniform(b, 1, 1, low=8, high=60)
-    shine = dice.uniform(b, 1, 1, low=0.0, high=0.35) ** 2 * 3
+    gloss = (half * normals[:, None]).sum(-1).clamp_min(0) ** rng.uniform(b, 1, 1, low=8, high=60)
+    shine = rng.uniform(b, 1, 1, low=0.0, high=0.35) ** 2 * 3
     return irradiance, shine * ((gloss * seen * (cosine > 0)).mT @ energy)
 
 

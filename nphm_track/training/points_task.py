@@ -21,13 +21,13 @@ from nphm_track.geometry.surface_points import (
     mahalanobis,
 )
 from nphm_track.models import read_weights
-from nphm_track.training.dice import Dice
 from nphm_track.training.face_batch import Scene
 from nphm_track.training.face_stream import FaceStream
 from nphm_track.training.faces_task import HELDOUT_SEED, Replay
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
+from nphm_track.training.rng import Rng
 from nphm_track.training.template_points import SPACING, mirrored_points, point_spacing, template_points
 from nphm_track.training.texture_bank import TextureBank, pixels_of
 from nphm_track.training.trainer import Share
@@ -118,13 +118,13 @@ class PointStream(FaceStream):
 
     def draw_points(self, seed: int, count: int, vertex: Tensor, mirror: Tensor | None) -> PointBatch:
         """``count`` samples of the vertices ``vertex`` [N]; ``mirror`` [N] of each one, to mirror half of them."""
-        dice = self.dice(seed, self.device)
-        s = self.scene(dice, count)
+        rng = self.rng(seed, self.device)
+        s = self.scene(rng, count)
         p = s.placed
         crop, K, camera = s.crop, p.K.clone(), p.camera[:, vertex]
         visible = _visible(s, camera)
         true = p.landmarks(self.heads)
-        flip = dice.chance(0.0 if mirror is None else 0.5, count)
+        flip = rng.chance(0.0 if mirror is None else 0.5, count)
         if mirror is not None:
             crop = torch.where(flip[:, None, None, None], crop.flip(-1), crop)
             side = camera.new_tensor([-1.0, 1.0, 1.0])
@@ -215,37 +215,36 @@ class PointsTask:
     def _made_up(self, errors: Tensor) -> tuple[Tensor, Tensor]:
         """Landmarks [M, 1434] and points [M, 3 N] of heads without pictures, whose landmarks are wrong as those of
         pictures are: ``errors`` [R, 478, 3] px. Double precision; points in units of ``STEP``."""
-        dice = Dice(HELDOUT_SEED // 2, self.device)
+        rng = Rng(HELDOUT_SEED // 2, self.device)
         landmarks, points = [], []
         for _ in range(MADE_UP // 50):
-            p = self.stream.placed(dice, 50)
-            landmarks.append(in_pixels(p.landmarks(self.stream.heads), p.K) + errors[dice.below(len(errors), 50)])
+            p = self.stream.placed(rng, 50)
+            landmarks.append(in_pixels(p.landmarks(self.stream.heads), p.K) + errors[rng.below(len(errors), 50)])
             points.append(in_pixels(p.camera[:, self.vertex], p.K) / STEP)
         return torch.cat(landmarks).flatten(1).double(), torch.cat(points).flatten(1).double()
 
     def config(self) -> dict[str, Any]:
         return {"kind": "surface-points", "points": self.model.config.to_dict()}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         del generator  # all chance is on the device
         batch = self._batch(step)
         good = batch.valid > 0
         xy, depth = batch.xy[good], batch.depth()[good]
-        looks = self.model(batch.crop, batch.features, batch.landmarks)
-        terms: dict[str, tuple[float, Tensor]] = {}
+        rounds = self.model(batch.crop, batch.features, batch.landmarks)
+        terms: dict[str, Tensor] = {}
         with torch.autocast(self.device.type, enabled=False):
-            for k, look in enumerate(looks):
-                out = SurfacePoints(*(x[good] for x in look))
-                share = 1.0 if k == len(looks) - 1 else 0.5
-                terms[f"place_{k}"] = (share, place_likelihood(out, xy))
-                terms[f"depth_{k}"] = (0.5 * share, depth_likelihood(out, depth))
+            for k, found in enumerate(rounds):
+                out = SurfacePoints(*(x[good] for x in found))
+                terms[f"place_{k}"] = place_likelihood(out, xy)
+                terms[f"depth_{k}"] = depth_likelihood(out, depth)
         return terms
 
     def _batch(self, step: int) -> PointBatch:
         seed, count = step * self.share.world + self.share.rank + 1, self.data.batch // self.share.world
         with torch.no_grad():
             fresh = self.stream.draw_points(seed, -(-count // self.data.reuse), self.vertex, self.mirror)
-            return self.replay.mix(fresh, count, Dice(seed + HELDOUT_SEED // 2, self.device))
+            return self.replay.mix(fresh, count, Rng(seed + HELDOUT_SEED // 2, self.device))
 
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:

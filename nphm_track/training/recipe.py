@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from nphm_track import config_file
 from nphm_track.config_file import Model, Strict
@@ -37,6 +37,9 @@ class Recipe(Strict):
 
     task: str
     trainer: TrainerConfig
+    losses: dict[str, NonNegativeFloat] = Field(
+        default_factory=dict, description="weight of each loss, by its name in the log"
+    )
     data: dict[str, Any] = Field(default_factory=dict, description="checked by the task")
 
 
@@ -57,6 +60,8 @@ def read_recipe(path: str | Path, overrides: list[str] | None = None) -> Recipe:
             table = table.setdefault(parent, {})
             if not isinstance(table, dict):
                 raise InputError(f"override '{item}': {parent} is not a table")
+        if parents == ["losses"] and leaf not in table:
+            raise InputError(f"override '{item}': [losses] has no {leaf}")
         table[leaf] = value
     return parse(Recipe, values)
 

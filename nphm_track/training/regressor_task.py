@@ -78,7 +78,7 @@ class RegressorTask:
     def config(self) -> dict[str, Any]:
         return {"kind": "landmark-regressor", "regressor": self.model.config.to_dict()}
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         data = self.data
         n_rendered = int(data.batch * data.rendered_fraction)
         parts = ((self.rendered, n_rendered), (self.projected, data.batch - n_rendered))
@@ -92,9 +92,9 @@ class RegressorTask:
         z_id, z_ex = self.model(landmarks, batch["scores"], batch["size"])
         terms = self.terms.vertex_terms(z_id, z_ex, batch)
         if data.sdf_samples:
-            terms["sdf"] = (40.0, self.terms.sdf_term(z_id, z_ex, batch, generator, data.sdf_samples, data.sdf_points))
-        size = (z_id / self.model.spread_id).square().mean() + (z_ex / self.model.spread_ex).square().mean()
-        terms["code"] = (1e-3, size)
+            terms["sdf"] = self.terms.sdf_term(z_id, z_ex, batch, generator, data.sdf_samples, data.sdf_points)
+        sizes = z_id / self.model.spread_id, z_ex / self.model.spread_ex
+        terms["code"] = sizes[0].square().mean() + sizes[1].square().mean()
         return terms
 
     @torch.no_grad()

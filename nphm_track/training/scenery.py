@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.training.degrade import gaussian_blur
-from nphm_track.training.dice import Dice
+from nphm_track.training.rng import Rng
 
 OCCLUDED, GLASSES = 0.12, 0.1
 RIGHT_EYE, LEFT_EYE = (33, 133, 159, 145), (263, 362, 386, 374)
@@ -20,17 +20,17 @@ class Scenery:
     def __init__(self, photos: Tensor) -> None:
         self.photos = photos
 
-    def backdrop(self, dice: Dice, count: int, size: int) -> Tensor:
+    def backdrop(self, rng: Rng, count: int, size: int) -> Tensor:
         """Pictures [count, 3, size, size]: parts of photos, smooth noise of any fineness, plain colours."""
-        scale = dice.uniform(count, low=0.15, high=0.5)
-        shift = dice.uniform(count, 2, low=-1, high=1) * (1 - scale)[:, None]
-        photo = self.photos[dice.below(len(self.photos), count)].float() / 255
+        scale = rng.uniform(count, low=0.15, high=0.5)
+        shift = rng.uniform(count, 2, low=-1, high=1) * (1 - scale)[:, None]
+        photo = self.photos[rng.below(len(self.photos), count)].float() / 255
         part = _window(photo, scale, shift, size)
-        fine = torch.exp(dice.uniform(count, low=-2.8, high=0.0))
-        place = dice.uniform(count, 2, low=-1, high=1) * (1 - fine)[:, None]
-        noise = _window(dice.uniform(count, 3, 40, 40), fine, place, size)
-        plain = dice.uniform(count, 3, 1, 1) + 0.03 * dice.normal(count, 3, size, size)
-        choice = dice.uniform(count, 1, 1, 1)
+        fine = torch.exp(rng.uniform(count, low=-2.8, high=0.0))
+        place = rng.uniform(count, 2, low=-1, high=1) * (1 - fine)[:, None]
+        noise = _window(rng.uniform(count, 3, 40, 40), fine, place, size)
+        plain = rng.uniform(count, 3, 1, 1) + 0.03 * rng.normal(count, 3, size, size)
+        choice = rng.uniform(count, 1, 1, 1)
         return torch.where(choice < 0.6, part, torch.where(choice < 0.85, noise, plain)).clamp(0, 1)
 
     def follow(
@@ -57,29 +57,29 @@ class Scenery:
         moved = fill_smoothly((uv - base).permute(0, 3, 1, 2), known[:, None].float()).permute(0, 2, 3, 1)
         return torch.where(known[..., None], uv, base + moved)
 
-    def occlude(self, dice: Dice, image: Tensor) -> tuple[Tensor, Tensor]:
+    def occlude(self, rng: Rng, image: Tensor) -> tuple[Tensor, Tensor]:
         """Blobs in the colours of other pictures (a hand, a sheet) over some faces, and where they are."""
         b, _, size, _ = image.shape
         y, x = _centred(size, image.device)
-        angle, turn = dice.uniform(b, 1, 1, high=6.2832), dice.uniform(b, 1, 1, high=3.1416)
-        away = dice.uniform(b, 1, 1, low=0.12, high=0.36) * size
+        angle, turn = rng.uniform(b, 1, 1, high=6.2832), rng.uniform(b, 1, 1, high=3.1416)
+        away = rng.uniform(b, 1, 1, low=0.12, high=0.36) * size
         dx, dy = x - away * angle.cos(), y - away * angle.sin()
         u, v = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
-        a, c = (dice.uniform(b, 1, 1, low=0.05, high=0.22) * size for _ in range(2))
-        wobble = F.interpolate(dice.normal(b, 1, 12, 12), size=(size, size), mode="bicubic")[:, 0] * 0.35
-        blob = ((u / a) ** 2 + (v / c) ** 2 + wobble < 1) & dice.chance(OCCLUDED, b)[:, None, None]
+        a, c = (rng.uniform(b, 1, 1, low=0.05, high=0.22) * size for _ in range(2))
+        wobble = F.interpolate(rng.normal(b, 1, 12, 12), size=(size, size), mode="bicubic")[:, 0] * 0.35
+        blob = ((u / a) ** 2 + (v / c) ** 2 + wobble < 1) & rng.chance(OCCLUDED, b)[:, None, None]
         soft = gaussian_blur(blob[:, None].float(), torch.full((b,), 1.0, device=image.device))
-        return image * (1 - soft) + self.backdrop(dice, b, size) * soft, blob
+        return image * (1 - soft) + self.backdrop(rng, b, size) * soft, blob
 
-    def glasses(self, dice: Dice, image: Tensor, landmarks: Tensor) -> Tensor:
+    def glasses(self, rng: Rng, image: Tensor, landmarks: Tensor) -> Tensor:
         """Dark rims and a faint reflection around the eyes of some; landmarks [B, 478, 2] px of the crop."""
         b, _, size, _ = image.shape
         grid = torch.arange(size, device=image.device) + 0.5
         out = image
-        colour = (dice.uniform(b, 3, 1, 1, high=0.35) * dice.uniform(b, 1, 1, 1, low=0.5)).clamp(0, 1)
-        width, power = dice.uniform(b, 1, 1, low=0.08, high=0.2), dice.uniform(b, 1, 1, low=2, high=5)
-        tint, glare = dice.uniform(b, 1, 1, 1, high=0.3) ** 2, dice.uniform(b, 1, 1, 1)
-        worn = dice.chance(GLASSES, b)[:, None, None]
+        colour = (rng.uniform(b, 3, 1, 1, high=0.35) * rng.uniform(b, 1, 1, 1, low=0.5)).clamp(0, 1)
+        width, power = rng.uniform(b, 1, 1, low=0.08, high=0.2), rng.uniform(b, 1, 1, low=2, high=5)
+        tint, glare = rng.uniform(b, 1, 1, 1, high=0.3) ** 2, rng.uniform(b, 1, 1, 1)
+        worn = rng.chance(GLASSES, b)[:, None, None]
         down = F.normalize(landmarks[:, 152] - landmarks[:, 10], dim=-1)
         for outer, inner, upper, lower in (RIGHT_EYE, LEFT_EYE):
             across = (landmarks[:, outer] - landmarks[:, inner]) * 0.85

@@ -47,8 +47,8 @@ class Task(Protocol):
     @property
     def model(self) -> nn.Module: ...
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
-        """Named (weight, value) terms of one step; everything random comes from ``generator``.
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+        """Named terms of one step, without their weights; everything random comes from ``generator``.
 
         A step may leave terms out; their logged means are over the steps that had them.
         """
@@ -109,8 +109,9 @@ class Trainer:
     installed.
     """
 
-    def __init__(self, task: Task, config: TrainerConfig, folder: str | Path) -> None:
-        self.task, self.config, self.folder = task, config, Path(folder)
+    def __init__(self, task: Task, config: TrainerConfig, weights: Mapping[str, float], folder: str | Path) -> None:
+        """``weights``: of each loss of the task, as in a recipe's ``[losses]``."""
+        self.task, self.config, self.weights, self.folder = task, config, weights, Path(folder)
         self.share = task.share = join_processes()
         self.device = torch.device(config.device)
         self.model = task.model.to(self.device)
@@ -198,7 +199,9 @@ class Trainer:
         half = self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             terms = self.task.losses(self.step, generator)
-        total = torch.stack([weight * value for weight, value in terms.values()]).sum()
+        if unknown := terms.keys() - self.weights.keys():
+            raise InputError(f"recipe: [losses] has no weight for {', '.join(sorted(unknown))}")
+        total = torch.stack([self.weights[name] * value for name, value in terms.items()]).sum()
         self.model.zero_grad(set_to_none=True)
         total.backward()
         self._average_gradients()
@@ -214,7 +217,7 @@ class Trainer:
             for name in state.keys() - set(names):
                 self.averaged[name].copy_(state[name])
         self.step += 1
-        values = torch.stack([total, *(v for _, v in terms.values())]).detach()
+        values = torch.stack([total, *terms.values()]).detach()
         if self.share.world > 1:
             distributed.all_reduce(values)
             values /= self.share.world

@@ -9,7 +9,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from nphm_track.training.degrade import degrade_batch, gaussian_blur, jpeg
-from nphm_track.training.dice import Dice
+from nphm_track.training.rng import Rng
 
 
 def pictures(count: int, height: int = 128, width: int = 96) -> torch.Tensor:
@@ -53,12 +53,12 @@ def test_blur_is_a_gaussian(sigma: float) -> None:
 def test_degraded_pictures_are_pictures_and_follow_the_seed() -> None:
     image = pictures(24, 64, 64)
     before = image.clone()
-    out = degrade_batch(Dice(1), image)
+    out = degrade_batch(Rng(1), image)
     assert out.shape == image.shape and out.dtype == torch.float32
     assert out.min() >= 0 and out.max() <= 1
-    assert torch.equal(out, degrade_batch(Dice(1), image))
+    assert torch.equal(out, degrade_batch(Rng(1), image))
     assert torch.equal(image, before)
-    change = (out - degrade_batch(Dice(2), image)).abs().mean((1, 2, 3))
+    change = (out - degrade_batch(Rng(2), image)).abs().mean((1, 2, 3))
     assert change.min() > 1e-3  # each picture meets another fate
     grey = ((out - out.mean(1, keepdim=True)).abs().amax((1, 2, 3)) < 1e-3).float().mean()
     assert 0 < grey < 0.5

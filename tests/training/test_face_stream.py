@@ -13,10 +13,10 @@ from scipy.ndimage import gaussian_filter
 from nphm_track.errors import InputError
 from nphm_track.faces.roi import crop_points_to_frame, frame_points_to_crop
 from nphm_track.training import face_stream as F
-from nphm_track.training.dice import Dice
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import landmark_basis
 from nphm_track.training.points_task import PointStream
+from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import PICTURE, pixels_of, sample_pixels
 
 LANDMARKS = str(Path(__file__).parents[2] / "training" / "assets" / "ict_landmarks478.npz")
@@ -134,7 +134,7 @@ def test_closed_lids_hide_the_eyes_of_every_head(stream: F.FaceStream) -> None:
 
 def test_codes_are_those_of_people_some_of_them_the_photos_own(stream: F.FaceStream) -> None:
     row = torch.arange(400) % 2
-    w, e = stream._codes(Dice(0), row)
+    w, e = stream._codes(Rng(0), row)
     assert e.min() >= 0 and e.max() <= 1 and w.abs().max() < 6
     assert w.std() == pytest.approx(1, abs=0.15)
     assert (w.mean(0) - F.POPULATION * stream.bank.w.mean(0)).abs().mean() < 0.1
@@ -198,7 +198,7 @@ def test_lids_that_close_are_skin_and_others_stay(stream: F.FaceStream) -> None:
     closed = open_eyes.clone()
     closed[0, heads.lids[0].weight] = 1
     for e, lids in ((open_eyes, []), (closed, heads.lids[:1])):
-        new_colour, new_shade, direct = stream._close_lids(Dice(0), colour, shade, bank.direct, open_eyes, e)
+        new_colour, new_shade, direct = stream._close_lids(Rng(0), colour, shade, bank.direct, open_eyes, e)
         touched = torch.zeros_like(direct)
         for lid in lids:
             touched[0, lid.skin] = True
@@ -226,7 +226,7 @@ def test_skin_is_mixed_softly_and_eyes_are_left_alone(stream: F.FaceStream, monk
     monkeypatch.setattr(F, "MIXED", 1.0)
     monkeypatch.setattr(stream, "occlusion", torch.ones_like(stream.occlusion))
     row = torch.tensor([0, 1, 1, 0])
-    factor = stream._mix(Dice(4, "cpu"), row)
+    factor = stream._mix(Rng(4, "cpu"), row)
     flesh = stream.heads.flesh
     assert (factor[:, ~flesh] == 1).all() and (factor[:, flesh] != 1).any(-1).float().mean() > 0.5
     mixed, soft = factor * stream.bank.soft[row].float(), stream.bank.soft.float()
@@ -234,12 +234,12 @@ def test_skin_is_mixed_softly_and_eyes_are_left_alone(stream: F.FaceStream, monk
     low, high = (x[flesh] for x in (soft.amin(0) - 1e-3, soft.amax(0) + 1e-3))
     assert (((mixed[:, flesh] > low) & (mixed[:, flesh] < high)) | ~inside).all()
     monkeypatch.setattr(F, "MIXED", 0.0)
-    assert (stream._mix(Dice(4, "cpu"), row) == 1).all()
+    assert (stream._mix(Rng(4, "cpu"), row) == 1).all()
 
 
 def test_paint_knows_the_parts_of_the_face(stream: F.FaceStream) -> None:
     painter, heads = stream.painter, stream.heads
-    colour = painter(Dice(1), 40)
+    colour = painter(Rng(1), 40)
     assert colour.shape == (40, len(heads.neutral), 3) and colour.isfinite().all() and colour.min() >= 0
     clay = colour.std(1).amax(1) == 0
     assert 0.2 < clay.float().mean() < 0.7
@@ -283,7 +283,7 @@ def test_even_light_leaves_no_shadow(points: PointStream) -> None:
     spread = []
     for flat in (0.0, 1.0):
         points.flat, points.painted = flat, 1.0
-        scene = points.scene(Dice(5), 8)
+        scene = points.scene(Rng(5), 8)
         face = (scene.fragments.face_id >= 0) & (scene.at["in_face"] > 0.99)
         lit = [x[inside].mean(1) for x, inside in zip(scene.at["ratio"], face, strict=True)]
         spread.append(float(torch.stack([x.std() / x.mean() for x in lit]).mean()))

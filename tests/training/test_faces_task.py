@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nphm_track.geometry.landmark_mesh import MAP_CHANNELS
 from nphm_track.geometry.networks import DENSE, TRUNK, GeometryConfig, GeometryNet
-from nphm_track.training.dice import Dice
 from nphm_track.training.face_batch import FaceBatch
 from nphm_track.training.faces_task import Faces, Replay, grown
+from nphm_track.training.rng import Rng
 
 
 def batch_of(first: int, count: int) -> FaceBatch:
@@ -22,10 +22,10 @@ def batch_of(first: int, count: int) -> FaceBatch:
 
 def test_kept_renders_join_fresh_ones_whole() -> None:
     replay = Replay(6)
-    first = replay.mix(batch_of(0, 4), 8, Dice(0))
+    first = replay.mix(batch_of(0, 4), 8, Rng(0))
     assert first.w[:, 0].tolist() == [0, 1, 2, 3]  # nothing is kept yet
     for k in range(1, 5):
-        mixed = replay.mix(batch_of(4 * k, 4), 8, Dice(k))
+        mixed = replay.mix(batch_of(4 * k, 4), 8, Rng(k))
         assert mixed.w[:4, 0].tolist() == list(range(4 * k, 4 * k + 4))
         again = mixed.w[4:, 0]
         assert len(again) == 4

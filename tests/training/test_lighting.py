@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nphm_track.training.dice import Dice
 from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics, visibility
+from nphm_track.training.rng import Rng
 
 DIRECTIONS = F.normalize(torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, -1, 0], [0.5, -0.5, 0.7]]), dim=1)
 
@@ -64,7 +64,7 @@ def test_the_sky_is_even_over_a_ball_and_hidden_in_a_pit() -> None:
 
 def test_harmonic_light_comes_from_the_front() -> None:
     normals = F.normalize(torch.randn(1, 500, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
-    light = random_harmonics(Dice(0), 200)
+    light = random_harmonics(Rng(0), 200)
     shade = harmonic_light(normals.expand(200, -1, -1), light)
     assert light.shape == (200, 9) and shade.shape == (200, 500)
     assert shade.isfinite().all() and shade.min() > 0
@@ -78,12 +78,12 @@ def test_lamp_light_is_finite_positive_and_brighter_towards_the_lamps() -> None:
     points, normals = ball(0.1)
     camera = (points + torch.tensor([0.0, 0, 0.6])).expand(8, -1, -1)
     occlusion = torch.ones(len(points))
-    light, shine = lamp_light(Dice(0), camera, normals.expand(8, -1, -1), occlusion)
+    light, shine = lamp_light(Rng(0), camera, normals.expand(8, -1, -1), occlusion)
     assert light.shape == shine.shape == (8, len(points), 3)
     assert light.isfinite().all() and shine.isfinite().all()
     assert light.min() > 0 and shine.min() >= 0 and shine.max() > 0.01
     back = normals[:, 2] > 0.9  # lamps stand on the camera's side
     assert (light[:, normals[:, 2] < -0.3].mean((1, 2)) > light[:, back].mean((1, 2))).all()
-    assert torch.equal(light, lamp_light(Dice(0), camera, normals.expand(8, -1, -1), occlusion)[0])
-    dark = lamp_light(Dice(0), camera, normals.expand(8, -1, -1), 0 * occlusion)[0]
+    assert torch.equal(light, lamp_light(Rng(0), camera, normals.expand(8, -1, -1), occlusion)[0])
+    dark = lamp_light(Rng(0), camera, normals.expand(8, -1, -1), 0 * occlusion)[0]
     assert (dark < light).all()

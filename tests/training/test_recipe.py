@@ -13,6 +13,8 @@ task = "head"
 [trainer]
 steps = 100
 learning_rate = 1e-3
+[losses]
+neutral = 100.0
 [data]
 shards = "somewhere"
 """
@@ -47,6 +49,8 @@ def test_overrides_are_toml_values_or_plain_text(recipe: Path) -> None:
         ("trainer.steps=many", r"trainer\.steps: .*valid integer"),
         ("trainer.checkpoint_minutes=11", r"trainer\.checkpoint_minutes"),
         ("trainer.steps", "'trainer.steps' is not key=value"),
+        ("losses.neutral=-1", r"losses\.neutral: .*greater than or equal to 0"),
+        ("losses.neutrel=1", r"\[losses\] has no neutrel"),
     ],
 )
 def test_bad_values_are_refused_by_name(recipe: Path, override: str, message: str) -> None:

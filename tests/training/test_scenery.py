@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from nphm_track.training import scenery as S
-from nphm_track.training.dice import Dice
+from nphm_track.training.rng import Rng
 
 SIZE = 64
 
@@ -60,16 +60,16 @@ def test_surroundings_follow_the_head_through_turn_zoom_and_shift() -> None:
 
 def test_backdrops_are_pictures_of_all_kinds() -> None:
     scenery = S.Scenery(photos())
-    out = scenery.backdrop(Dice(0), 40, SIZE)
+    out = scenery.backdrop(Rng(0), 40, SIZE)
     assert out.shape == (40, 3, SIZE, SIZE) and out.min() >= 0 and out.max() <= 1
-    assert torch.equal(out, scenery.backdrop(Dice(0), 40, SIZE))
+    assert torch.equal(out, scenery.backdrop(Rng(0), 40, SIZE))
     spread = out.flatten(2).std(2).mean(1)
     assert 0 < (spread < 0.04).float().mean() < 0.4  # plain ones
 
 
 def test_occluders_and_glasses_touch_some_pictures_and_only_where_they_say() -> None:
     scenery, image = S.Scenery(photos()), torch.full((60, 3, SIZE, SIZE), 0.5)
-    out, blob = scenery.occlude(Dice(0), image)
+    out, blob = scenery.occlude(Rng(0), image)
     share = blob.flatten(1).float().mean(1)
     assert 0 < (share > 0).sum() < 20 and share.max() < 0.25
     reach = torch.nn.functional.max_pool2d(blob[:, None].float(), 13, 1, 6)[:, 0] > 0  # edges are soft
@@ -82,7 +82,7 @@ def test_occluders_and_glasses_touch_some_pictures_and_only_where_they_say() -> 
         for point, (dx, dy) in zip(eye, ((outer, 0), (inner, 0), (0, -2), (0, 2)), strict=True):
             landmarks[:, point] = torch.tensor([centre + dx, 24.0 + dy])
     landmarks[:, 10], landmarks[:, 152] = torch.tensor([32.0, 8]), torch.tensor([32.0, 58])
-    worn = (scenery.glasses(Dice(0), image, landmarks) - image).abs().amax(1)
+    worn = (scenery.glasses(Rng(0), image, landmarks) - image).abs().amax(1)
     some = worn.flatten(1).amax(1) > 0.05
     assert 0 < some.sum() < 20
     assert worn[some][:, :40].mean() > 10 * worn[some][:, 48:].mean()

@@ -19,6 +19,7 @@ from nphm_track.training.recipe import TrainerConfig
 
 GOAL = torch.tensor([[1.0, -2.0, 0.5]])
 EVERY_STEP = 1e-9  # minutes between checkpoints
+WEIGHTS = {"error": 1.0, "bias": 0.5, "flat": 2.0, "rare": 0.0, "seen": 0.1}
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ class Bowl:
         self.stop, self.poison = stop, poison
         self.evaluated: list[dict[str, Tensor]] = []
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         if step == self.stop:
             raise KeyboardInterrupt
         assert self.model.training
@@ -44,7 +45,7 @@ class Bowl:
         noise = torch.randn(GOAL.shape, generator=generator)
         error = (self.model.weight - GOAL + 0.1 * noise).square().sum()
         bias = self.model.bias.square().sum()
-        return {"error": (1.0, error * (torch.nan if step == self.poison else 1.0)), "bias": (0.5, bias)}
+        return {"error": error * (torch.nan if step == self.poison else 1.0), "bias": bias}
 
     @torch.no_grad()
     def evaluate(self, model: Any) -> dict[str, float]:
@@ -64,12 +65,12 @@ def settings(**changes: Any) -> TrainerConfig:
 @pytest.mark.parametrize("muon", [0.0, 1.0])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, muon: float) -> None:
     config = settings(matrix_learning_rate=muon)
-    whole = T.Trainer(Bowl(), config, tmp_path / "whole")
+    whole = T.Trainer(Bowl(), config, WEIGHTS, tmp_path / "whole")
     metrics = whole.run()
     for stop in (13, 27):
         with pytest.raises(KeyboardInterrupt):
-            T.Trainer(Bowl(stop), config, tmp_path / "broken").run(resume=stop == 27)
-    resumed = T.Trainer(Bowl(), config, tmp_path / "broken")
+            T.Trainer(Bowl(stop), config, WEIGHTS, tmp_path / "broken").run(resume=stop == 27)
+    resumed = T.Trainer(Bowl(), config, WEIGHTS, tmp_path / "broken")
     assert resumed.run(resume=True) == metrics
     assert resumed.step == 40
     for name, value in whole.model.state_dict().items():
@@ -82,25 +83,25 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, muon: float
 
 def test_resuming_starts_where_it_stopped(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        T.Trainer(Bowl(stop=13), settings(), tmp_path).run()
+        T.Trainer(Bowl(stop=13), settings(), WEIGHTS, tmp_path).run()
     task = Bowl()
-    trainer = T.Trainer(task, settings(), tmp_path)
+    trainer = T.Trainer(task, settings(), WEIGHTS, tmp_path)
     trainer.restore()
     assert trainer.step == 13
     assert int(task.model.seen) == 13
 
 
 def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
-    T.Trainer(Bowl(), settings(steps=3), tmp_path).run()
+    T.Trainer(Bowl(), settings(steps=3), WEIGHTS, tmp_path).run()
     before = (tmp_path / T.CHECKPOINT).read_bytes()
     with pytest.raises(InputError, match="--resume"):
-        T.Trainer(Bowl(), settings(steps=3), tmp_path).run()
+        T.Trainer(Bowl(), settings(steps=3), WEIGHTS, tmp_path).run()
     assert (tmp_path / T.CHECKPOINT).read_bytes() == before
 
 
 def test_averaged_weights_are_evaluated_and_released(tmp_path: Path) -> None:
     task = Bowl()
-    trainer = T.Trainer(task, settings(ema=0.5, steps=6, evaluate_every=6), tmp_path)
+    trainer = T.Trainer(task, settings(ema=0.5, steps=6, evaluate_every=6), WEIGHTS, tmp_path)
     averaged = task.model.weight.detach().clone()
     for step in range(6):
         trainer.train_step()
@@ -110,7 +111,7 @@ def test_averaged_weights_are_evaluated_and_released(tmp_path: Path) -> None:
     assert not torch.allclose(averaged, task.model.weight)
     assert int(trainer.averaged["seen"]) == 6
     again = Bowl()
-    T.Trainer(again, settings(ema=0.5, steps=6, evaluate_every=6), tmp_path / "run").run()
+    T.Trainer(again, settings(ema=0.5, steps=6, evaluate_every=6), WEIGHTS, tmp_path / "run").run()
     tensors, config = read_weights(tmp_path / "run" / T.MODEL)
     torch.testing.assert_close(tensors["weight"], averaged)
     torch.testing.assert_close(again.evaluated[-1]["weight"], averaged)
@@ -118,9 +119,14 @@ def test_averaged_weights_are_evaluated_and_released(tmp_path: Path) -> None:
     assert config["training"]["distance"] == pytest.approx(float((averaged - GOAL).norm()), rel=1e-5)
 
 
+def test_a_loss_without_a_weight_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"\[losses\] has no weight for bias"):
+        T.Trainer(Bowl(), settings(), {"error": 1.0}, tmp_path).train_step()
+
+
 def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path: Path) -> None:
     task = Bowl(poison=2)
-    trainer = T.Trainer(task, settings(), tmp_path)
+    trainer = T.Trainer(task, settings(), WEIGHTS, tmp_path)
     for _ in range(2):
         trainer.train_step()
     before = task.model.weight.detach().clone()
@@ -132,11 +138,11 @@ def test_a_step_with_an_infinite_gradient_changes_nothing(tmp_path: Path) -> Non
 
 def test_the_log_holds_mean_terms_and_held_out_metrics(tmp_path: Path) -> None:
     class Constant(Bowl):
-        def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
-            terms = {"flat": (2.0, self.model.weight.sum() * 0 + 3.0)}
-            return terms if step % 3 else {**terms, "rare": (0.0, torch.tensor(5.0))}
+        def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+            terms = {"flat": self.model.weight.sum() * 0 + 3.0}
+            return terms if step % 3 else {**terms, "rare": torch.tensor(5.0)}
 
-    T.Trainer(Constant(), settings(steps=150, evaluate_every=150), tmp_path).run()
+    T.Trainer(Constant(), settings(steps=150, evaluate_every=150), WEIGHTS, tmp_path).run()
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     terms = [row for row in rows if "total" in row]
     assert [(row["step"], row["flat"], row["total"]) for row in terms] == [(100, 3.0, 6.0), (150, 3.0, 6.0)]
@@ -177,7 +183,7 @@ def test_minutes_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(T.time, "monotonic", lambda: float(next(clock)))
     config = settings(steps=500, minutes=1.0, warmup=2, evaluate_every=500, checkpoint_minutes=10)
     task = Bowl()
-    trainer = T.Trainer(task, config, tmp_path)
+    trainer = T.Trainer(task, config, WEIGHTS, tmp_path)
     metrics = trainer.run()
     assert 60 <= trainer.seconds < 70
     assert 5 < trainer.step < 40
@@ -187,7 +193,7 @@ def test_minutes_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert stored["training"]["steps"] == trainer.step
     rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["lr"] == pytest.approx(0.2 * config.final_fraction, rel=1e-3)
-    again = T.Trainer(Bowl(), config, tmp_path)
+    again = T.Trainer(Bowl(), config, WEIGHTS, tmp_path)
     again.run(resume=True)
     assert again.step == trainer.step  # its time is over
 
@@ -195,10 +201,10 @@ def test_minutes_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 class Product(Bowl):
     """The bowl by a product, whose type shows the precision."""
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         out = self.model(torch.eye(3))
         self.kind = out.dtype
-        return {"error": (1.0, (out[:, 0] - GOAL[0]).square().sum()), "seen": (0.1, out.square().mean())}
+        return {"error": (out[:, 0] - GOAL[0]).square().sum(), "seen": out.square().mean()}
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
@@ -206,7 +212,7 @@ def test_products_have_the_wanted_precision_and_weights_stay_whole(
     tmp_path: Path, precision: str, kind: torch.dtype
 ) -> None:
     task = Product()
-    trainer = T.Trainer(task, settings(precision=precision), tmp_path)
+    trainer = T.Trainer(task, settings(precision=precision), WEIGHTS, tmp_path)
     first = trainer.train_step()["error"]
     for _ in range(39):
         last = trainer.train_step()

@@ -28,10 +28,10 @@ class Regression:
         torch.manual_seed(0)
         self.model: Any = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
 
-    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, tuple[float, Tensor]]:
+    def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
         x = self.share.of(torch.randn(8, 4, generator=generator))
         y = x.sum(1, keepdim=True)
-        return {"square": (1.0, (self.model(x) - y).square().mean()), "size": (0.1, self.model(x).abs().mean())}
+        return {"square": (self.model(x) - y).square().mean(), "size": self.model(x).abs().mean()}
 
     def evaluate(self, model: Any) -> dict[str, float]:
         return {"bias": float(model[2].bias)}
@@ -49,4 +49,4 @@ def check_threads() -> None:
 if __name__ == "__main__":
     atexit.register(check_threads)  # before the trainer registers the end of its group, so called after that
     settings = TrainerConfig(steps=30, learning_rate=0.02, warmup=3, evaluate_every=10)
-    Trainer(Regression(), settings, sys.argv[1]).run()
+    Trainer(Regression(), settings, {"square": 1.0, "size": 0.1}, sys.argv[1]).run()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Dice:
+class Rng:
     """A seeded generator with the few distributions that renders need."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
