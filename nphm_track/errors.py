@@ -1,7 +1,8 @@
 """Errors the toolkit raises on purpose, each with the exit code the command line ends with.
 
 Exit codes: 0 done, 1 a bug, 2 unusable input or arguments, 3 no face found, 4 a model file is missing or damaged,
-5 the output could not be written; 130 interrupted by the user, 143 by SIGTERM and 129 by SIGHUP.
+5 the output could not be written, 6 takes of a session failed while the rest is done; 130 interrupted by the user,
+143 by SIGTERM and 129 by SIGHUP.
 """
 
 import errno
@@ -48,3 +49,9 @@ class OutputError(NphmTrackError):
     """The output folder cannot be written (no permission, disk full, belongs to another input)."""
 
     exit_code = 5
+
+
+class TakesFailedError(NphmTrackError):
+    """A session is at its end, and some of its takes failed."""
+
+    exit_code = 6

@@ -8,18 +8,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from nphm_track.batch import memory, steps
 from nphm_track.batch.manifest import SESSION_JSON, SESSION_LOCK, Manifest, State
-from nphm_track.batch.plan import FILE_OPTIONS, find_takes, plan
+from nphm_track.batch.plan import find_takes, plan
 from nphm_track.batch.session import Session, retry
 from nphm_track.batch.workers import LocalPool, Pool
 from nphm_track.errors import InputError, OutputError
 from nphm_track.locking import RunLock
-from nphm_track.tracking.options import TrackOptions
-from nphm_track.tracking.progress import Progress
+from nphm_track.tracking.options import FILE_OPTIONS, TrackOptions
+from nphm_track.tracking.progress import LineProgress, NullProgress, Progress
 
 WORKER_MEMORY = 1.2e9
 """Bytes a worker needs on a 1080p clip, with its share of the file cache."""
@@ -62,6 +63,12 @@ def planned(
     return manifest
 
 
+def save_plan(session: Path, manifest: Manifest, *, break_lock: bool = False) -> None:
+    """Write a planned session that steps of an array work on. Raises OutputError when it cannot be written."""
+    with _locked(session, break_lock, NullProgress()):
+        manifest.save(session)
+
+
 def retried(session: Path) -> Manifest:
     """The manifest of a session with its failed takes queued again. Call it with the session's lock held."""
     manifest = Manifest.load(session)
@@ -92,17 +99,24 @@ def work(
 
     Raises OutputError when another process works on the session or it cannot be written; what ``Session.run`` raises.
     """
-    try:
-        session.mkdir(parents=True, exist_ok=True)
-        note = progress.note if progress else lambda line: None
-        lock = RunLock(session / SESSION_LOCK, f"the session {session}").acquire(break_lock=break_lock, note=note)
-    except OSError as error:
-        raise OutputError(f"{session} cannot be written ({error.strerror})") from None
-    with lock:
+    with _locked(session, break_lock, progress or LineProgress()) as lock:
         jobs = manifest()
         pool = pool or (ray_pool(jobs, workers, ray) if ray else local_pool(jobs, workers))
         Session(session, jobs, pool, lock, update_identity=update_identity, progress=progress).run(interrupted)
         return jobs
+
+
+@contextmanager
+def _locked(session: Path, break_lock: bool, progress: Progress) -> Iterator[RunLock]:
+    """A session's folder, made if need be, that belongs to this process."""
+    try:
+        session.mkdir(parents=True, exist_ok=True)
+        lock = RunLock(session / SESSION_LOCK, f"the session {session}")
+        lock.acquire(break_lock=break_lock, note=progress.note)
+    except OSError as error:
+        raise OutputError(f"{session} cannot be written ({error.strerror})") from None
+    with lock:
+        yield lock
 
 
 def local_pool(manifest: Manifest, workers: int | None) -> LocalPool:

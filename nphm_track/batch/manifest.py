@@ -29,7 +29,12 @@ QUALITY_CSV = "quality.csv"
 THUMBNAILS = "thumbnails"
 VOTES = "votes"
 IDENTITY_NPZ = "identity.npz"
-RESERVED = frozenset({SESSION_JSON, SESSION_LOCK, INDEX_HTML, QUALITY_CSV, THUMBNAILS, VOTES, IDENTITY_NPZ, "work"})
+IDENTITY_JSON = "identity.json"
+IDENTITY_LOCK = "identity.lock"
+RESERVED = frozenset({
+    SESSION_JSON, SESSION_LOCK, INDEX_HTML, QUALITY_CSV, THUMBNAILS, VOTES, IDENTITY_NPZ, IDENTITY_JSON, IDENTITY_LOCK,
+    "work",
+})  # fmt: skip
 """Names in a session's folder that no person and no take can have."""
 LONGEST_NAME = 120
 """Bytes; file systems allow 255, and a run puts suffixes to names."""
@@ -96,6 +101,11 @@ class Job(BaseModel):
     def votes(self) -> str:
         """What the take says about the person's identity, a file relative to the session's folder."""
         return f"{self.person}/{VOTES}/{self.name}.npz"
+
+    @property
+    def is_awaited(self) -> bool:
+        """Its say on the identity is still to come."""
+        return self.state in (State.QUEUED, State.RUNNING) and not self.observed
 
     def requeue(self) -> None:
         self.state, self.attempts, self.error = State.QUEUED, 0, ""

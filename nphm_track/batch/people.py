@@ -51,7 +51,7 @@ class People:
         """
         if person in self._known or person in self.waiting:
             return ""
-        if any(job.state in (State.QUEUED, State.RUNNING) and not job.observed for job in jobs):
+        if any(job.is_awaited for job in jobs):
             return ""
         votes = [self.path / job.votes for job in voters(self.path, jobs)]
         if not votes or "identity" in self.manifest.options:

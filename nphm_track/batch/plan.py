@@ -8,21 +8,30 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from nphm_track.batch.folders import walk
-from nphm_track.batch.manifest import LONGEST_NAME, Job, Manifest, State, folded, name_problem
+from nphm_track.batch.manifest import (
+    IDENTITY_NPZ,
+    LONGEST_NAME,
+    THUMBNAILS,
+    Job,
+    Manifest,
+    State,
+    folded,
+    name_problem,
+    output_path,
+)  # fmt: skip
+from nphm_track.batch.steps import Work
 from nphm_track.errors import InputError, OutputError
 from nphm_track.files.names import plain
 from nphm_track.files.reading import parse_json, read_text, reading
-from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.options import FILE_OPTIONS, TrackOptions
 
 LIST_SUFFIXES = frozenset({".csv", ".json"})
 COLUMNS = ("input", "person", "name")
-FILE_OPTIONS = ("intrinsics", "identity", "refine_config")
-"""Options that are files; ``head_model`` may be one."""
 NOT_TEXT = "its name is not UTF-8 text; rename it"
 LARGEST_LIST = 64 << 20
 
@@ -128,6 +137,34 @@ def absolute_options(options: dict[str, Any], session: Path) -> dict[str, Any]:
     if (model := options.get("head_model")) and "/" in model:
         files["head_model"] = os.path.normpath(session.absolute() / model)
     return options | files
+
+
+def next_step(manifest: Manifest, job: Job, identity_known: bool) -> Literal["observe", "track"] | None:
+    """What a queued take needs now; None when it waits for the other takes of its person."""
+    if "identity" in manifest.options | job.options:
+        return "track"
+    if not job.observed:
+        return "observe"
+    return "track" if identity_known else None
+
+
+def work_of(session: Path, manifest: Manifest, job: Job, step: Literal["observe", "track"]) -> Work:
+    """A step of a take; its paths are absolute, since a worker may have another working directory.
+
+    It is tracked with the identity that its person has by now.
+    """
+    options = absolute_options(manifest.options | job.options, session)
+    identity = (session / job.person / IDENTITY_NPZ).absolute()
+    if step == "track" and "identity" not in options and identity.is_file():
+        options = options | {"identity": str(identity)}
+    return Work(
+        step=step,
+        input=manifest.input_path(session, job).absolute(),
+        output=output_path(session, job).absolute(),
+        votes=(session / job.votes).absolute(),
+        pictures=(session / THUMBNAILS / job.person / job.name).absolute(),
+        options=options,
+    )
 
 
 def _is_file(name: str, value: Any) -> bool:

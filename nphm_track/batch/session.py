@@ -14,16 +14,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
+from nphm_track.batch.array import take_in_reports
 from nphm_track.batch.identity import merge_votes
-from nphm_track.batch.manifest import THUMBNAILS, Job, Manifest, State, output_path
+from nphm_track.batch.manifest import Job, Manifest, State, output_path
 from nphm_track.batch.people import People, forget_unrefined, voters
-from nphm_track.batch.plan import absolute_options
+from nphm_track.batch.plan import next_step, work_of
 from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.batch.summary import write_summary
-from nphm_track.batch.workers import Event, Pool
-from nphm_track.errors import NO_SPACE, InputError, ModelError, NoFaceError, NphmTrackError, OutputError
+from nphm_track.batch.workers import HOPELESS, Event, Pool
+from nphm_track.errors import NO_SPACE, InputError, ModelError, NphmTrackError, OutputError
 from nphm_track.locking import RunLock
-from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.progress import LineProgress, Progress
 from nphm_track.tracking.records import input_digest, input_state
 from nphm_track.tracking.run_folder import RUN_JSON
 
@@ -31,8 +32,6 @@ ATTEMPTS = 2
 CHANGED = "its clip has changed since it was first read; 'batch retry' sets the old run aside and tracks it anew"
 SUMMARY_EVERY = 30.0
 """Seconds between two versions of the summary while takes are tracked, at least."""
-_HOPELESS = (InputError.exit_code, NoFaceError.exit_code)
-"""Exit codes of errors that lie in the clip: another attempt would end the same."""
 
 
 class Session:
@@ -58,7 +57,7 @@ class Session:
         progress: Progress | None = None,
     ) -> None:
         self.path, self.manifest, self.pool, self._lock = path, manifest, pool, lock
-        self.progress = progress or NullProgress()
+        self.progress = progress or LineProgress()
         self._jobs = {job.output: job for job in manifest.jobs}
         self.people = People(path, manifest)
         self._in_flight: dict[str, Work | PersonWork] = {}  # by output, or by person
@@ -75,6 +74,8 @@ class Session:
         cannot be loaded, with the remaining takes still queued.
         """
         self._save()
+        for report in self._reports:
+            report.unlink(missing_ok=True)
         self.progress.stage("takes", len(self._jobs))
         self.progress.advance(sum(job.state not in (State.QUEUED, State.RUNNING) for job in self._jobs.values()))
         asked = 0
@@ -112,18 +113,14 @@ class Session:
                 self._begin_identity(person)
                 return True
         for job in self._jobs.values():
-            if job.state is State.QUEUED and job.output not in self._in_flight and (step := self._step_of(job)):
+            if (
+                job.state is State.QUEUED
+                and job.output not in self._in_flight
+                and (step := next_step(self.manifest, job, job.person in self.people))
+            ):
                 self._begin(job, step)
                 return True
         return False
-
-    def _step_of(self, job: Job) -> Literal["observe", "track"] | None:
-        """What a queued job needs now; None when it waits for the other takes of its person."""
-        if "identity" in self.manifest.options | job.options:
-            return "track"
-        if not job.observed:
-            return "observe"
-        return "track" if job.person in self.people else None
 
     def _begin(self, job: Job, step: Literal["observe", "track"]) -> None:
         try:
@@ -137,30 +134,16 @@ class Session:
         except (OSError, NphmTrackError) as error:
             self._fail(job, _line(error))
             return
-        work = self._work(job, step)
+        work = work_of(self.path, self.manifest, job, step)
         job.state, job.attempts, job.error = State.RUNNING, job.attempts + 1, ""
         self._in_flight[job.output] = work
         self._save()
         self.pool.submit(job.output, work)
 
-    def _work(self, job: Job, step: Literal["observe", "track"]) -> Work:
-        """A step; its paths are absolute, since a worker may have another working directory."""
-        options = absolute_options(self.manifest.options | job.options, self.path)
-        if step == "track" and job.person in self.people and "identity" not in options:
-            options = options | {"identity": str(self.people.file(job.person).absolute())}
-        return Work(
-            step=step,
-            input=self.manifest.input_path(self.path, job).absolute(),
-            output=output_path(self.path, job).absolute(),
-            votes=(self.path / job.votes).absolute(),
-            pictures=(self.path / THUMBNAILS / job.person / job.name).absolute(),
-            options=options,
-        )
-
     def _begin_identity(self, person: str) -> None:
         """Refine a merged identity on frames of the takes whose clips are what they were."""
         jobs = voters(self.path, [job for job in self._jobs.values() if job.person == person])
-        takes = tuple(self._work(job, "observe") for job in jobs if self._is_there(job))
+        takes = tuple(work_of(self.path, self.manifest, job, "observe") for job in jobs if self._is_there(job))
         self._in_flight[person] = work = PersonWork(self.people.waiting[person], takes)
         self.pool.submit(person, work)
 
@@ -197,7 +180,7 @@ class Session:
             job.attempts, job.state = 0, State.DONE if work.step == "track" else State.QUEUED
         elif event.kind == "stopped" or self._stopped_by(event) or self._ends_session(event):
             self._put_back(job)
-        elif event.data["exit_code"] in _HOPELESS or job.attempts >= ATTEMPTS:
+        elif event.data["exit_code"] in HOPELESS or job.attempts >= ATTEMPTS:
             self._fail(job, event.data["error"])
         else:
             job.state, job.error = State.QUEUED, event.data["error"]
@@ -213,7 +196,7 @@ class Session:
                 self.people.refined(person, event.data)
             elif event.kind != "stopped" and not self._stopped_by(event) and not self._ends_session(event):
                 self._lost[person] += 1
-                if event.data["exit_code"] in _HOPELESS or self._lost[person] >= ATTEMPTS:
+                if event.data["exit_code"] in HOPELESS or self._lost[person] >= ATTEMPTS:
                     self.progress.note(f"{person}: the identity is merged, not refined: {event.data['error']}")
                     self.people.not_refined(person, event.data["error"])
         self._save()
@@ -297,6 +280,7 @@ class Session:
 
     def _prepare(self, update_identity: bool) -> None:
         """Bring the manifest up to what is on disk: drivers die, clips change, identities are kept or reopened."""
+        self._reports = take_in_reports(self.path, self.manifest)
         for job in self._jobs.values():
             if job.state is State.RUNNING:  # its driver was killed
                 self._put_back(job)

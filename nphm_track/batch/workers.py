@@ -23,7 +23,7 @@ from multiprocessing.context import SpawnProcess
 from typing import Any, Literal, Protocol
 
 from nphm_track.batch.steps import PersonWork, Work
-from nphm_track.errors import END_SIGNALS, NO_SPACE, NphmTrackError
+from nphm_track.errors import END_SIGNALS, NO_SPACE, InputError, NoFaceError, NphmTrackError
 from nphm_track.tracking.progress import Progress
 
 BEAT = 1.0
@@ -35,6 +35,10 @@ STALL = 1800.0
 
 Step = Callable[[Work | PersonWork, Progress], dict[str, Any]]
 Kind = Literal["beat", "done", "failed", "stopped", "lost"]
+
+
+HOPELESS = (InputError.exit_code, NoFaceError.exit_code)
+"""Exit codes of errors that lie in the clip: another attempt would end the same."""
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,17 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nphm_track.cli.json_output import print_json
 from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
 from nphm_track.cli.signals import RESUMABLE, counted, interruptible
-from nphm_track.errors import InputError
+from nphm_track.errors import InputError, TakesFailedError
+from nphm_track.files.names import text_of
 
 DEFAULT_COMMAND = "run"
 SESSION_OPTION = typer.Option("-o", "--output", metavar="OUT", help="The session's folder.")
+SESSION_ARGUMENT = typer.Argument(metavar="OUT", help="A session's folder.")
+JSON_OPTION = typer.Option("--json", help="Print one line of JSON and nothing else on stdout.")
+QUIET_OPTION = typer.Option("-q", "--quiet", help="Print errors only.")
 RAY_OPTION = typer.Option(
     metavar="ADDRESS", help="Work on a Ray cluster instead: its address, 'auto', or 'local' to start one here."
 )
@@ -67,7 +72,11 @@ def run(
     ] = False,
     break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and do nothing.")] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    plan_only: Annotated[
+        bool, typer.Option("--plan", help="Write the session and track nothing: 'batch step' works on it.")
+    ] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
     **options: Any,
 ) -> None:
     """Track every take, each person with one identity; given again, the command goes on where it stopped.
@@ -85,6 +94,10 @@ def run(
         _print_plan(manifest, plan.passed_over(source, output))
         typer.echo(driver.plan_line(manifest))
         return
+    if plan_only:
+        driver.save_plan(output, manifest, break_lock=break_lock)
+        typer.echo(f"{driver.plan_line(manifest)}: nphm-track batch step {output} 0 to {len(manifest.jobs) - 1}")
+        return
     with _interrupts() as interrupted, show_progress(quiet) as progress:
         again = ", and finished ones again where the identity changes" if update_identity else ""
         progress.note(driver.plan_line(manifest) + again)
@@ -98,12 +111,12 @@ def run(
             progress=progress,
             interrupted=interrupted,
         )
-    _finish(output, quiet)
+    _finish(output, json, quiet)
 
 
 @app.command("status")
 def status(
-    session: Annotated[Path, typer.Argument(metavar="OUT", help="A session's folder.")],
+    session: Annotated[Path, SESSION_ARGUMENT],
     json: Annotated[bool, typer.Option("--json", help="Print the manifest.")] = False,
 ) -> None:
     """Say how far a session is, also while it runs."""
@@ -111,19 +124,80 @@ def status(
 
     manifest = Manifest.load(session)
     if json:
-        typer.echo(manifest.model_dump_json())
+        print_json(manifest.model_dump(mode="json"))
     else:
         _print_status(manifest)
 
 
+@app.command("step")
+def step(
+    session: Annotated[Path, SESSION_ARGUMENT],
+    index: Annotated[int, typer.Argument(min=0, metavar="INDEX", help="Number of the take, from 0.")],
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
+) -> None:
+    """Do the next step of one take, for the array jobs of a scheduler: observe it or, the second time, track it.
+
+    'batch run --plan' writes the session before, 'batch run' takes in what the steps have left.
+    """
+    from nphm_track.batch import array
+    from nphm_track.cli.progress import show_progress
+
+    with interruptible(RESUMABLE), show_progress(quiet) as progress:
+        job = array.step(session, index, progress)
+    if json:
+        print_json({"take": job.output, "state": job.state.value, "observed": job.observed})
+    elif not quiet:
+        typer.echo(f"{job.output}: {'observed' if job.state.value == 'queued' else job.state.value}")
+
+
+@app.command("export")
+def export(
+    session: Annotated[Path, SESSION_ARGUMENT],
+    format: Annotated[str, typer.Option("-f", "--format", metavar="FORMAT", help="As of nphm-track export.")],
+    unit: Annotated[str, typer.Option(metavar="mm|cm|m", help="Unit of lengths.")] = "m",
+    up: Annotated[str, typer.Option(metavar="y|z", help="Axis that points up.")] = "y",
+    images: Annotated[bool, typer.Option("--images", help="Write the clips' frames too.")] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
+) -> None:
+    """Export every take that is done; the files are in the run folders. One that cannot be stops no other."""
+    from nphm_track.batch.manifest import Manifest, State, output_path
+    from nphm_track.cli.progress import show_progress
+    from nphm_track.errors import NphmTrackError
+    from nphm_track.export import formats
+    from nphm_track.export.options import ExportOptions
+    from nphm_track.tracking.run_folder import read_run
+
+    options = ExportOptions(unit=unit, up=up, images=images)
+    formats.known(format)
+    written, failed = [], []
+    with interruptible(), show_progress(quiet) as progress:
+        for job in Manifest.load(session).jobs:
+            if job.state is State.DONE:
+                try:
+                    run = read_run(output_path(session, job))
+                    written.append(text_of(formats.export(run, format, None, options, progress)))
+                except NphmTrackError as error:
+                    failed.append({"take": job.output, "error": str(error)})
+                    progress.note(f"{job.output}: {error}")
+    if json:
+        print_json({"written": written, "failed": failed})
+    elif not quiet:
+        typer.echo("\n".join(written))
+    if failed:
+        raise TakesFailedError(f"{len(failed)} of {len(written) + len(failed)} takes could not be exported")
+
+
 @app.command("retry")
 def retry(
-    session: Annotated[Path, typer.Argument(metavar="OUT", help="A session's folder.")],
+    session: Annotated[Path, SESSION_ARGUMENT],
     failed: Annotated[bool, typer.Option("--failed", help="The takes that failed.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Local processes.")] = None,
     ray: Annotated[str | None, RAY_OPTION] = None,
     break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
 ) -> None:
     """Track failed takes again. Runs of clips that have changed are set aside, not deleted."""
     from nphm_track.batch import driver
@@ -141,19 +215,24 @@ def retry(
             progress=progress,
             interrupted=interrupted,
         )
-    _finish(session, quiet)
+    _finish(session, json, quiet)
 
 
-def _finish(session: Path, quiet: bool) -> None:
-    """The closing line; exit code 2 when a take failed."""
+def _finish(session: Path, json: bool, quiet: bool) -> None:
+    """The closing line. Raises TakesFailedError when a take failed."""
     from nphm_track.batch.manifest import INDEX_HTML, Manifest, State
 
     manifest = Manifest.load(session)
-    failed = manifest.count(State.FAILED)
-    if not quiet:
-        typer.echo(f"{manifest.count(State.DONE)} of {len(manifest.jobs)} takes done; see {session / INDEX_HTML}")
+    failed = [job for job in manifest.jobs if job.state is State.FAILED]
+    done = manifest.count(State.DONE)
+    if json:
+        errors = [{"take": job.output, "error": job.error} for job in failed]
+        print_json({"session": text_of(session), "takes": len(manifest.jobs), "done": done, "failed": errors})
+    elif not quiet:
+        typer.echo(f"{done} of {len(manifest.jobs)} takes done; see {session / INDEX_HTML}")
     if failed:
-        raise InputError(f"{failed} take{'s' * (failed > 1)} failed; nphm-track batch status {session} says why")
+        count = f"{len(failed)} take{'s' * (len(failed) > 1)}"
+        raise TakesFailedError(f"{count} failed; nphm-track batch status {session} says why")
 
 
 def _print_plan(manifest: Any, passed_over: list[tuple[str, str]]) -> None:

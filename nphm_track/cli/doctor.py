@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from nphm_track.cli.json_output import print_json
 from nphm_track.errors import InputError, ModelError, NphmTrackError
 from nphm_track.files.names import text_of
 
@@ -32,7 +32,7 @@ def _check_run(path: Path, json: bool) -> None:
 
     problems = validate_run(path)
     if json:
-        print(json_format.dumps({"run": text_of(path), "problems": problems}))
+        print_json({"run": text_of(path), "problems": problems})
     for problem in [] if json else problems:
         typer.echo(problem)
     if problems:
@@ -51,7 +51,7 @@ def _check_installation(json: bool) -> None:
     models = doctor.check_models()
     checks = models + doctor.self_test()
     if json:
-        print(json_format.dumps({**report, "checks": [asdict(check) for check in checks]}))
+        print_json({**report, "checks": [asdict(check) for check in checks]})
     for check in [] if json else checks:
         typer.echo(f"  {'ok    ' if check.ok else 'FAILED'}  {check.name}: {check.detail}")
     if not all(check.ok for check in models):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_format
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from nphm_track.cli.json_output import print_json
 from nphm_track.errors import InputError
 
 app = typer.Typer(help="Measure: heads against scans, public benchmarks, the quality of video.", no_args_is_help=True)
@@ -156,7 +156,7 @@ def _tell(facts: dict[str, Any], text: str, markdown: str, out: Path | None, jso
 
     written = write_results(out, facts, markdown) if out is not None else None
     if json:
-        print(json_format.dumps(facts))
+        print_json(facts)
     elif not quiet:
         typer.echo(text)
         if written is not None:
@@ -167,7 +167,7 @@ def _tell_written(facts: dict[str, Any], out: Path, json: bool, quiet: bool) -> 
     from nphm_track.evaluation.results import RESULTS_MD
 
     if json:
-        print(json_format.dumps(facts))
+        print_json(facts)
     elif not quiet:
         typer.echo((out / RESULTS_MD).read_text(encoding="utf-8"))
         typer.echo(out / RESULTS_MD)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json as json_format
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from nphm_track.cli.json_output import print_json
 
 
 def fit_scan(
@@ -45,7 +46,7 @@ def fit_scan(
         run = fitting.fit_folder if scan.is_dir() else fitting.fit_scan
         result = run(scan, out, options=options, overwrite=overwrite, progress=progress)
     if json:
-        print(json_format.dumps(result))
+        print_json(result)
         return
     for row in [] if quiet else result.get("scans", [result]):
         if row.get("state") == "failed":

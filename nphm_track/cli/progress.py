@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
-from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.progress import LineProgress, NullProgress, Progress
 
 
 class _Rate(ProgressColumn):
@@ -22,12 +23,12 @@ class _Rate(ProgressColumn):
 
 
 class TerminalProgress:
-    """A bar per stage with its rate and the time left; off a terminal only notes are printed, on stderr."""
+    """A bar per stage with its rate and the time left, on stderr."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-        self.bars = Bars(*columns, console=console, disable=not console.is_terminal)
+        self.bars = Bars(*columns, console=console)
         self._task: TaskID | None = None
 
     def stage(self, name: str, total: int | None = None) -> None:
@@ -45,11 +46,13 @@ class TerminalProgress:
 
 @contextmanager
 def show_progress(quiet: bool) -> Iterator[Progress]:
-    """The progress to hand to the pipeline; nothing is printed when ``quiet``."""
+    """The progress to hand to the pipeline: bars on a terminal, else lines on stderr; nothing when ``quiet``."""
+    console = Console(stderr=True)
     if quiet:
         yield NullProgress()
-        return
-    console = Console(stderr=True)
-    progress = TerminalProgress(console)
-    with progress.bars if console.is_terminal else nullcontext():  # some versions of rich end no bars with a blank line
-        yield progress
+    elif console.is_terminal:
+        progress = TerminalProgress(console)
+        with progress.bars:
+            yield progress
+    else:
+        yield LineProgress(lambda line: print(line, file=sys.stderr, flush=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Console
@@ -51,10 +50,6 @@ def summary(run: Run) -> dict[str, Any]:
         "timings": run.info.timings,
         "outputs": [name for name in OUTPUTS if (run.path / name).exists()],
     }
-
-
-def summary_json(run: Run) -> str:
-    return json.dumps(summary(run))
 
 
 def print_summary(run: Run) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nphm_track.cli.json_output import print_json
 from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
 from nphm_track.cli.signals import RESUMABLE, interruptible
 
@@ -31,7 +32,7 @@ def track(
     when the same command is given again.
     """
     from nphm_track.cli.progress import show_progress
-    from nphm_track.cli.report import print_summary, summary_json
+    from nphm_track.cli.report import print_summary, summary
     from nphm_track.tracking.options import TrackOptions
 
     settings = TrackOptions.build(**options)
@@ -43,6 +44,6 @@ def track(
                 input, output, options=settings, overwrite=overwrite, break_lock=break_lock, progress=progress
             )
     if json:
-        print(summary_json(run))
+        print_json(summary(run))
     elif not quiet:
         print_summary(run)

@@ -91,13 +91,11 @@ def export(
     """
     from nphm_track.export.frames import check_meshes
     from nphm_track.export.options import ExportOptions
-    from nphm_track.tracking.progress import NullProgress
+    from nphm_track.tracking.progress import LineProgress
     from nphm_track.tracking.run_folder import writing_into
 
     options = options or ExportOptions()
-    kind = FORMATS.get(format)
-    if kind is None:
-        raise InputError(f"unknown format '{format}'; choose from {', '.join(FORMATS)}")
+    kind = known(format)
     if not kind.spatial and (options.unit, options.up) != ("m", "y"):
         raise InputError(f"format {format} has no units or axes; leave out --unit and --up")
     if options.images and not kind.images:
@@ -111,13 +109,20 @@ def export(
         with writing_into(run) if output is None else nullcontext(), placing(target) as place:
             if not kind.suffixes:
                 place.mkdir()
-            module.write(run, place, options, progress or NullProgress())
+            module.write(run, place, options, progress or LineProgress())
             if kind.beside:
                 with placing(_beside(target, kind)) as second:
                     module.write_beside(run, second)
     except OSError as error:
         raise OutputError(f"cannot write {target} ({error.strerror or error})") from None
     return target
+
+
+def known(format: str) -> Format:
+    """The format of that name. Raises InputError when there is none."""
+    if format not in FORMATS:
+        raise InputError(f"unknown format '{format}'; choose from {', '.join(FORMATS)}")
+    return FORMATS[format]
 
 
 def _target(run: Run, format: str, kind: Format, output: str | Path | None, overwrite: bool) -> Path:

@@ -29,7 +29,7 @@ from nphm_track.rendering.ply import write_ply
 from nphm_track.rendering.surface import Surface
 from nphm_track.scans.landmarks import ScanLandmarks, detect_landmarks, read_landmarks
 from nphm_track.scans.reading import SUFFIXES, ScanGeometry, read_scan
-from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.progress import LineProgress, Progress
 
 CODES, MESH, ERROR, SUMMARY, INDEX = "codes.npz", "mesh.ply", "error.ply", "summary.json", "registrations.json"
 UNITS = {"m": 1.0, "dm": 10.0, "cm": 100.0, "mm": 1000.0}
@@ -104,7 +104,7 @@ class ScanFitter:
 
     def fit(self, scan: ScanGeometry, landmarks: ScanLandmarks, progress: Progress | None = None) -> FittedScan:
         """Register the model to a scan and measure how well it fits."""
-        tell = progress or NullProgress()
+        tell = progress or LineProgress()
         tell.stage("fit", self.options.steps)
         points, normals = scan.surface_points()
         result = register(
@@ -179,7 +179,7 @@ def fit_scan(
     options, scan, out = options or FitOptions(), Path(scan), Path(out)
     fitter = ScanFitter(options)
     return _finished(fitter, scan, out, options.landmarks, overwrite) or _fit_to(
-        fitter, scan, out, options.landmarks, progress or NullProgress()
+        fitter, scan, out, options.landmarks, progress or LineProgress()
     )
 
 
@@ -197,7 +197,7 @@ def fit_folder(
     not stop the others; finished ones are not done again. Scans whose code norms stand apart from the rest are marked
     as outliers. Raises OutputError as ``fit_scan`` does, before any scan is fitted.
     """
-    folder, out, tell = Path(folder), Path(out), progress or NullProgress()
+    folder, out, tell = Path(folder), Path(out), progress or LineProgress()
     options = options or FitOptions()
     if options.landmarks is not None:
         raise InputError("option landmarks: is for one scan; in a folder, NAME.landmarks.json beside a scan is used")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IDENTITY_OPTIONS = ("identity", "identity_sha256")
 """What ``TrackOptions.identity`` adds to a fingerprint."""
+FILE_OPTIONS = ("intrinsics", "identity", "refine_config")
+"""Options that are files; ``head_model`` may be one."""
 
 
 class TrackOptions(BaseModel):

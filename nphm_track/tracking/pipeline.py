@@ -38,8 +38,8 @@ from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.person_choice import chosen_follower, is_still, somebody_else
 from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regressor, models_of, plan_line
-from nphm_track.tracking.progress import NullProgress, Progress
-from nphm_track.tracking.records import InputInfo, InputWatch, Status, Track
+from nphm_track.tracking.progress import LineProgress, Progress
+from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, Track
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import (
@@ -85,7 +85,7 @@ def track(
     options = TrackOptions.build(options, **overrides)
     if write_report is None:
         options = options.model_copy(update={"report": False})
-    progress = progress or NullProgress()
+    progress = progress or LineProgress()
     with _job(input, output, options, overwrite, break_lock, progress) as job:
         if job.folder.complete:
             progress.note(f"{job.folder.path} is already done")
@@ -107,7 +107,7 @@ def observe(
 
     Raises what ``track`` raises, and OutputError when the run is done already.
     """
-    with _job(input, output, options, overwrite, False, progress or NullProgress()) as job:
+    with _job(input, output, options, overwrite, False, progress or LineProgress()) as job:
         if job.folder.complete:
             raise OutputError(f"{job.folder.path} is already done")
         if not job.feed_forward:
@@ -146,6 +146,8 @@ def _job(
             note=progress.note,
         )
         with folder, _threads(folder.info.threads):
+            if not folder.complete:
+                folder.update(made_by=MadeBy.this_process(options.device))
             yield _Job(source, watch, folder, options, device, progress)
 
 

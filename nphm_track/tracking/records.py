@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
+import re
+import sys
 import time
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -11,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import IntEnum
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -284,6 +288,39 @@ class InputWatch:
             return None
 
 
+class MadeBy(BaseModel):
+    """The process that worked on a run last."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    command: list[str] = Field(description="Its arguments, the program first.")
+    host: str
+    python: str = Field(description="Version.")
+    packages: dict[str, str] = Field(description="Packages this one depends on to their versions.")
+    device: str = Field(description="Torch device of the networks.")
+
+    @classmethod
+    def this_process(cls, device: str) -> MadeBy:
+        return cls(
+            command=[plain(argument) for argument in sys.argv],
+            host=platform.node(),
+            python=platform.python_version(),
+            packages=dependencies(),
+            device=device,
+        )
+
+
+def dependencies() -> dict[str, str]:
+    """Versions of the installed packages that this one depends on; empty when it is not installed itself."""
+    found = {}
+    with suppress(metadata.PackageNotFoundError):
+        for line in metadata.requires("nphm-track") or []:
+            if "extra ==" not in line:
+                name = re.split(r"[^\w.-]", line)[0]
+                found[name] = metadata.version(name)
+    return found
+
+
 class RunInfo(BaseModel):
     """run.json."""
 
@@ -297,6 +334,7 @@ class RunInfo(BaseModel):
         default=None, ge=1, description="Threads of one operation, which last bits depend on; a resumed run keeps them."
     )
     package_version: str = __version__
+    made_by: MadeBy | None = None
     state: Literal["running", "done", "failed", "interrupted"] = "running"
     message: str = Field(default="", description="Why a run failed; empty otherwise.")
     timings: dict[str, float] = Field(default_factory=dict, description="Stage to seconds, summed over resumes.")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from nphm_track.files.writing import check_free, placing
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.clip import check_not_clip, open_clip
-from nphm_track.tracking.progress import NullProgress, Progress
+from nphm_track.tracking.progress import LineProgress, Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import RunFolder, read_run, writing_into
 from nphm_track.tracking.surface import BLOCK, surface_of
@@ -123,7 +123,7 @@ def render_overlay(
     Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the file cannot
     be written.
     """
-    progress = progress or NullProgress()
+    progress = progress or LineProgress()
     done = read_run(run)
     track = done.track
     source = open_clip(done, clip)

@@ -7,13 +7,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import fake_steps
 import pytest
-from fake_steps import InlinePool, write_take
+from fake_steps import InlinePool, contents, write_take
 
-from nphm_track.batch import driver
+from nphm_track.batch import driver, steps
 from nphm_track.cli import main
 
 Run = Callable[..., int]
+
+
+class NoPool(InlinePool):
+    """Has nothing to do."""
+
+    def submit(self, key: str, work: object) -> None:
+        raise AssertionError(key)
 
 
 @pytest.fixture
@@ -38,7 +46,7 @@ def test_from_plan_to_retry(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("in", "-o", "out", "--dry-run") == 0
     assert "anna/one  queued  anna/one.mp4" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
-    assert run("in", "-o", "out") == 2
+    assert run("in", "-o", "out") == 6
     said = capsys.readouterr()
     assert said.out == "3 of 4 takes done; see out/index.html\n"
     assert said.err.splitlines()[0] == "4 takes of 2 people, 4 to do"
@@ -54,6 +62,42 @@ def test_from_plan_to_retry(run: Run, tmp_path: Path, capsys: pytest.CaptureFixt
     assert run("retry", "out", "--failed", "-q") == 0
     assert capsys.readouterr() == ("", "")
     assert run("retry", "out", "--failed") == 2 and "no take has failed" in capsys.readouterr().err
+
+
+def test_programs_are_told_in_json(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("in", "-o", "out", "--json") == 6
+    told = json.loads(capsys.readouterr().out)
+    assert (told["takes"], told["done"], [take["take"] for take in told["failed"]]) == (4, 3, ["ben/two"])
+    assert run("in", "-o", "out", "--every", "0", "--json") == 2
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 2
+    assert run("export", "out", "-f", "colmap", "--json") == 6  # the stand-in's runs have no track that can be read
+    assert len(json.loads(capsys.readouterr().out)["failed"]) == 3
+    assert run("export", "out", "-f", "nothing") == 2 and "unknown format" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
+def test_an_array_of_steps_does_what_a_session_does(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, order: tuple[int]
+) -> None:
+    monkeypatch.setattr(steps, "run", fake_steps.run)
+    assert run("in", "-o", "whole", "-q") == 6
+    assert run("in", "-o", "out", "--plan") == 0 and "step out 0 to 3" in capsys.readouterr().out
+    codes = [run("step", "out", str(index), "-q") for index in order]
+    assert codes == [6 if index == 3 else 0 for index in order]
+    assert not list((tmp_path / "out").rglob("track.npz"))
+    assert [run("step", "out", str(index), "-q") for index in order] == codes
+    assert json.loads((tmp_path / "out" / "session.json").read_text())["jobs"][0]["state"] == "queued"
+    monkeypatch.setattr(driver, "local_pool", lambda manifest, workers: NoPool())
+    assert run("in", "-o", "out", "-q") == 6
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_step_waits_for_the_persons_other_takes(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "run", fake_steps.run)
+    assert run("in", "-o", "out", "--plan") == 0
+    assert run("step", "out", "0") == 0
+    assert run("step", "out", "0") == 2  # anna/two is not observed yet
+    assert run("step", "out", "9") == 2
 
 
 @pytest.mark.parametrize(

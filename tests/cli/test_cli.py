@@ -144,6 +144,34 @@ class TestTrack:
         assert summary["outputs"] == ["track.npz"]
         assert "48 frames" in err
 
+    @pytest.mark.parametrize(
+        ("given", "error", "code"),
+        [
+            ((), NoFaceError("no face found"), 3),
+            ((), KeyboardInterrupt(), 130),
+            (("--bogus",), None, 2),
+            (("--options", "gone.toml"), None, 2),
+        ],
+    )
+    def test_failures_are_json_too(
+        self, run_cli: Any, calls: Calls, capsys: Any, given: tuple[str, ...], error: BaseException | None, code: int
+    ) -> None:
+        calls.error = error
+        assert run_cli("clip.mp4", "--json", *given) == code
+        told = json.loads(capsys.readouterr().out)
+        assert told["exit_code"] == code and told["error"]
+
+    def test_options_come_from_a_file(self, run_cli: Any, calls: Calls, tmp_path: Path, capsys: Any) -> None:
+        file = tmp_path / "options.toml"
+        file.write_text('smooth = 0.5\nmesh-every = 3\nface_at = [320, 180]\nmeshes = false\nintrinsics = "k.json"\n')
+        assert run_cli("clip.mp4", "--options", str(file), "--mesh-every", "2") == 0
+        options = calls[0]["options"]
+        assert (options.smooth, options.mesh_every, options.face_at, options.meshes) == (0.5, 2, (320, 180), False)
+        assert options.intrinsics == tmp_path / "k.json"
+        file.write_text("smoth = 0.5\n")
+        assert run_cli("clip.mp4", "--options", str(file)) == 2
+        assert "did you mean 'smooth'?" in capsys.readouterr().err
+
     def test_table(self, run_cli: Any, calls: Calls, capsys: Any) -> None:
         assert run_cli("clip.mp4") == 0
         out = capsys.readouterr().out
