@@ -17,17 +17,18 @@ from nphm_track.version import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 if TYPE_CHECKING:
-    from nphm_track.tracker import track
+    from nphm_track.tracker import track, track_people
     from nphm_track.tracking.options import TrackOptions
     from nphm_track.tracking.run_folder import Run, read_run
 
-__all__ = ["Run", "TrackOptions", "__version__", "read_run", "track"]
+__all__ = ["Run", "TrackOptions", "__version__", "read_run", "track", "track_people"]
 
 _HOME = {
     "Run": "nphm_track.tracking.run_folder",
     "TrackOptions": "nphm_track.tracking.options",
     "read_run": "nphm_track.tracking.run_folder",
     "track": "nphm_track.tracker",
+    "track_people": "nphm_track.tracker",
 }
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nphm_track.export.report import write_report
-from nphm_track.tracking import pipeline
+from nphm_track.tracking import everybody, pipeline
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
@@ -43,6 +43,33 @@ def track(
         input,
         output,
         options=options,
+        overwrite=overwrite,
+        break_lock=break_lock,
+        progress=progress,
+        write_report=write_report,
+    )
+
+
+def track_people(
+    input: str | Path,
+    output: str | Path | None = None,
+    *,
+    options: TrackOptions | None = None,
+    overwrite: bool = False,
+    break_lock: bool = False,
+    progress: Progress | None = None,
+    **overrides: Any,
+) -> list[Run]:
+    """Track everybody in a shot: a run folder each, in the folder ``output``, of one pass over the input.
+
+    People are looked for in frames spread over the clip; ``people.json`` says who was found, where and when. Each run
+    is the one that ``face_at`` and ``face_time`` give. Args and errors as in :func:`track`; InputError for options that
+    choose one person. Somebody whom no head fits is passed over with a note, as long as it is not everybody.
+    """
+    return everybody.track_people(
+        input,
+        output,
+        options=TrackOptions.build(options, **overrides),
         overwrite=overwrite,
         break_lock=break_lock,
         progress=progress,

@@ -32,9 +32,12 @@ def planned(
     options: TrackOptions,
     *,
     person: str | None = None,
+    photos: bool = False,
     threads: int | None = None,
 ) -> Manifest:
     """What a session of this folder or list is: the manifest it has, grown by the takes that are new.
+
+    ``person`` and ``photos`` as in :func:`nphm_track.batch.plan.find_takes`.
 
     Nothing is written. Raises InputError when the source cannot be used, OutputError when the folder is not this
     session's.
@@ -48,7 +51,7 @@ def planned(
         raise OutputError(f"{session} is not empty and not a capture session; choose another with -o")
     elif session.exists() and not session.is_dir():
         raise OutputError(f"{session} is a file, not a folder")
-    root, takes = find_takes(source, session, person)
+    root, takes = find_takes(source, session, person, photos=photos)
     given = options.model_dump(mode="json", exclude_unset=True)
     for name in FILE_OPTIONS:
         if (path := getattr(options, name)) is not None and not path.exists():  # or every single take would fail

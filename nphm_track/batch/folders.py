@@ -20,7 +20,7 @@ THUMBNAILS = frozenset({"thmbnl", "icon", "thumb", "thumbs", "thumbnail", "thumb
 """Folders in which cameras keep a picture of each clip."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Found:
     """A file or folder: a take, or passed over for a ``reason``."""
 
@@ -28,10 +28,11 @@ class Found:
     reason: str = ""
 
 
-def walk(root: Path, session: Path) -> Iterator[Found]:
+def walk(root: Path, session: Path, *, photos: bool = False) -> Iterator[Found]:
     """What lies below a folder, in no order. Links to folders are followed, each folder once, and ``session`` is not.
 
-    Each video is a take, and so is each folder that directly holds two images or more and no video.
+    Each video is a take, and so is each folder that directly holds two images or more and no video; with ``photos``
+    each image is, and no folder.
 
     Raises InputError when the folder cannot be read.
     """
@@ -55,22 +56,23 @@ def walk(root: Path, session: Path) -> Iterator[Found]:
             yield Found(folder, "written by this program")
             continue
         waiting += [e for e in entries if e.is_dir() and not e.name.startswith(".")]
-        yield from _files(folder, [e for e in entries if not e.is_dir()], is_root=folder == root)
+        yield from _files(folder, [e for e in entries if not e.is_dir()], is_root=folder == root, photos=photos)
 
 
-def _files(folder: Path, files: list[Path], *, is_root: bool) -> Iterator[Found]:
+def _files(folder: Path, files: list[Path], *, is_root: bool, photos: bool) -> Iterator[Found]:
     """The files directly in a folder, and the folder itself where its images are a take."""
     visible = [file for file in files if not file.name.startswith(".")]
     videos = [file for file in visible if file.suffix.lower() in VIDEO_SUFFIXES]
     masks = mask_files(folder)
     images = [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES and file not in masks]
-    sequence = len(images) > 1 and not videos and not is_root and folder.name.lower() not in THUMBNAILS
+    thumbnails = folder.name.lower() in THUMBNAILS
+    sequence = len(images) > 1 and not (videos or is_root or thumbnails or photos)
     if sequence:
         yield Found(folder)
     stems = {video.stem.lower(): video.name for video in videos}
     for file in files:
         suffix = file.suffix.lower()
-        if file in videos:
+        if file in videos or (photos and file in images and not thumbnails):
             yield Found(file)
         elif file.name.startswith("."):
             yield Found(file, "hidden")

@@ -36,7 +36,7 @@ from nphm_track.refine.solver import Evidence
 from nphm_track.refine.source import ClipMaps
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
-from nphm_track.tracking.clip import open_input
+from nphm_track.tracking.clip import given_camera, open_input
 from nphm_track.tracking.fit import fit_clip, predicted_codes
 from nphm_track.tracking.identity import Identity
 from nphm_track.tracking.observations import column
@@ -255,8 +255,8 @@ def _fitted(
     single["shot"], single["seen"] = np.arange(len(views)), True
     regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
     codes = predicted_codes(regressor, single, size, z_id)
-    shown = open_input(take.input, take.options).info.presentation if take.options.intrinsics else None
-    camera = take.options.camera(size, shown)
+    with open_input(take.input, take.options) as source:
+        camera = given_camera(source, take.options)
     fit = fit_clip(model, codes, single, size, camera, 0.0, NullProgress())
     start = State(
         torch.from_numpy(fit.z_id).to(device),

@@ -47,12 +47,15 @@ class Take:
     skipped: str = ""
 
 
-def find_takes(source: Path, session: Path, person: str | None = None) -> tuple[Path, list[Take]]:
+def find_takes(
+    source: Path, session: Path, person: str | None = None, *, photos: bool = False
+) -> tuple[Path, list[Take]]:
     """Root and takes of a folder or a list; ``person`` is a regular expression for paths relative to the root.
 
     In a folder each video is a take, and so is each folder that directly holds two images or more and no video. Hidden
     entries, run folders, thumbnails and the session's own folder are passed over. The person is the first-level
-    folder, or the first group of ``person``; a take in no folder is a person of its own.
+    folder, or the first group of ``person``; a take in no folder is a person of its own. With ``photos`` each image is
+    a take, and those in no folder are of one person, who is called like ``source``.
 
     Raises InputError when the source cannot be used or holds no take.
     """
@@ -60,10 +63,10 @@ def find_takes(source: Path, session: Path, person: str | None = None) -> tuple[
     if source.is_dir():
         root, takes = (
             source,
-            [Take(path) for path in sorted(f.path for f in walk(source, session.resolve()) if not f.reason)],
+            [Take(f.path) for f in sorted(walk(source, session.resolve(), photos=photos)) if not f.reason],
         )
         for take in takes:
-            take.person = _first_folder(take.path.relative_to(root))
+            take.person = _first_folder(take.path.relative_to(root)) or (source.resolve().name if photos else None)
     elif source.suffix.lower() in LIST_SUFFIXES:
         root, takes = source.parent, _read_list(source)
     elif source.exists():
@@ -81,11 +84,11 @@ def find_takes(source: Path, session: Path, person: str | None = None) -> tuple[
     return root, takes
 
 
-def passed_over(source: Path, session: Path) -> list[tuple[str, str]]:
+def passed_over(source: Path, session: Path, *, photos: bool = False) -> list[tuple[str, str]]:
     """Files and folders below ``source`` that are no takes, relative to it, each with the reason; none of a list."""
     if not source.is_dir():
         return []
-    found = sorted((f for f in walk(source, session.resolve()) if f.reason), key=lambda f: f.path)
+    found = sorted(f for f in walk(source, session.resolve(), photos=photos) if f.reason)
     names = (f.path.relative_to(source).as_posix().encode(errors="replace").decode() for f in found)  # not all are text
     return list(zip(names, (f.reason for f in found), strict=True))
 

@@ -243,14 +243,14 @@ def focal_from_exif(path: str | Path, size: tuple[int, int]) -> float | None:
     """
     from PIL import ExifTags
 
-    from nphm_track.files.images import open_image
+    from nphm_track.video.stills import opened
 
     try:
-        with open_image(path) as image:
+        with opened(Path(path)) as image:
             exif = image.getexif().get_ifd(ExifTags.IFD.Exif)
             focal_mm = float(exif.get(ExifTags.Base.FocalLengthIn35mmFilm) or 0)
             taken = [float(exif.get(tag) or 0) for tag in (ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight)]
-    except (OSError, ValueError, TypeError, SyntaxError, ZeroDivisionError):
+    except (InputError, OSError, ValueError, TypeError, SyntaxError, ZeroDivisionError):
         return None
     if not np.isfinite(focal_mm) or focal_mm <= 0:
         return None

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,10 @@ from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
 from nphm_track.cli.signals import RESUMABLE, counted, interruptible
 from nphm_track.errors import InputError, TakesFailedError
 from nphm_track.files.names import text_of
+
+if TYPE_CHECKING:
+    from nphm_track.batch.manifest import Manifest
+    from nphm_track.tracking.options import TrackOptions
 
 DEFAULT_COMMAND = "run"
 SESSION_OPTION = typer.Option("-o", "--output", metavar="OUT", help="The session's folder.")
@@ -57,6 +61,9 @@ def run(
             help="The person, as first group in the take's relative path. (default: first-level folder)",
         ),
     ] = None,
+    photos: Annotated[
+        bool, typer.Option("--photos", help="Images are photographs in no order: each is a take, and no folder is.")
+    ] = False,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Local processes. (default: as many as threads and memory allow)")
     ] = None,
@@ -84,34 +91,53 @@ def run(
     Ctrl-C ends after the frames in flight and saves; a second one stops at once.
     """
     from nphm_track.batch import driver, plan
-    from nphm_track.cli.progress import show_progress
-    from nphm_track.tracking.options import TrackOptions
 
-    fields = TrackOptions.model_fields
-    given = TrackOptions.build(**{k: v for k, v in options.items() if v != fields[k].default})
-    manifest = driver.planned(source, output, given, person=person, threads=threads)
+    given = given_options(options)
+
+    def planned() -> Manifest:
+        return driver.planned(source, output, given, person=person, photos=photos, threads=threads)
+
+    manifest = planned()
     if dry_run:
-        _print_plan(manifest, plan.passed_over(source, output))
+        _print_plan(manifest, plan.passed_over(source, output, photos=photos))
         typer.echo(driver.plan_line(manifest))
         return
     if plan_only:
         driver.save_plan(output, manifest, break_lock=break_lock)
         typer.echo(f"{driver.plan_line(manifest)}: nphm-track batch step {output} 0 to {len(manifest.jobs) - 1}")
         return
+    again = ", and finished ones again where the identity changes" if update_identity else ""
+    work(
+        output,
+        planned,
+        driver.plan_line(manifest) + again,
+        json,
+        quiet,
+        workers=workers,
+        ray=ray,
+        update_identity=update_identity,
+        break_lock=break_lock,
+    )
+
+
+def given_options(options: dict[str, Any]) -> TrackOptions:
+    """Those of a command's options that are not the defaults, which a session's manifest keeps."""
+    from nphm_track.tracking.options import TrackOptions
+
+    fields = TrackOptions.model_fields
+    return TrackOptions.build(**{k: v for k, v in options.items() if v != fields[k].default})
+
+
+def work(session: Path, manifest: Callable[[], Manifest], line: str, json: bool, quiet: bool, **settings: Any) -> None:
+    """Work on a session with the progress on the terminal, after a first ``line``; settings as ``driver.work`` has."""
+    from nphm_track.batch import driver
+    from nphm_track.cli.progress import show_progress
+
     with _interrupts() as interrupted, show_progress(quiet) as progress:
-        again = ", and finished ones again where the identity changes" if update_identity else ""
-        progress.note(driver.plan_line(manifest) + again)
-        driver.work(
-            output,
-            lambda: driver.planned(source, output, given, person=person, threads=threads),
-            workers=workers,
-            ray=ray,
-            update_identity=update_identity,
-            break_lock=break_lock,
-            progress=progress,
-            interrupted=interrupted,
-        )
-    _finish(output, json, quiet)
+        if line:
+            progress.note(line)
+        driver.work(session, manifest, progress=progress, interrupted=interrupted, **settings)
+    _finish(session, json, quiet)
 
 
 @app.command("status")
@@ -201,21 +227,10 @@ def retry(
 ) -> None:
     """Track failed takes again. Runs of clips that have changed are set aside, not deleted."""
     from nphm_track.batch import driver
-    from nphm_track.cli.progress import show_progress
 
     if not failed:
         raise InputError("say which takes: nphm-track batch retry OUT --failed")
-    with _interrupts() as interrupted, show_progress(quiet) as progress:
-        driver.work(
-            session,
-            lambda: driver.retried(session),
-            workers=workers,
-            ray=ray,
-            break_lock=break_lock,
-            progress=progress,
-            interrupted=interrupted,
-        )
-    _finish(session, json, quiet)
+    work(session, lambda: driver.retried(session), "", json, quiet, workers=workers, ray=ray, break_lock=break_lock)
 
 
 def _finish(session: Path, json: bool, quiet: bool) -> None:

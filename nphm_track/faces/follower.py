@@ -157,7 +157,7 @@ class FaceFollower:
         """Choose in a frame from anywhere in the clip, before the first step: the person is sought by looks from then
         on. False when the frame shows no face. Raises InputError when it lacks the chosen one.
         """
-        found = self._first(image, self._faces(image, thorough=True))
+        found = self._first(image, self.faces(image, thorough=True))
         if found is None:
             return False
         self._remember(*found, time)
@@ -185,7 +185,7 @@ class FaceFollower:
             memory["mode"] = ANYWHERE
         thorough = memory["searches"] % THOROUGH_EVERY == 0
         memory["searches"] += 1
-        faces = self._faces(image, thorough=bool(thorough))
+        faces = self.faces(image, thorough=bool(thorough))
         if memory["mode"] == CHOOSING:
             return self._first(image, faces)
         limit = SAME_SHOT if memory["mode"] == NEAR else SAME_PERSON
@@ -201,11 +201,11 @@ class FaceFollower:
         if not faces:
             return None
         if self.choose != Choice():  # count the small ones, too
-            faces = self._faces(image, thorough=True)
+            faces = self.faces(image, thorough=True)
         chosen = self.choose.pick([face for face, _ in faces])
         return next(found for found in faces if found[0] is chosen)
 
-    def _faces(self, image: np.ndarray, thorough: bool) -> list[tuple[FaceObservation, np.ndarray]]:
+    def faces(self, image: np.ndarray, thorough: bool) -> list[tuple[FaceObservation, np.ndarray]]:
         """Faces that detector and landmark network agree on, from left to right, seen through their landmarks' roi."""
         place = self._memory["place"] if self._memory["mode"] == NEAR else None
         detections = self.landmarker.detect(image, thorough=thorough, place=place)

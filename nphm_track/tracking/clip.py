@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError, OutputError
 from nphm_track.files.names import path_of, text_of
 from nphm_track.tracking.options import TrackOptions
@@ -20,6 +21,23 @@ READING = ("start", "end", "every", "stream", "fps")
 def open_input(path: str | Path, options: TrackOptions) -> FrameSource:
     """The frames that ``options`` choose of an input. Raises InputError when it cannot be read."""
     return open_video(path, **{name: getattr(options, name) for name in READING}, backend=options.reader)
+
+
+def given_camera(
+    source: FrameSource, options: TrackOptions, note: Callable[[str], None] = lambda line: None
+) -> Intrinsics | None:
+    """The camera that the options or a photograph's metadata give; None when it is to be solved.
+
+    ``note`` is told of the metadata. Raises InputError when a calibration cannot be used.
+    """
+    size = (source.info.width, source.info.height)
+    camera = options.camera(size, source.info.presentation)
+    if camera is None and source.info.kind == "image":
+        focal = focal_from_exif(source.info.path, size)
+        if focal is not None:
+            note(f"focal length {focal:.0f} px, from the image's metadata")
+            return Intrinsics.from_focal(focal, size)
+    return camera
 
 
 def open_clip(run: Run, clip: str | Path | None = None) -> FrameSource:

@@ -1,8 +1,8 @@
-"""First pass over a clip: follow the face, keep what was seen of it in a log that survives a kill."""
+"""First pass over a clip: follow faces, keep what was seen of each in a log that survives a kill."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from nphm_track.faces.landmarker import FaceObservation
 from nphm_track.regressor.predictor import BATCH, CodePredictor
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.progress import Progress
-from nphm_track.video.source import FrameSource
+from nphm_track.video.source import Frame, FrameSource
 
 
 def observation_dtype(state_size: int, codes: CodePredictor | None = None) -> np.dtype[Any]:
@@ -36,40 +36,59 @@ def observation_dtype(state_size: int, codes: CodePredictor | None = None) -> np
 
 def observe_clip(
     source: FrameSource,
-    follower: FaceFollower,
+    people: Sequence[tuple[FaceFollower, ObservationLog]],
     codes: CodePredictor | None,
-    log: ObservationLog,
     progress: Progress,
     check_input: Callable[[], None] = lambda: None,
 ) -> None:
-    """Append a record for every frame that the log does not have yet.
+    """Append to each person's log a record for every frame that it does not have yet, in one pass for all.
 
-    With codes, frames are encoded in the same groups in every run, so that a resumed one gives the same numbers.
-    ``check_input`` raises when the frames are of another clip by now; it is called before they are kept.
+    With codes, frames are encoded in the same groups in every run, so that a resumed one, and one with other people,
+    gives the same numbers. ``check_input`` raises when the frames are of another clip by now; it is called before they
+    are kept.
     """
+    done = min(len(log) for _, log in people)
     if codes is not None:
-        log.truncate(len(log) // BATCH * BATCH)
-    done = len(log)
-    shot = 0
-    if done:
-        last = log.read()[-1]
-        follower.restore(last["state"])
-        shot = int(last["shot"])
-        progress.advance(done)
-    waiting = _Waiting(codes, log, check_input)
+        done = done // BATCH * BATCH
+    observers = [_Observer(follower, codes, log, check_input, done) for follower, log in people]
+    progress.advance(done)
     for frame in source.frames(done):
-        result = follower.step(frame.image, frame.time)
-        shot += result.cut
+        for observer in observers:
+            observer.observe(frame)
+        progress.advance()
+    for observer in observers:
+        observer.waiting.flush()
+
+
+class _Observer:
+    """One person's follower and log, from the ``done``-th frame on."""
+
+    def __init__(
+        self,
+        follower: FaceFollower,
+        codes: CodePredictor | None,
+        log: ObservationLog,
+        check_input: Callable[[], None],
+        done: int,
+    ) -> None:
+        self.follower, self.waiting, self.shot = follower, _Waiting(codes, log, check_input), 0
+        log.truncate(done)
+        if done:
+            last = log.read()[-1]
+            follower.restore(last["state"])
+            self.shot = int(last["shot"])
+
+    def observe(self, frame: Frame) -> None:
+        result = self.follower.step(frame.image, frame.time)
+        self.shot += result.cut
         seen = result.observation
-        record = np.zeros(1, log.dtype)
-        record["frame"], record["time"], record["shot"] = frame.index, frame.time, shot
+        record = np.zeros(1, self.waiting.log.dtype)
+        record["frame"], record["time"], record["shot"] = frame.index, frame.time, self.shot
         record["seen"], record["confidence"] = seen is not None, result.confidence
         record["landmarks"] = np.nan if seen is None else seen.landmarks
         record["blendshapes"] = np.nan if seen is None else seen.blendshapes
-        record["state"] = follower.state()
-        waiting.add(record, frame.image, seen)
-        progress.advance()
-    waiting.flush()
+        record["state"] = self.follower.state()
+        self.waiting.add(record, frame.image, seen)
 
 
 class _Waiting:

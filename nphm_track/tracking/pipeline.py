@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from nphm_track._runtime import flushed_denormals, usable_device
-from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
+from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.geometry.networks import GeometryNet
@@ -26,10 +26,10 @@ from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.ply import write_ply
-from nphm_track.tracking.clip import open_input
+from nphm_track.tracking.assemble import to_track
+from nphm_track.tracking.clip import given_camera, open_input
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
-from nphm_track.tracking.fit_check import does_not_fit
 from nphm_track.tracking.gaze import gaze_of
 from nphm_track.tracking.identity import IdentityVotes, load_identity
 from nphm_track.tracking.mesh_store import open_store
@@ -86,7 +86,7 @@ def track(
     if write_report is None:
         options = options.model_copy(update={"report": False})
     progress = progress or LineProgress()
-    with _job(input, output, options, overwrite, break_lock, progress) as job:
+    with open_job(input, output, options, overwrite, break_lock, progress) as job:
         if job.folder.complete:
             progress.note(f"{job.folder.path} is already done")
             return job.folder.so_far()
@@ -107,7 +107,7 @@ def observe(
 
     Raises what ``track`` raises, and OutputError when the run is done already.
     """
-    with _job(input, output, options, overwrite, False, progress or LineProgress()) as job:
+    with open_job(input, output, options, overwrite, False, progress or LineProgress()) as job:
         if job.folder.complete:
             raise OutputError(f"{job.folder.path} is already done")
         if not job.feed_forward:
@@ -118,14 +118,14 @@ def observe(
 
 
 @contextmanager
-def _job(
+def open_job(
     input: str | Path,
     output: str | Path | None,
     options: TrackOptions,
     overwrite: bool,
     break_lock: bool,
     progress: Progress,
-) -> Iterator[_Job]:
+) -> Iterator[Job]:
     """An input and the run folder that is its own, opened."""
     device = usable_device(options.device)
     watch = InputWatch(input)
@@ -148,7 +148,7 @@ def _job(
         with folder, _threads(folder.info.threads):
             if not folder.complete:
                 folder.update(made_by=MadeBy.this_process(options.device))
-            yield _Job(source, watch, folder, options, device, progress)
+            yield Job(source, watch, folder, options, device, progress)
 
 
 @contextmanager
@@ -170,7 +170,7 @@ def is_whole(run: Run) -> bool:
         return False
 
 
-class _Job:
+class Job:
     """The stages of one run."""
 
     def __init__(
@@ -284,27 +284,30 @@ class _Job:
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         clip = self.source.info.path
         follower = chosen_follower(landmarker, clip, self.options)
-        images = self.feed_forward and self.options.codes == "image"
-        focal = None if self.camera is None else float(self.camera.K[0, 0])
-        codes = None
-        if images:
-            few = (expected_frames(self.source, self.options) or np.inf) <= FEW_FRAMES
-            mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
-            codes = CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
+        codes = self.code_predictor(landmarker)
         with self.folder.log(observation_dtype(len(follower.state()), codes)) as log:
             self.progress.stage("faces", expected_frames(self.source, self.options))
-            observe_clip(self.source, follower, codes, log, self.progress, self._check_input)
-            self._check_input()
+            observe_clip(self.source, [(follower, log)], codes, self.progress, self.check_input)
+            self.check_input()
             chosen = (self.options.face, self.options.face_at, self.options.face_time) != (None, None, None)
             if self.source.info.kind == "video" and not chosen and is_still(log.read()):
                 other = somebody_else(landmarker, clip, self.options, log.read(), self.progress)
                 if other is not None:
                     log.truncate(0)
-                    observe_clip(self.source, other, codes, log, self.progress, self._check_input)
-                    self._check_input()
+                    observe_clip(self.source, [(other, log)], codes, self.progress, self.check_input)
+                    self.check_input()
             return log.read()
 
-    def _check_input(self) -> None:
+    def code_predictor(self, landmarker: FaceLandmarker) -> CodePredictor | None:
+        """What predicts codes from the images; None when the options take them from landmarks."""
+        if not (self.feed_forward and self.options.codes == "image"):
+            return None
+        focal = None if self.camera is None else float(self.camera.K[0, 0])
+        few = (expected_frames(self.source, self.options) or np.inf) <= FEW_FRAMES
+        mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
+        return CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
+
+    def check_input(self) -> None:
         """Raises InputChangedError: what is read by now must be of the clip that the run is of."""
         self.watch.check(self.folder.info.input.sha256)
 
@@ -315,13 +318,7 @@ class _Job:
     @cached_property
     def camera(self) -> Intrinsics | None:
         """The camera that the options or the image's metadata give."""
-        given = self.options.camera(self.size, self.source.info.presentation)
-        if given is None and self.source.info.kind == "image":
-            focal = focal_from_exif(self.folder.info.input.place, self.size)
-            if focal is not None:
-                self.progress.note(f"focal length {focal:.0f} px, from the image's metadata")
-                return Intrinsics.from_focal(focal, self.size)
-        return given
+        return given_camera(self.source, self.options, self.progress.note)
 
     def _given_identity(self, dim: int) -> np.ndarray | None:
         """The identity code [dim] of the options."""
@@ -377,34 +374,3 @@ class _Job:
         finally:
             self.timings[stage] = round(self.timings.get(stage, 0.0) + time.monotonic() - start, 3)
             self.folder.update(timings=dict(self.timings))
-
-
-def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None) -> Track:
-    """The arrays of track.npz; what lost frames lack becomes NaN."""
-    seen = column(log, "seen")
-    misfit = seen & does_not_fit(log["landmarks"], fit.landmark_error_px)
-    status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
-    status[misfit] = Status.LOST
-    lost = status == Status.LOST
-    z_ex, R, t, landmarks_fit = fit.z_ex.copy(), fit.R.copy(), fit.t.copy(), fit.landmarks_fit.copy()
-    for array in (z_ex, R, t, landmarks_fit):
-        array[lost] = np.nan
-    return Track(
-        frame=column(log, "frame"),
-        time=column(log, "time"),
-        status=status,
-        confidence=np.where(seen & ~misfit, column(log, "confidence"), 0).astype(np.float32),
-        z_id=fit.z_id,
-        z_ex=z_ex,
-        R=R,
-        t=t,
-        K=fit.camera.K,
-        image_size=np.array(size, np.int64),
-        landmarks=log["landmarks"][..., :2],
-        landmarks_fit=landmarks_fit,
-        blendshapes=column(log, "blendshapes"),
-        landmark_error_px=fit.landmark_error_px,
-        normal_error_deg=refined.after[:, 0] if refined else np.full(len(log), np.nan, np.float32),
-        distortion=np.zeros(5) if fit.camera.distortion is None else fit.camera.distortion,
-        **(refined.report() if refined else {}),
-    )

@@ -221,12 +221,16 @@ class RunFolder:
             if isinstance(error, NoFaceError | InputChangedError):  # nothing to go on from
                 self.clear()
             if self._new and isinstance(error, InputError) and not self.track.exists():
-                self.clear()  # an input that cannot be used leaves nothing behind
-                (self.path / RUN_JSON).unlink()
-                self._lock.release()
-                self.path.rmdir()
+                self.discard()  # an input that cannot be used leaves nothing behind
                 return
             self.update(state="interrupted" if stopped else "failed", message="" if stopped else plain(str(error)))
+
+    def discard(self) -> None:
+        """Delete all that the run has written, and its folder where nothing else is in it. Call it last."""
+        self.clear()
+        (self.path / RUN_JSON).unlink()
+        self._lock.release()
+        self.path.rmdir()
 
     def _files(self) -> Iterator[Path]:
         """Everything that a run may have written, but run.json and what is in ``work``."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fake_steps
+import numpy as np
 import pytest
 from fake_steps import InlinePool, contents, write_take
 
@@ -34,10 +35,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
     monkeypatch.setattr(driver, "local_pool", lambda manifest, workers: InlinePool())
 
     def call(*arguments: str) -> int:
-        monkeypatch.setattr(sys, "argv", ["nphm-track", "batch", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        return int(stopped.value.code or 0)
+        return nphm_track("batch", *arguments, monkeypatch=monkeypatch)
 
     return call
 
@@ -117,3 +115,23 @@ def test_one_clear_line(
     assert run(*arguments) == code
     said = capsys.readouterr().err
     assert error in said and len(said.splitlines()) <= 1
+
+
+def test_photographs_of_one_person_are_a_session(run: Run, tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("a.jpg", "b.png", "b_mask.png"):
+        write_take(tmp_path / "photos" / name)
+    assert nphm_track("photos", "--photos", "-o", "anna", monkeypatch=monkeypatch) == 0
+    assert capsys.readouterr().out == "2 of 2 takes done; see anna/index.html\n"
+    codes = [np.load(tmp_path / "anna" / "photos" / name / "track.npz")["z_id"] for name in ("a", "b")]
+    np.testing.assert_array_equal(*codes)
+    assert nphm_track("photos", "--photos", "-o", "anna", "--json", monkeypatch=monkeypatch) == 0
+    assert json.loads(capsys.readouterr().out)["done"] == 2
+    assert nphm_track("photos/a.jpg", "--photos", monkeypatch=monkeypatch) == 2
+    assert "--photos is for a folder" in capsys.readouterr().err
+
+
+def nphm_track(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["nphm-track", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    return int(stopped.value.code or 0)

@@ -76,6 +76,23 @@ def test_every_other_file_is_named_with_the_reason(cards, tmp_path):
     ]
 
 
+def test_photographs_are_takes_of_their_own(cards, tmp_path):
+    """Of one person where they lie in no folder; masks and thumbnails are none."""
+    root, takes = find_takes(cards, tmp_path / "out", photos=True)
+    found = {take.path.relative_to(root).as_posix(): take.person for take in takes}
+    assert {found[f"fay/raw/f_000{k}.exr"] for k in (1, 2)} == {"fay"} and "fay/raw" not in found
+    assert found["carl/DCIM/IMG_0001.HEIC"] == "carl" and found["poster.png"] == "cards"
+    assert [path for path, _ in passed_over(cards, tmp_path / "out", photos=True)] == [
+        "anna/M4ROOT/CLIP/C0001M01.XML",
+        "anna/M4ROOT/THMBNL/C0001T01.JPG",
+        "anna/M4ROOT/THMBNL/C0002T01.JPG",
+        "ben/old_nphm",
+        "dora/gopro/GX010001.LRV",
+        "fay/.DS_Store",
+        "fay/raw/f_0001_mask.exr",
+    ]
+
+
 def test_a_list_passes_nothing_over(tmp_path):
     (tmp_path / "takes.csv").write_text("input\na.mp4\n")
     assert passed_over(tmp_path / "takes.csv", tmp_path / "out") == []

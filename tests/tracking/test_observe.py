@@ -79,7 +79,8 @@ class Observer:
 
     def observe(self, name: str, ends: int | None = None, **options: Any) -> np.ndarray:
         with ObservationLog(self.folder / name, observation_dtype(1, self.codes)) as log:  # type: ignore[arg-type]
-            observe_clip(Clip(ends), Follower(), self.codes, log, NullProgress(), **options)  # type: ignore[arg-type]
+            people = [(Follower(), log)]
+            observe_clip(Clip(ends), people, self.codes, NullProgress(), **options)  # type: ignore[arg-type]
             return np.array(log.read())
 
 

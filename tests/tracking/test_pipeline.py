@@ -15,9 +15,9 @@ from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.errors import InputError, ModelError, OutputError
 from nphm_track.models import resolve
 from nphm_track.tracking import pipeline, render
+from nphm_track.tracking.assemble import to_track
 from nphm_track.tracking.fit import ClipFit
 from nphm_track.tracking.observe import observation_dtype
-from nphm_track.tracking.pipeline import to_track
 from nphm_track.tracking.planning import plan_line
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status
