@@ -28,6 +28,7 @@ from nphm_track.tracking.records import Track
 from nphm_track.training.face_stream import FRAME, FaceBatch, FaceStream, View, roi_cameras, rotation
 from nphm_track.training.head_terms import HeadTerms
 from nphm_track.training.photo_fit import LANDMARKS
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.video.writer import VideoWriter
@@ -49,7 +50,7 @@ def run(
     prepare_torch()
     out.mkdir(parents=True, exist_ok=True)
     terms = HeadTerms("nphm-small", str(ict), LANDMARKS)
-    stream = ClipStream.open(ict, photos, fits, heldout=True, limit=PHOTOS)
+    stream = ClipStream.open(ict, photos, fits, heldout=True, limit=PHOTOS, renders=Renders(painted=0, follow=0))
     assert isinstance(stream, ClipStream)
     stream.population = TextureBank.read(fits, photos, stream.heads, heldout=False, limit=PHOTOS).w.mean(0)
     rows: dict[str, list[dict[str, float]]] = {}
@@ -86,7 +87,6 @@ class ClipStream(FaceStream):
     """Batches that are the frames of a clip, seen by a camera at rest."""
 
     rng = SameForAll
-    painted, follow = 0.0, 0.0
 
     def clip(self, seed: int, frames: int) -> FaceBatch:
         rng, times = np.random.default_rng(seed), np.arange(frames) / FPS

@@ -21,7 +21,8 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.geometry.surface_points import SurfacePointNet
 from nphm_track.training.faces_task import HELDOUT_SEED
 from nphm_track.training.ict import load_ict
-from nphm_track.training.points_task import PointBatch, PointStream, in_pixels, point_errors
+from nphm_track.training.points_task import PointBatch, PointsData, PointStream, in_pixels, point_errors
+from nphm_track.training.recipe import parse, read_recipe
 from nphm_track.training.template_points import SPACING, point_spacing
 
 GROUPS = {"0": (0, 1), "1": (1, 2), "2": (2, 3), "3-4": (3, 5), "5-9": (5, 10), "10-19": (10, 20), "20-39": (20, 40)}
@@ -43,7 +44,8 @@ def run(
     heads = load_ict(ict)
     net = SurfacePointNet.from_pretrained(model)
     vertex = np.searchsorted(heads.source, net.vertex.numpy())
-    stream = PointStream.open(ict, photos, fits, heldout=True)
+    recipe = parse(PointsData, read_recipe("training/recipes/surface_points.toml").data)
+    stream = PointStream.open(ict, photos, fits, heldout=True, renders=recipe.renders)
     rows = torch.from_numpy(vertex)
     batches = [stream.draw_points(HELDOUT_SEED + FIRST + k, BATCH, rows, None) for k in range(max(1, renders // BATCH))]
     with torch.no_grad():

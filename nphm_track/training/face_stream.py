@@ -27,6 +27,7 @@ from nphm_track.training.ict import load_ict, sample_expression
 from nphm_track.training.lighting import ambient_occlusion, harmonic_light, lamp_light, random_harmonics
 from nphm_track.training.paint_batch import Painter
 from nphm_track.training.photo_fit import LANDMARKS, landmark_basis
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 from nphm_track.training.scenery import Scenery
 from nphm_track.training.texture_bank import HeadTensors, TextureBank, pixels_of, sample_pixels
@@ -34,48 +35,38 @@ from nphm_track.training.texture_bank import HeadTensors, TextureBank, pixels_of
 FRAME = 320.0
 """Pixels of the longer side of the imagined frame that a crop is cut from."""
 MAP_SIZE = 128
-PAINTED, FOLLOW = 0.22, 0.45
-"""Shares of painted heads, and of photos whose surroundings follow the head."""
-OWN_LIGHT, HARMONIC = 0.1, 0.2
-"""Shares of photos in their own light and in smooth light; the others stand under lamps."""
-MIXED, OTHERS = 0.85, 6
-"""Share, of photos in another light, of those whose soft colours are a mixture of so many people's. A photo's own hold
-what its light made of its shape, which is not the shape it is drawn on."""
-BUMPY = 0.5
+OTHERS = 6
+"""People whose soft colours are mixed."""
 EYE_DEPTH = 0.004
 """Metres that eyeballs are drawn behind their place: those of random heads stand out of closed lids."""
 EXPRESSIONS = 12_000
-POPULATION = 1.0
-"""Of the mean identity that the photos' fits have, about which heads are drawn: people are not ICT's mean head."""
 
 
 class FaceStream:
     """Draws batches; the same seed gives the same batch on the same device.
 
-    Attributes, for streams of another kind: ``rng``, where chance comes from; ``painted`` and ``follow``, the shares
-    of painted heads and of photos whose surroundings follow the head; ``spread`` of the identities, in units of the
-    scans' own; ``flat``, the share of heads under lamps that an even light without shadows lights instead.
+    ``rng``: where chance comes from, for streams of another kind.
     """
 
     rng: type[Rng] = Rng
-    painted, follow = PAINTED, FOLLOW
-    spread = 1.0
-    flat = 0.0
 
-    def __init__(self, heads: HeadTensors, bank: TextureBank, painter: Painter, landmarker: FaceLandmarker) -> None:
-        self.heads, self.bank, self.painter, self.landmarker = heads, bank, painter, landmarker
+    def __init__(
+        self, heads: HeadTensors, bank: TextureBank, painter: Painter, landmarker: FaceLandmarker, renders: Renders
+    ) -> None:
+        self.heads, self.bank, self.painter, self.landmarker, self.renders = heads, bank, painter, landmarker, renders
         self.device = heads.device
         neutral = heads.neutral
         self.occlusion = ambient_occlusion(neutral, heads.drawer.normals(neutral[None])[0])
         rng = np.random.default_rng(0)
         self.expressions = torch.from_numpy(sample_expression(rng, EXPRESSIONS, heads.names)).to(self.device)
-        self.scenery = Scenery(bank.image)
+        self.scenery = Scenery(bank.image, renders)
         self.population = bank.w.mean(0)
 
     @classmethod
     def open(
         cls, ict: str | Path, photos: str | Path, fits: str | Path, *, heldout: bool = False,
         device: torch.device | str = "cpu", limit: int | None = None, landmarks: str = LANDMARKS,
+        renders: Renders | None = None,
     ) -> Self:  # fmt: skip
         """From the ICT heads' folder, the photos' folder and the file of ``training/build_photo_fits.py``.
 
@@ -88,12 +79,12 @@ class FaceStream:
         tensors = HeadTensors(heads, points, device)
         bank = TextureBank.read(fits, photos, tensors, heldout=heldout, limit=limit)
         painter = Painter(heads, np.searchsorted(heads.source, rigid), device)
-        return cls(tensors, bank, painter, FaceLandmarker.from_pretrained(device=device))
+        return cls(tensors, bank, painter, FaceLandmarker.from_pretrained(device=device), renders or Renders())
 
     def with_photos(self, bank: TextureBank) -> Self:
         """The same stream with other people's photos."""
         out = copy.copy(self)
-        out.bank, out.scenery = bank, Scenery(bank.image)
+        out.bank, out.scenery = bank, Scenery(bank.image, self.renders)
         return out
 
     @torch.no_grad()
@@ -112,8 +103,8 @@ class FaceStream:
         w, e = self._codes(rng, row)
         vertices = self._bumps(rng, heads.vertices(w, e))
         kind = rng.uniform(count)
-        painted = kind < self.painted
-        follow = ~painted & (kind < self.painted + self.follow)
+        painted = kind < self.renders.painted
+        follow = ~painted & (kind < self.renders.painted + self.renders.follow)
         view = self._view(rng, row, follow)
         roi = self._roi(rng, w, e, view)
         K, turn = roi_cameras(view.K, roi, CROP_SIZE)
@@ -135,7 +126,7 @@ class FaceStream:
         place = self.scenery.follow(at["uv"], direct, (p.K, p.R, p.t), photo).flatten(1, 2)
         own = sample_pixels(bank.image[p.row].float() / 255, place).mT.unflatten(2, (CROP_SIZE, CROP_SIZE))
         surroundings = torch.where(p.follow[:, None, None, None], own, surroundings)
-        cut = (at["inside"] < 0) & (rng.chance(0.35, count) & ~p.follow)[:, None, None]
+        cut = (at["inside"] < 0) & (rng.chance(self.renders.cut_out, count) & ~p.follow)[:, None, None]
         image = torch.where((covered & ~cut)[:, None], image, surroundings)
         image, hidden = self.scenery.occlude(rng, image)
         image = self.scenery.glasses(rng, image, pixels_of(p.landmarks(heads), p.K))
@@ -147,14 +138,16 @@ class FaceStream:
         b = len(row)
         own_e = self.bank.e[row].clamp(0, 1)
         own_w = self.bank.w[row] - self.population  # about the mean
-        w = self.spread * rng.normal(b, own_w.shape[1]).clamp(-3, 3)
+        w = self.renders.spread * rng.normal(b, own_w.shape[1]).clamp(-3, 3)
         choice = rng.uniform(b, 1)
-        w = torch.where(choice < 0.3, own_w + 0.8 * w, torch.where(choice < 0.45, own_w + 0.3 * w, w))
-        w = w + POPULATION * self.population
+        some, few = self.renders.near_photo
+        w = torch.where(choice < some, own_w + 0.8 * w, torch.where(choice < some + few, own_w + 0.3 * w, w))
+        w = w + self.population  # people are not ICT's mean head
         e = self.expressions[rng.below(len(self.expressions), b)]
         choice = rng.uniform(b, 1)
         mixed = (own_e * rng.uniform(b, 1) + e * rng.uniform(b, 1)).clamp(0, 1)
-        return w, torch.where(choice < 0.15, own_e, torch.where(choice < 0.35, mixed, e))
+        own, both = self.renders.own_expression
+        return w, torch.where(choice < own, own_e, torch.where(choice < own + both, mixed, e))
 
     def _bumps(self, rng: Rng, vertices: Tensor) -> Tensor:
         """Smooth dents and swellings that no ICT head has, on a part of the samples."""
@@ -163,18 +156,18 @@ class FaceStream:
         face = heads.in_face.nonzero()[:, 0]
         centre = heads.neutral[face[rng.below(len(face), b, n)]]  # [B, n, 3]
         sigma = 0.005 * 6 ** rng.uniform(b, n)
-        height = 0.09 * sigma * rng.normal(b, n) * rng.chance(BUMPY, b, 1)
+        height = 0.09 * sigma * rng.normal(b, n) * rng.chance(self.renders.dented, b, 1)
         near = torch.exp(-0.5 * (torch.cdist(heads.neutral.expand(b, -1, -1), centre) / sigma[:, None]) ** 2)
         lift = (near @ height[..., None]) * (~heads.is_eye & ~heads.is_pocket)[:, None]
         return vertices + lift * heads.drawer.normals(vertices)
 
     def _view(self, rng: Rng, row: Tensor, follow: Tensor) -> View:
-        """Cameras of 20 to 75 degrees around faces that fill a sixth to two thirds of a frame of some shape."""
-        b = len(row)
-        wide = rng.chance(0.4, b)
-        yaw = rng.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, 60.0, 30.0))
-        pitch = rng.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, 30.0, 15.0))
-        roll = rng.uniform(b, low=-12, high=12)
+        """Cameras around faces in a frame of some shape; what follows a photo turns little away from it."""
+        b, r = len(row), self.renders
+        wide = rng.chance(r.wide, b)
+        yaw = rng.uniform(b, low=-1, high=1) * torch.where(follow, 16.0, torch.where(wide, r.yaw[1], r.yaw[0]))
+        pitch = rng.uniform(b, low=-1, high=1) * torch.where(follow, 11.0, torch.where(wide, r.pitch[1], r.pitch[0]))
+        roll = rng.uniform(b, low=-r.roll, high=r.roll)
         turn = rotation(2, roll) @ rotation(0, pitch) @ rotation(1, yaw)
         flip = torch.diag(turn.new_tensor([1.0, -1.0, -1.0]))
         R = flip @ turn
@@ -182,8 +175,9 @@ class FaceStream:
         size = torch.full((b, 2), FRAME, device=self.device)
         size[:, 1] /= torch.where(rng.chance(0.5, b), 1.0, rng.uniform(b, low=0.75, high=1.8))
         size = FRAME * size / size.amax(1, keepdim=True)
-        focal = FRAME / 2 / torch.tan(torch.deg2rad(rng.uniform(b, low=20, high=75)) / 2)
-        fill = rng.uniform(b, low=0.16, high=0.65)
+        angle = rng.uniform(b, low=r.field_of_view[0], high=r.field_of_view[1])
+        focal = FRAME / 2 / torch.tan(torch.deg2rad(angle) / 2)
+        fill = rng.uniform(b, low=r.fill[0], high=r.fill[1])
         distance = focal * 0.19 / (FRAME * fill) + 0.07
         room = (0.5 - 0.5 * fill)[:, None] * size / FRAME  # the face stays in the frame
         place = rng.uniform(b, 2, low=-1, high=1) ** 3 * room * 0.8
@@ -210,16 +204,17 @@ class FaceStream:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The lit heads [B, 3, H, W] and what their pixels show."""
         bank, heads, row, painted = self.bank, self.heads, p.row, p.painted
-        b = len(row)
+        b, r = len(row), self.renders
+        unlit = r.smooth_light + r.own_light
         colour, shade, direct = bank.colour[row].float(), bank.shade[row].float(), bank.direct[row]
         colour, shade, direct = self._close_lids(rng, colour, shade, direct, bank.e[row], p.e)
         colour = torch.where(painted[:, None, None], self.painter(rng, b), colour)
         shade = torch.where(painted[:, None], 1.0, shade)
-        smooth = rng.chance(HARMONIC / (HARMONIC + OWN_LIGHT), b)[:, None]
+        smooth = rng.chance(r.smooth_light / max(unlit, 1e-9), b)[:, None]
         light = torch.where(smooth, random_harmonics(rng, b), bank.light[row])
         irradiance, shine = lamp_light(rng, p.camera, camera_normals, self.occlusion)
-        lamps = (rng.uniform(b) >= HARMONIC + OWN_LIGHT) | painted
-        flat = rng.chance(self.flat, b)[:, None, None]
+        lamps = (rng.uniform(b) >= unlit) | painted
+        flat = rng.chance(r.even_light, b)[:, None, None]
         irradiance, shine = torch.where(flat, 1.0, irradiance), torch.where(flat, 0.0, shine)
         soft = harmonic_light(camera_normals, light)[..., None].expand_as(irradiance)
         exposure = rng.uniform(b, 1, 1, low=0.6, high=1.25) / irradiance[:, heads.skin].mean((1, 2), keepdim=True)
@@ -251,7 +246,7 @@ class FaceStream:
         others = torch.einsum("bk,bkvc->bvc", weight, bank.soft[rng.below(len(bank), b, OTHERS)].float())
         baked = self.occlusion.clamp_min(0.4) ** rng.uniform(b, 1)  # everybody's hollows are dark in everybody's photo
         mixture = (own * mine + (1 - own) * others / baked[..., None]) / mine.clamp_min(0.02)
-        mixed = rng.chance(MIXED, b)[:, None, None] & self.heads.flesh[:, None]
+        mixed = rng.chance(self.renders.mixed, b)[:, None, None] & self.heads.flesh[:, None]
         return torch.where(mixed, mixture.clamp(0.3, 3), 1.0)
 
     def _close_lids(

@@ -26,6 +26,7 @@ from nphm_track.training.image_regressor_task import KNOWN_CAMERA, likelihood
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
 from nphm_track.training.regressor_task import regressor_config, standardise
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import TextureBank
 from nphm_track.training.trainer import Share
@@ -43,6 +44,7 @@ class FacesData(Strict):
     fits: str = Field(description="file written by training/build_photo_fits.py")
     head_model: str = Field("nphm-small", description="name or path of the frozen head model")
     landmarks: str = LANDMARKS
+    renders: Renders = Field(Renders(), description="what renders are drawn from")
     device: str = Field("cpu", description="where renders are drawn; the trainer's device")
     init: str | None = Field(None, description="model.safetensors to start from; released: the released two")
     photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
@@ -136,7 +138,9 @@ class FacesTask:
         self.device = device
         self.terms = HeadTerms(data.head_model, data.ict, data.landmarks)
         limit, files = data.photo_limit, (data.ict, data.photos, data.fits)
-        self.stream = FaceStream.open(*files, device=device, limit=limit, landmarks=data.landmarks)
+        self.stream = FaceStream.open(
+            *files, device=device, limit=limit, landmarks=data.landmarks, renders=data.renders
+        )
         others = TextureBank.read(data.fits, data.photos, self.stream.heads, heldout=True, limit=limit)
         self.heldout = self.stream.with_photos(others)
         mean = self.terms.head.mean_landmarks.numpy().astype(np.float64) * MODEL_UNIT

@@ -27,15 +27,12 @@ from nphm_track.training.faces_task import HELDOUT_SEED, Replay
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import LANDMARKS
 from nphm_track.training.recipe import Strict
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 from nphm_track.training.template_points import SPACING, mirrored_points, point_spacing, template_points
 from nphm_track.training.texture_bank import TextureBank, pixels_of
 from nphm_track.training.trainer import Share
 
-SPREAD = 1.2
-"""Of the identities that are drawn: real people differ by 3.5 mm from the mean head, the prior's by 2.9."""
-FLAT = 0.15
-"""Share of heads in even light, which hides shape as a flash does."""
 FRONTAL = 25.0
 """Degrees between face and camera up to which a view counts as frontal."""
 RIDGE, MADE_UP = 20.0, 2000
@@ -53,6 +50,7 @@ class PointsData(Strict):
     photos: str = Field(description="folder with the face photos")
     fits: str = Field(description="file written by training/build_photo_fits.py")
     landmarks: str = LANDMARKS
+    renders: Renders = Field(Renders(), description="what renders are drawn from")
     device: str = Field("cpu", description="where renders are drawn; the trainer's device")
     init: str | None = Field(None, description="model.safetensors to start from")
     photo_limit: int | None = Field(None, gt=0, description="photos of each split to use; all without")
@@ -114,8 +112,6 @@ def in_pixels(camera: Tensor, K: Tensor) -> Tensor:
 class PointStream(FaceStream):
     """Draws batches of points; half of the pictures are mirrored when ``mirrored``."""
 
-    spread, flat = SPREAD, FLAT
-
     def draw_points(self, seed: int, count: int, vertex: Tensor, mirror: Tensor | None) -> PointBatch:
         """``count`` samples of the vertices ``vertex`` [N]; ``mirror`` [N] of each one, to mirror half of them."""
         rng = self.rng(seed, self.device)
@@ -166,7 +162,9 @@ class PointsTask:
         heads = load_ict(data.ict)
         vertex = template_points(heads)
         limit, files = data.photo_limit, (data.ict, data.photos, data.fits)
-        self.stream = PointStream.open(*files, device=self.device, limit=limit, landmarks=data.landmarks)
+        self.stream = PointStream.open(
+            *files, device=self.device, limit=limit, landmarks=data.landmarks, renders=data.renders
+        )
         others = TextureBank.read(data.fits, data.photos, self.stream.heads, heldout=True, limit=limit)
         self.heldout = self.stream.with_photos(others)
         sizes = {k: getattr(data, k) for k in ("fine", "coarse", "blocks", "width", "slots")}

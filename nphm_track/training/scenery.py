@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.training.degrade import gaussian_blur
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 
-OCCLUDED, GLASSES = 0.12, 0.1
 RIGHT_EYE, LEFT_EYE = (33, 133, 159, 145), (263, 362, 386, 374)
 """Landmarks: outer and inner corner, upper and lower lid."""
 
@@ -17,8 +17,8 @@ RIGHT_EYE, LEFT_EYE = (33, 133, 159, 145), (263, 362, 386, 374)
 class Scenery:
     """Takes its pictures from photos uint8 [N, 3, S, S]."""
 
-    def __init__(self, photos: Tensor) -> None:
-        self.photos = photos
+    def __init__(self, photos: Tensor, renders: Renders) -> None:
+        self.photos, self.renders = photos, renders
 
     def backdrop(self, rng: Rng, count: int, size: int) -> Tensor:
         """Pictures [count, 3, size, size]: parts of photos, smooth noise of any fineness, plain colours."""
@@ -67,7 +67,7 @@ class Scenery:
         u, v = dx * turn.cos() + dy * turn.sin(), dy * turn.cos() - dx * turn.sin()
         a, c = (rng.uniform(b, 1, 1, low=0.05, high=0.22) * size for _ in range(2))
         wobble = F.interpolate(rng.normal(b, 1, 12, 12), size=(size, size), mode="bicubic")[:, 0] * 0.35
-        blob = ((u / a) ** 2 + (v / c) ** 2 + wobble < 1) & rng.chance(OCCLUDED, b)[:, None, None]
+        blob = ((u / a) ** 2 + (v / c) ** 2 + wobble < 1) & rng.chance(self.renders.occluded, b)[:, None, None]
         soft = gaussian_blur(blob[:, None].float(), torch.full((b,), 1.0, device=image.device))
         return image * (1 - soft) + self.backdrop(rng, b, size) * soft, blob
 
@@ -79,7 +79,7 @@ class Scenery:
         colour = (rng.uniform(b, 3, 1, 1, high=0.35) * rng.uniform(b, 1, 1, 1, low=0.5)).clamp(0, 1)
         width, power = rng.uniform(b, 1, 1, low=0.08, high=0.2), rng.uniform(b, 1, 1, low=2, high=5)
         tint, glare = rng.uniform(b, 1, 1, 1, high=0.3) ** 2, rng.uniform(b, 1, 1, 1)
-        worn = rng.chance(GLASSES, b)[:, None, None]
+        worn = rng.chance(self.renders.glasses, b)[:, None, None]
         down = F.normalize(landmarks[:, 152] - landmarks[:, 10], dim=-1)
         for outer, inner, upper, lower in (RIGHT_EYE, LEFT_EYE):
             across = (landmarks[:, outer] - landmarks[:, inner]) * 0.85

@@ -16,6 +16,7 @@ from nphm_track.training import face_stream as F
 from nphm_track.training.ict import load_ict
 from nphm_track.training.photo_fit import landmark_basis
 from nphm_track.training.points_task import PointStream
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 from nphm_track.training.texture_bank import PICTURE, pixels_of, sample_pixels
 
@@ -137,7 +138,7 @@ def test_codes_are_those_of_people_some_of_them_the_photos_own(stream: F.FaceStr
     w, e = stream._codes(Rng(0), row)
     assert e.min() >= 0 and e.max() <= 1 and w.abs().max() < 6
     assert w.std() == pytest.approx(1, abs=0.15)
-    assert (w.mean(0) - F.POPULATION * stream.bank.w.mean(0)).abs().mean() < 0.1
+    assert (w.mean(0) - stream.bank.w.mean(0)).abs().mean() < 0.1
     own = (e == stream.bank.e[row].clamp(0, 1)).all(1).float().mean()
     assert 0.08 < own < 0.3
     near = (w - stream.bank.w[row]).norm(dim=1) < 5
@@ -223,7 +224,7 @@ def test_soft_colours_are_means_of_the_skin_around(stream: F.FaceStream) -> None
 
 
 def test_skin_is_mixed_softly_and_eyes_are_left_alone(stream: F.FaceStream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(F, "MIXED", 1.0)
+    monkeypatch.setattr(stream, "renders", Renders(mixed=1))
     monkeypatch.setattr(stream, "occlusion", torch.ones_like(stream.occlusion))
     row = torch.tensor([0, 1, 1, 0])
     factor = stream._mix(Rng(4, "cpu"), row)
@@ -233,7 +234,7 @@ def test_skin_is_mixed_softly_and_eyes_are_left_alone(stream: F.FaceStream, monk
     inside = ((factor > 0.3) & (factor < 3))[:, flesh]
     low, high = (x[flesh] for x in (soft.amin(0) - 1e-3, soft.amax(0) + 1e-3))
     assert (((mixed[:, flesh] > low) & (mixed[:, flesh] < high)) | ~inside).all()
-    monkeypatch.setattr(F, "MIXED", 0.0)
+    monkeypatch.setattr(stream, "renders", Renders(mixed=0))
     assert (stream._mix(Rng(4, "cpu"), row) == 1).all()
 
 
@@ -278,14 +279,12 @@ def test_points_of_mirrored_pictures_are_the_other_sides(points: PointStream) ->
     assert nose.norm(dim=-1).median() < 15
 
 
-def test_even_light_leaves_no_shadow(points: PointStream) -> None:
-    kept = points.flat, points.painted
+def test_even_light_leaves_no_shadow(points: PointStream, monkeypatch: pytest.MonkeyPatch) -> None:
     spread = []
-    for flat in (0.0, 1.0):
-        points.flat, points.painted = flat, 1.0
+    for even in (0.0, 1.0):
+        monkeypatch.setattr(points, "renders", Renders(painted=1, even_light=even))
         scene = points.scene(Rng(5), 8)
         face = (scene.fragments.face_id >= 0) & (scene.at["in_face"] > 0.99)
         lit = [x[inside].mean(1) for x, inside in zip(scene.at["ratio"], face, strict=True)]
         spread.append(float(torch.stack([x.std() / x.mean() for x in lit]).mean()))
-    points.flat, points.painted = kept
     assert spread[1] < 0.3 * spread[0]

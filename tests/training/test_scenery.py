@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from nphm_track.training import scenery as S
+from nphm_track.training.renders import Renders
 from nphm_track.training.rng import Rng
 
 SIZE = 64
@@ -49,7 +50,7 @@ def test_surroundings_follow_the_head_through_turn_zoom_and_shift() -> None:
     head = R[0].T @ (ray * t[0, 2] - t[0, :, None])
     there = photo_K[0] @ (photo_R[0] @ head + photo_t[0, :, None])
     expected = (there[:2] / there[2]).T.view(1, SIZE, SIZE, 2)
-    scenery = S.Scenery(photos())
+    scenery = S.Scenery(photos(), Renders())
     nowhere = torch.zeros(1, SIZE, SIZE, dtype=torch.bool)
     torch.testing.assert_close(scenery.follow(expected, nowhere, view, photo), expected, atol=1e-2, rtol=0)
     head_only = (x - 26).square() + (y - 33).square() < 200
@@ -59,7 +60,7 @@ def test_surroundings_follow_the_head_through_turn_zoom_and_shift() -> None:
 
 
 def test_backdrops_are_pictures_of_all_kinds() -> None:
-    scenery = S.Scenery(photos())
+    scenery = S.Scenery(photos(), Renders())
     out = scenery.backdrop(Rng(0), 40, SIZE)
     assert out.shape == (40, 3, SIZE, SIZE) and out.min() >= 0 and out.max() <= 1
     assert torch.equal(out, scenery.backdrop(Rng(0), 40, SIZE))
@@ -68,7 +69,7 @@ def test_backdrops_are_pictures_of_all_kinds() -> None:
 
 
 def test_occluders_and_glasses_touch_some_pictures_and_only_where_they_say() -> None:
-    scenery, image = S.Scenery(photos()), torch.full((60, 3, SIZE, SIZE), 0.5)
+    scenery, image = S.Scenery(photos(), Renders()), torch.full((60, 3, SIZE, SIZE), 0.5)
     out, blob = scenery.occlude(Rng(0), image)
     share = blob.flatten(1).float().mean(1)
     assert 0 < (share > 0).sum() < 20 and share.max() < 0.25
