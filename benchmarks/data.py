@@ -41,7 +41,7 @@ def _any(only: list[str] | None) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class ScanView:
-    """A picture of a scan: K (px, pixel centres at .5), R and t (scan to camera, OpenCV axes, metres)."""
+    """A picture of a scan: K (px, pixel centres at 0.5), R and t (scan to camera, OpenCV axes, metres)."""
 
     name: str
     image: Path

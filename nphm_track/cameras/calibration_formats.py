@@ -1,8 +1,8 @@
 """What calibration files say, once they are parsed: OpenCV, ROS, Kalibr, nerfstudio, instant-ngp, COLMAP, RealSense,
 Open3D, ARKit, Record3D, Polycam, Gyroflow.
 
-Pixel centres are brought to .5, this package's convention: tools of OpenCV's family put the first one at 0, COLMAP and
-what is made of it at .5, ARKit's files do not say.
+Pixel centres are brought to 0.5, this package's convention: tools of OpenCV's family put the first one at 0, COLMAP and
+what is made of it at 0.5, ARKit's files do not say.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _COLMAP: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a file says: ``K`` [3, 3] (pixel centres at .5), its image size if stated, distortion [5] or None."""
+    """What a file says: ``K`` [3, 3] (pixel centres at 0.5), its image size if stated, distortion [5] or None."""
 
     K: NDArray[np.float64]
     size: tuple[int, int] | None
@@ -122,7 +122,7 @@ def _camera(fx: float, fy: float, cx: float, cy: float) -> NDArray[np.float64]:
 
 
 def _shifted(found: Calibration) -> Calibration:
-    """The same with the first pixel's centre moved from 0 to .5."""
+    """The same with the first pixel's centre moved from 0 to 0.5."""
     K = found.K.copy()
     K[:2, 2] += _PIXEL_CENTRE
     return Calibration(K, found.size, found.distortion)

@@ -1,6 +1,6 @@
 """The pinhole camera with OpenCV distortion, and where its numbers come from: options, files, photograph metadata.
 
-Pixels are those of the original frame with pixel centres at .5, so an image resized by ``s`` has ``K`` scaled by ``s``.
+Pixels are those of the original frame, their centres at 0.5, so an image resized by ``s`` has ``K`` scaled by ``s``.
 """
 
 from __future__ import annotations

@@ -37,14 +37,14 @@ from nphm_track.video.reader import open_video
 
 MAX_VIDEO_BYTES = 40_000_000
 """A larger overlay is linked to instead of embedded."""
-WORST, APART = 10, 0.4
-"""Frames shown as the worst, and how far apart they are at least, seconds."""
+WORST_FRAMES, WORST_SPACING_S = 10, 0.4
+"""Frames shown as the worst, and seconds between them at least."""
 THUMBNAIL = 320, 320
 LIVELY = 6
 """Blendshapes drawn until the reader chooses others: those that move most."""
 UNKNOWN = 255
 TARGETS = 12
-"""Morph targets of the head that performs, a byte a number: within .2 mm or so, and about a megabyte of the page."""
+"""Morph targets of the head that performs, a byte a number: within 0.2 mm or so, and about a megabyte of the page."""
 
 
 def write_report(run: Run, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -151,7 +151,7 @@ def _worst(run: Run) -> list[dict[str, Any]]:
     order = [int(i) for i in np.argsort(-error) if np.isfinite(error[i])]
     chosen: list[int] = []
     for row in order:
-        if len(chosen) < WORST and all(abs(track.time[row] - track.time[other]) >= APART for other in chosen):
+        if len(chosen) < WORST_FRAMES and all(abs(track.time[row] - track.time[k]) >= WORST_SPACING_S for k in chosen):
             chosen.append(row)
     pictures = _thumbnails(run, set(chosen))
     return [{"row": row, "why": f"{error[row]:.1f} px off", "jpeg": pictures.get(row)} for row in chosen]

@@ -18,7 +18,7 @@ MIN_CONTAINED = 0.7
 
 @dataclass(frozen=True)
 class FaceDetection:
-    """A detected face, in pixels of the original frame (pixel centres at .5).
+    """A detected face, in pixels of the original frame (pixel centres at 0.5).
 
     Attributes:
         box: [4] x0, y0, x1, y1, from brow to chin.

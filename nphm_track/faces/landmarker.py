@@ -38,7 +38,7 @@ class FaceObservation:
     """What the networks see of one face.
 
     Attributes:
-        landmarks: [478, 3] float32; x, y in pixels of the original frame (pixel centres at .5), z in the same scale,
+        landmarks: [478, 3] float32; x, y in pixels of the original frame (pixel centres at 0.5), z in the same scale,
             smaller is nearer (weak perspective, relative to the head's centre).
         blendshapes: [52] float32 in 0..1, in the order of ``conventions.BLENDSHAPE_NAMES``.
         presence: 0..1, that the crop showed a face.

@@ -22,7 +22,7 @@ STEP = 4.0
 
 
 class SurfacePoints(NamedTuple):
-    """N points of the template in B crops; pixels of the crop (256 a side, centres at .5).
+    """N points of the template in B crops; pixels of the crop (256 a side, centres at 0.5).
 
     The covariance of a position is ``(L.T L)^-1`` with ``L = [[exp(p), 0], [q, exp(r)]]`` and ``precision`` = p, q, r.
     Depth is measured from the mean depth of all points, scaled like x and y (pixels), positive away from the camera.

@@ -3,7 +3,7 @@
 ``Drawer`` takes the twin on a CPU, which has no need of windows and scatters.
 
 Every triangle looks at a small window of pixels around itself; the nearest triangle of a pixel is found by one scatter
-of (1/z, triangle) packed into an integer. Camera space is OpenCV's; pixel centres lie at .5.
+of (1/z, triangle) packed into an integer. Camera space is OpenCV's; pixel centres lie at 0.5.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class OverlayRenderer:
         K: [3, 3] intrinsics in pixels of the frame.
         size: (width, height) of the frame.
         style: one of ``rendering.shading.STYLES``; "mesh" leaves the frame out.
-        opacity: of the head over the frame; left out, .85, and 1 for the styles "mesh" and "wireframe".
+        opacity: of the head over the frame; left out, 0.85, and 1 for the styles "mesh" and "wireframe".
         side_by_side: the untouched frame to the left of the drawn one.
         scale: size of what is drawn relative to the frame.
         occlusion: [V] share of the sky each vertex sees (``rendering.occlusion``), for the renderer "numba".

@@ -1,7 +1,7 @@
 """Triangle rasteriser on the CPU: depth, triangle and barycentric coordinates of every pixel.
 
 Single-threaded and free of the interpreter lock, so that several frames can be drawn from Python threads. Camera space
-is OpenCV's (x right, y down, z forward, metres); pixel centres lie at .5.
+is OpenCV's (x right, y down, z forward, metres); pixel centres lie at 0.5.
 """
 
 from __future__ import annotations

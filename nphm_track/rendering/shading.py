@@ -41,7 +41,7 @@ def shade(
         fragments: the rasterised mesh, [H, W].
         faces: [F, 3]; vertices_cam: [V, 3] metres; normals_cam: [V, 3] unit, outwards; both in camera space.
         style: "shaded" (and "mesh", which differs only in what lies behind it), "wireframe" (thin lines) or
-            "normals" (n * .5 + .5 with x right, y up, z towards the viewer).
+            "normals" (n * 0.5 + 0.5 with x right, y up, z towards the viewer).
         occlusion: [V] share of the sky that each vertex sees (``ambient_occlusion``); left out, all of it.
         albedo: [V, 3] linear colour of each vertex; left out, ``PORCELAIN``.
         supersampled: the fragments were drawn at twice the size; average 2x2 of them into [H // 2, W // 2] clean edges.

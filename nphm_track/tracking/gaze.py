@@ -28,7 +28,7 @@ OPEN = 0.09
 """Opening of the lids, of the distance between the eye's corners, below which the iris is not seen well enough."""
 FURTHEST = np.deg2rad(45.0)
 """No eye turns further."""
-APART = 0.5
+VERGENCE_KEPT = 0.5
 """Share of the difference between both eyes' directions that is kept: most of it is noise."""
 
 
@@ -46,7 +46,7 @@ def gaze_of(eyes: tuple[Eyeball, Eyeball], track: Track, smooth: float = 1.0) ->
         out[present] = (0, 0, 1)
         return out
     mean = angles.mean(1, keepdims=True)
-    angles = (mean + APART * (angles - mean)).reshape(len(track), 4)
+    angles = (mean + VERGENCE_KEPT * (angles - mean)).reshape(len(track), 4)
     shots = np.zeros(len(track), np.int64)
     angles = smooth_codes(angles, track.time, seen.astype(np.float64), smooth, shots, max_gap=np.inf)
     yaw, pitch = np.moveaxis(angles.reshape(-1, 2, 2), -1, 0)

@@ -26,7 +26,7 @@ A poster in a compressed clip had 0.0009, the stillest two seconds of the develo
 """
 STILL_S = 1.0
 """Seconds that a face must be seen to be called still."""
-LOOKS = 12
+OTHERS_SOUGHT_IN = 12
 """Frames in which somebody else is looked for."""
 
 
@@ -64,7 +64,7 @@ def somebody_else(
     """A follower of the largest face elsewhere than that of the log, when there is one."""
     rows = np.flatnonzero(column(log, "seen"))
     picture = _box(log["landmarks"][rows[len(rows) // 2]])
-    every = options.every * max(1, len(log) // LOOKS)
+    every = options.every * max(1, len(log) // OTHERS_SOUGHT_IN)
     best: tuple[float, FaceObservation, NDArray[np.uint8], float] | None = None
     with open_input(clip, options.model_copy(update={"every": every})) as source:
         origin = source.origin

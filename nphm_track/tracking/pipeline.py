@@ -61,7 +61,7 @@ from nphm_track.video.source import FrameSource
 DRAWN = {CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
 """What a run has to show of the head's surface."""
 FREE_KEY_FRAMES = 4
-"""Key frames of a refinement in which every element of the identity code is free: each takes .3 GB for MonoNPHM's."""
+"""Key frames of a refinement in which every element of the identity code is free: each takes 0.3 GB for MonoNPHM's."""
 FEW_FRAMES = 16
 """Inputs of at most so many frames get test-time augmentation: a clip has other frames to average over instead."""
 

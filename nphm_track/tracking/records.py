@@ -67,7 +67,7 @@ class Track:
     t: NDArray[np.float64]
     """[T, 3] head-to-camera translation, metres."""
     K: NDArray[np.float64]
-    """[3, 3] pinhole intrinsics, pixels of the original (rotation-corrected) frame, pixel centres at .5."""
+    """[3, 3] pinhole intrinsics, pixels of the original (rotation-corrected) frame, pixel centres at 0.5."""
     image_size: NDArray[np.int64]
     """[2] width and height of the frame, pixels."""
     landmarks: NDArray[np.float32]

@@ -117,7 +117,7 @@ def _lid(heads: IctHeads, side: str, skin: NDArray[np.bool_], put: Any) -> Lid:
 
 @dataclass(frozen=True)
 class TextureBank:
-    """N photos on the V vertices of the heads; pixels are those of the stored pictures, centres at .5.
+    """N photos on the V vertices of the heads; pixels are those of the stored pictures, centres at 0.5.
 
     Attributes:
         image: [N, 3, PICTURE, PICTURE] uint8.
@@ -261,7 +261,7 @@ def pixels_of(camera: Tensor, K: Tensor) -> Tensor:
 
 
 def sample_pixels(image: Tensor, uv: Tensor) -> Tensor:
-    """Bilinear colours [B, P, C] of images [B, C, H, W] at pixels uv [B, P, 2] (centres at .5), edges replicated."""
+    """Bilinear colours [B, P, C] of images [B, C, H, W] at pixels uv [B, P, 2] (centres at 0.5), edges replicated."""
     size = uv.new_tensor([image.shape[3], image.shape[2]])
     grid = (uv / size * 2 - 1)[:, :, None]
     out = F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

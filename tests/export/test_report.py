@@ -102,7 +102,7 @@ def test_worst_frames_have_the_right_thumbnails(with_overlay, monkeypatch: pytes
 
 
 def test_worst_frames_are_not_neighbours(made) -> None:
-    made.run.track.landmark_error_px[[0, 1, 4, 5]] = 2, 5, 3, 4  # at 0, .08, .32 and .4 s
+    made.run.track.landmark_error_px[[0, 1, 4, 5]] = 2, 5, 3, 4  # at 0, 0.08, 0.32 and 0.4 s
     assert [frame["row"] for frame in Page(write_report(made.run)).data["worst"]] == [1]
 
 

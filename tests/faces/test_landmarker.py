@@ -61,7 +61,7 @@ def test_blink_is_the_faces_own_left(landmarker, astronaut):
 
 @pytest.mark.parametrize("angle", [0.0, 0.4, -1.2])
 def test_crop_and_points_agree(angle):
-    """A spot drawn in a frame lies in the crop where the inverse map says, with pixel centres at .5."""
+    """A spot drawn in a frame lies in the crop where the inverse map says, with pixel centres at 0.5."""
     frame = np.zeros((300, 400, 3), np.uint8)
     frame[140:144, 220:224] = 255  # centre (222, 142)
     roi = np.array([210, 150, 128, 128, angle], np.float32)

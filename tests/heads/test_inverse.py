@@ -12,7 +12,7 @@ from torch import Tensor
 from nphm_track.heads.inverse import PosedPoints, attach_gradient, pose_points
 
 Build = Callable[..., Any]
-TOLERANCE = 2e-4  # model units, .05 mm
+TOLERANCE = 2e-4  # model units, 0.05 mm
 
 
 @pytest.fixture(params=["softplus", "silu"])

@@ -58,8 +58,8 @@ def test_a_damaged_file_is_a_model_error(model: Any, tmp_path: Path) -> None:
 
 
 def test_the_mean_heads_brows_lie_where_people_have_them() -> None:
-    """In frontal photos the upper edge of the brows lies .36 of the way from mouth to eyes above the eyes (median; .29
-    to .44 for four people of five). It was .45 when brows were calibrated on paint."""
+    """In frontal photos the upper edge of the brows lies 0.36 of the way from mouth to eyes above the eyes (median;
+    0.29 to 0.44 for four people of five). It was 0.45 when brows were calibrated on paint."""
     height = load_head_model().mean_landmarks[:, 1]
     eyes, brows, mouth = (height[list(rows)].mean() for rows in (EYE_CORNERS_478, (105, 334, 66, 296), (61, 291)))
     assert 0.30 < (brows - eyes) / (eyes - mouth) < 0.40

@@ -58,7 +58,7 @@ def model() -> AnchoredDecoder:
 
 @pytest.fixture(scope="module")
 def clip(model: AnchoredDecoder) -> tuple[Tensor, Tensor]:
-    """Pixels [T, 35, 2] of a turning, moving head at .7 m, and its identity code."""
+    """Pixels [T, 35, 2] of a turning, moving head at 0.7 m, and its identity code."""
     generator = torch.Generator().manual_seed(1)
     z_id = torch.randn(SMALL.identity_dim, generator=generator) * SMALL.identity_dim**-0.5
     phase = torch.linspace(0, 1.5, FRAMES)[:, None]

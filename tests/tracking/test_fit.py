@@ -13,7 +13,7 @@ from nphm_track.tracking.observe import spread_rows
 
 class TestMergeIdentity:
     def frames(self, count: int = 40) -> np.ndarray:
-        """Codes [T, 16] around 1 with a spread of .1."""
+        """Codes [T, 16] around 1 with a spread of 0.1."""
         return (1 + 0.1 * np.random.default_rng(3).standard_normal((count, 16))).astype(np.float32)
 
     def test_single_frame_is_its_own_identity(self) -> None:
