@@ -32,6 +32,9 @@ def export(
     images: Annotated[
         bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
     ] = False,
+    frames: Annotated[
+        str, typer.Option(metavar="FIRST:LAST", help="Frames of the clip to write, as in 100:199, 100: or :199.")
+    ] = ":",
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
@@ -47,7 +50,18 @@ def export(
     from nphm_track.tracking.run_folder import read_run
 
     with show_progress(quiet) as progress:
-        options = ExportOptions(unit=unit, up=up, images=images, clip=clip)
+        options = ExportOptions(unit=unit, up=up, images=images, frames=frame_range(frames), clip=clip)
         written = formats.export(read_run(run), format, output, options, progress, overwrite)
     if not quiet:
         typer.echo(written)
+
+
+def frame_range(text: str) -> tuple[int | None, int | None]:
+    """``"100:199"`` to (100, 199); what is left out is None."""
+    first, colon, last = text.partition(":")
+    try:
+        if colon:
+            return int(first) if first else None, int(last) if last else None
+        return int(first), int(first)
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no range of frames; write FIRST:LAST, as in 100:199") from None

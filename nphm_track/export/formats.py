@@ -43,7 +43,7 @@ class Format:
     meshes: bool = False
     """It needs the mesh of every frame with a head."""
     masks: bool = False
-    """With the frames of the clip it carries masks, which are drawn from the meshes of a run that has them."""
+    """With the frames of the clip it carries masks of the head."""
 
 
 FORMATS = {
@@ -96,13 +96,15 @@ def export(
 
     options = options or ExportOptions()
     kind = known(format)
+    if options.frames != (None, None):
+        run = run.between(*options.frames)
     if not kind.spatial and (options.unit, options.up) != ("m", "y"):
         raise InputError(f"format {format} has no units or axes; leave out --unit and --up")
     if options.images and not kind.images:
         able = ", ".join(name for name, other in FORMATS.items() if other.images)
         raise InputError(f"format {format} carries no images; --images goes with {able}")
     target = _target(run, format, kind, output, overwrite)
-    if kind.meshes or (kind.masks and options.images and run.info.options.get("meshes", True)):
+    if kind.meshes or (kind.masks and options.images):
         check_meshes(run)
     module = import_module(f"nphm_track.export.{kind.module}")
     try:

@@ -16,6 +16,7 @@ from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import surface_of, writes_every_mesh
 from nphm_track.video.reader import FOLDER_RATE
 
 IMAGES = "images"
@@ -32,35 +33,33 @@ def present_rows(run: Run) -> NDArray[np.int64]:
 
 
 def canonical(run: Run) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Neutral head: vertices [V, 3], metres, head space, and faces [F, 3]. Raises InputError when it has none."""
-    if not run.info.options.get("meshes", True):
-        raise InputError(
-            f"{run.path} was made without meshes, which this format needs: track again without --no-meshes"
-        )
-    return run.canonical()
+    """Neutral head: vertices [V, 3], metres, head space, and faces [F, 3]; from the codes where none is written."""
+    mesh = surface_of(run).mesh
+    return mesh.vertices, mesh.faces
 
 
 def check_meshes(run: Run) -> None:
-    """Raises InputError unless every frame with a head has its mesh."""
-    canonical(run)
+    """Raises InputError when meshes that the run wrote are missing, or have to be made by another head model."""
     rows = present_rows(run)
+    surface_of(run)
+    if not writes_every_mesh(run):
+        return
     if run.info.options.get("mesh_format") == "npz":
         missing = int((~np.isin(run.track.frame[rows], run.mesh_stream.frame)).sum())
     else:
         missing = sum(not run.mesh_path(row).is_file() for row in rows.tolist())
     if missing:
-        remedy = "without --mesh-every" if run.info.options.get("mesh_every", 1) > 1 else "with --overwrite"
         raise InputError(
-            f"{run.path} lacks the meshes of {missing} of {len(rows)} frames, which this format needs: "
-            f"track again {remedy}"
+            f"{run.path} lacks the meshes of {missing} of {len(rows)} frames: the command that made it makes them again"
         )
 
 
 def vertices(run: Run, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Each row with its vertices [V, 3], metres, head space. Raises InputError when the topology changes."""
-    count = len(canonical(run)[0])
+    surface = surface_of(run)
+    count = len(surface.mesh.vertices)
     for row in rows.tolist():
-        points = run.mesh(row)[0]
+        points = surface.vertices_of(row)
         if len(points) != count:
             raise InputError(f"{run.mesh_path(row)} has {len(points)} vertices, the canonical mesh {count}")
         yield row, points
@@ -83,9 +82,12 @@ def write_images(
         (folder / MASKS).mkdir()
     progress.stage(IMAGES, len(track))
     with open_clip(run, clip) as source:
-        for row, frame in enumerate(source):
+        for frame in source:
+            row = int(np.searchsorted(track.frame, frame.index))
             if row >= len(track):
                 break
+            if track.frame[row] != frame.index:
+                continue
             name = PICTURE.format(int(track.frame[row]))
             has_head = track.status[row] != Status.LOST
             if has_head or lost:
@@ -98,7 +100,8 @@ def write_images(
 def head_mask(run: Run, row: int) -> NDArray[np.uint8]:
     """[H, W] silhouette of a frame's head, 255 inside, drawn where the lens puts it."""
     track = run.track
-    points, faces = run.mesh(row)
+    surface = surface_of(run)
+    points, faces = surface.vertices_of(row), surface.mesh.faces
     in_camera = points @ track.R[row].T + track.t[row]
     width, height = (int(n) for n in track.image_size)
     if track.distortion.any():

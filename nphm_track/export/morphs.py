@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nphm_track.export.frames import canonical, vertices
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
-from nphm_track.tracking.surface import has_template, model_of, open_rig
+from nphm_track.tracking.surface import model_of, open_rig, surface_of
 
 SAMPLE = 320
 """Frames the targets are found in at a time: spread over the clip, then those that are worst; this bounds memory."""
@@ -53,7 +53,7 @@ def named_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morph
     weights beyond 0 and 1 are replaced (``within_bounds``): the errors tell what that costs. Raises InputError when
     the head model has changed.
     """
-    if not has_template(run):
+    if surface_of(run).template is None:
         return None
     model, track = model_of(run), run.track
     rig = open_rig(model, track.z_id)

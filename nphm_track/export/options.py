@@ -38,6 +38,8 @@ class ExportOptions:
     """"y" or "z"."""
     images: bool = False
     """Write the frames of the clip (and masks of the head where the format knows them) beside the export."""
+    frames: tuple[int | None, int | None] = (None, None)
+    """First and last frame of the clip to write; None: from its beginning, to its end."""
 
     clip: Path | None = None
     """Where the run's clip is, for ``images``; by default it is looked for (``tracking.clip.find_clip``)."""

@@ -2,7 +2,7 @@
 
 Camera-to-world matrices with OpenGL camera axes (y up, looking along -z), OPENCV camera model, pixels of the original
 frame with pixel centres at 0.5. Lost frames are left out. With ``images`` the folder is a whole data set: ``images/``,
-``masks/`` (white where the head is) and, if the run has them, ``meshes/`` in the same world.
+``masks/`` (white where the head is) and ``meshes/`` in the same world.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nphm_track.export.frames import IMAGES, MASKS, PICTURE, present_rows, vertices, write_images
+from nphm_track.export.frames import IMAGES, MASKS, PICTURE, canonical, present_rows, vertices, write_images
 from nphm_track.export.manifest import write_manifest
 from nphm_track.export.options import ExportOptions
 from nphm_track.rendering.ply import write_ply
@@ -24,7 +24,7 @@ from nphm_track.tracking.transforms import transforms
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the data set into the folder ``target``."""
     rows = present_rows(run)
-    meshes = options.images and bool(run.info.options.get("meshes", True))
+    meshes = options.images
     content = transforms(run.track, meshes=meshes)
     for frame in content["frames"]:
         matrix = np.array(frame["transform_matrix"])
@@ -37,7 +37,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     if options.images:
         write_images(run, target, progress, masks=meshes, clip=options.clip)
     if meshes:
-        faces = run.canonical()[1]
+        faces = canonical(run)[1]
         (target / MESHES).mkdir()
         progress.stage(MESHES, len(rows))
         for row, points in vertices(run, rows):

@@ -52,7 +52,7 @@ from nphm_track.tracking.run_folder import (
     RunFolder,
     default_output,
 )
-from nphm_track.tracking.surface import Surface, can_wrap, open_rig, open_surface
+from nphm_track.tracking.surface import RESOLUTION, Surface, can_wrap, open_rig, open_surface
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import lacking_files
 from nphm_track.tracking.written import WrittenFiles
@@ -335,7 +335,7 @@ class Job:
         o = self.options
         with self._timed("surface"):
             self.progress.stage("canonical head", 1)
-            surface = open_surface(model, track, o.topology, o.mesh_resolution / 192)
+            surface = open_surface(model, track, o.topology, o.mesh_resolution / RESOLUTION)
             if surface.template is None and o.topology == "template":
                 self.progress.note(f"{o.head} has no expressions by name: its heads keep the network's own topology")
             self.progress.advance()

@@ -103,6 +103,14 @@ class Track:
         seen = np.concatenate([np.isfinite(piece[:, 0, 0]) for piece in pieces(self.landmarks)])
         return np.asarray(seen & (self.status == Status.LOST))
 
+    def rows(self, rows: slice) -> Track:
+        """The track of some rows."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, values in kept.items():
+            if name not in _OF_THE_CLIP and len(values):
+                kept[name] = values[rows]
+        return Track(**kept)
+
     def save(self, path: str | Path) -> None:
         """Write ``track.npz`` atomically. Arrays may be memory maps: they are streamed, not loaded."""
         with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
@@ -157,6 +165,8 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
             member.write(np.ascontiguousarray(piece).tobytes())
 
 
+_OF_THE_CLIP = frozenset({"z_id", "K", "image_size", "distortion"})
+"""Arrays that have no row for each frame."""
 _REPORT = frozenset({"gaze", "refine_before", "refine_after", "rolled_back"})
 """Arrays that runs of earlier versions do not have."""
 

@@ -303,6 +303,16 @@ class Run:
             self._track = track
         return self._track
 
+    def between(self, first: int | None, last: int | None) -> Run:
+        """The same run with the frames ``first`` to ``last`` of the clip alone. Raises InputError when it has none."""
+        frame = self.track.frame
+        rows = np.flatnonzero((frame >= (first or 0)) & (frame <= (np.inf if last is None else last)))
+        if not len(rows):
+            raise InputError(f"{self.path} has no frame in {first or 0} to {'its end' if last is None else last}")
+        part = Run(self.path, self.info)
+        part._track = self.track.rows(slice(rows[0], rows[-1] + 1))
+        return part
+
     @property
     def overlay(self) -> Path:
         """File of the overlay: a video, or an image if the input is one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from nphm_track.tracking.run_folder import Run
 
 BLOCK = 64
 """Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
+RESOLUTION = 192
+"""Of ``mesh_resolution``, where the density of the zero level's mesh is 1."""
 Topology = Literal["template", "isosurface"]
 Vertices = NDArray[np.float32]
 
@@ -91,17 +94,24 @@ def open_surface(model: NphmDecoder, track: Track, topology: str, detail: float 
     return Surface(mesh, CarriedFrames(model, mesh, track))
 
 
+@lru_cache(maxsize=1)
 def surface_of(run: Run) -> Surface:
     """The surface of a finished run: read from its meshes, or made again when it did not write all of them.
 
     Raises InputError when it has to be made again and the head model has changed.
     """
     options = run.info.options
-    if options["meshes"] and options.get("mesh_every", 1) == 1:
+    if writes_every_mesh(run):
         vertices, faces = run.canonical()
         template = load_template() if has_template(run) else None
         return Surface(CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0], template)
-    return open_surface(model_of(run), run.track, str(options.get("topology", "isosurface")))
+    detail = int(options.get("mesh_resolution", RESOLUTION)) / RESOLUTION
+    return open_surface(model_of(run), run.track, str(options.get("topology", "isosurface")), detail)
+
+
+def writes_every_mesh(run: Run) -> bool:
+    """Whether a finished run has a mesh of every frame with a head."""
+    return bool(run.info.options.get("meshes", True)) and run.info.options.get("mesh_every", 1) == 1
 
 
 def has_template(run: Run) -> bool:
@@ -141,12 +151,13 @@ class CarriedFrames:
         self.device = model.mean_anchors.device
         self._carry = MeshCarrier(model, mesh, torch.from_numpy(track.z_id).to(self.device))
         self._last: Carried | None = None
-        self._block = -1
+        self._block = self._row = -1
 
     def __call__(self, row: int) -> Vertices:
-        """Vertices [V, 3] of row ``row`` of the track, metres, head space; rows are asked for in ascending order."""
-        if row // BLOCK != self._block:
+        """Vertices [V, 3] of row ``row`` of the track, metres, head space; quick when rows ascend."""
+        if row // BLOCK != self._block or row < self._row:
             self._block, self._last = row // BLOCK, None
+        self._row = row
         z_ex = torch.from_numpy(np.asarray(self.track.z_ex[row], np.float32)).to(self.device)
         self._last = self._carry(z_ex, self._last)
         return (self._last.posed.points * MODEL_UNIT).cpu().numpy()

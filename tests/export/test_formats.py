@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from nphm_track.errors import InputError, OutputError
 from nphm_track.export import formats
 from nphm_track.export.formats import FORMATS, export
 from nphm_track.export.options import ExportOptions
+from nphm_track.heads.mesh import CanonicalMesh
 from nphm_track.tracking.mesh_stream import StreamWriter
 from nphm_track.tracking.observations import ObservationLog
-from nphm_track.tracking.run_folder import MESHES_NPZ
+from nphm_track.tracking.records import Status
+from nphm_track.tracking.run_folder import MESHES_NPZ, read_run
+from nphm_track.tracking.surface import Surface
 from nphm_track.tracking.written import RECORD, WrittenFiles
 
 
@@ -121,27 +125,46 @@ def test_missing_usd_names_the_command(made, monkeypatch: pytest.MonkeyPatch) ->
     assert not list((made.run.path / "export").iterdir())
 
 
-def test_run_without_meshes(made) -> None:
-    made.run.info.options["meshes"] = False
-    with pytest.raises(InputError, match="made without meshes"):
-        export(made.run, "glb")
-    for name in ("transforms", "colmap", "opencv"):
-        export(made.run, name)
-
-
 @pytest.mark.parametrize("name", ["obj", "ply", "glb", "usd", "transforms"])
 def test_missing_meshes_are_told_before_anything_is_written(made, name: str) -> None:
     for row in (0, 4):
         made.run.mesh_path(row).unlink()
     options = ExportOptions(images=name == "transforms")
-    with pytest.raises(InputError, match=r"lacks the meshes of 2 of 5 frames.*track again with --overwrite"):
-        export(made.run, name, options=options)
-    made.run.info.options["mesh_every"] = 4
-    with pytest.raises(InputError, match="track again without --mesh-every"):
+    with pytest.raises(InputError, match=r"lacks the meshes of 2 of 5 frames.*makes them again"):
         export(made.run, name, options=options)
     assert not (made.run.path / "export").exists()
     for other in ("transforms", "colmap", "opencv"):
         export(made.run, other)
+
+
+def test_meshes_that_were_not_written_are_made_from_the_codes(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_meshes = {path.name: path.read_bytes() for path in export(made.run, "ply").glob("*.ply")}
+    vertices, faces = made.run.canonical()
+    read = {row: made.run.mesh(row)[0] for row in np.flatnonzero(made.run.track.status != Status.LOST)}
+    surface = Surface(CanonicalMesh(vertices, faces), read.__getitem__)
+    monkeypatch.setattr("nphm_track.tracking.surface.open_surface", lambda *given: surface)
+    monkeypatch.setattr("nphm_track.tracking.surface.model_of", lambda run: None)
+    for change in ({"meshes": False}, {"meshes": True, "mesh_every": 4}):
+        run = read_run(made.run.path)
+        run.info.options.update(change)
+        shutil.rmtree(run.path / "meshes", ignore_errors=True)
+        assert {path.name: path.read_bytes() for path in export(run, "ply").glob("*.ply")} == with_meshes
+
+
+@pytest.mark.parametrize("name", ["ply", "glb", "transforms", "colmap", "opencv", "landmarks", "blendshapes"])
+def test_a_range_of_frames_is_written_like_the_whole(made, tmp_path: Path, name: str) -> None:
+    frame = made.run.track.frame
+    export(made.run, name, tmp_path / f"part{suffix(name)}", ExportOptions(frames=(int(frame[1]), int(frame[5]))))
+    with pytest.raises(InputError, match="has no frame in 900 to its end"):
+        export(made.run, name, tmp_path / f"none{suffix(name)}", ExportOptions(frames=(900, None)))
+    if name == "ply":
+        assert sorted(path.name for path in (tmp_path / "part").glob("*.ply")) == [
+            f"{n:06d}.ply" for n in frame[[1, 2, 4, 5]]
+        ]
+
+
+def suffix(name: str) -> str:
+    return {"glb": ".glb", "opencv": ".yaml", "landmarks": ".csv", "blendshapes": ".csv"}.get(name, "")
 
 
 def test_missing_meshes_of_a_stream(made, tmp_path: Path) -> None:
