@@ -2,6 +2,7 @@
 
 Each eye's iris centre is seen along a ray, which meets the eyeball where the iris is. Fitted lids may lie a pixel or
 two beside the seen ones, which would turn the eye by degrees, so the iris is measured from the seen corners of its eye.
+What the eyeball of the template turns by is made a direction of gaze as ``heads.rig`` does the reverse.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import IBUG68_FROM_478
+from nphm_track.heads.rig import EYE_TURN
 from nphm_track.heads.wrap import Eyeball
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.smoothing import smooth_codes
@@ -26,20 +28,29 @@ LIMBUS = np.deg2rad(22.0)
 """Angle at the eyeball's centre between its axis and the rim of the iris, on which the iris points lie."""
 OPEN = 0.09
 """Opening of the lids, of the distance between the eye's corners, below which the iris is not seen well enough."""
-FURTHEST = np.deg2rad(45.0)
-"""No eye turns further."""
+LEVEL = np.deg2rad(-5.5)
+"""Turn of the template's eyeball up that the irises of people who look straight ahead stand for: between the lids they
+lie lower than the template's at rest (``benchmarks gaze`` on clips of people who look into the camera)."""
+FURTHEST = np.deg2rad(35.0)
+"""No eyeball of the template turns further."""
+MOST = 0.9
+"""Largest sine of a gaze off straight ahead."""
 VERGENCE_KEPT = 0.5
 """Share of the difference between both eyes' directions that is kept: most of it is noise."""
 
 
-def gaze_of(eyes: tuple[Eyeball, Eyeball], track: Track, smooth: float = 1.0) -> NDArray[np.float32]:
+def gaze_of(
+    eyes: tuple[Eyeball, Eyeball], track: Track, smooth: float = 1.0, shots: NDArray[np.integer] | None = None
+) -> NDArray[np.float32]:
     """Unit vectors [T, 2, 3] in head space along which the left and the right eye look; NaN in lost frames.
 
-    +z is straight ahead. Frames with closed eyes take the direction of those around them, and a clip in which the eyes
-    are never seen looks straight ahead. ``smooth`` is the strength of the zero-lag smoothing over time.
+    +z is straight ahead. Frames with closed eyes take the direction of those around them in their shot (``shots`` [T];
+    left out, all is one), and a shot in which the eyes are never seen looks straight ahead. ``smooth`` is the strength
+    of the zero-lag smoothing over time.
     """
+    shots = np.zeros(len(track), np.int64) if shots is None else np.asarray(shots)
     angles = np.stack([_angles(eye, i, track) for i, eye in enumerate(eyes)], 1)  # [T, eye, yaw and pitch]
-    seen = np.isfinite(angles).all((1, 2))
+    seen = np.asarray(np.isfinite(angles).all((1, 2)))
     present = track.status != Status.LOST
     out = np.full((len(track), 2, 3), np.nan, np.float32)
     if not seen.any():
@@ -47,10 +58,15 @@ def gaze_of(eyes: tuple[Eyeball, Eyeball], track: Track, smooth: float = 1.0) ->
         return out
     mean = angles.mean(1, keepdims=True)
     angles = (mean + VERGENCE_KEPT * (angles - mean)).reshape(len(track), 4)
-    shots = np.zeros(len(track), np.int64)
     angles = smooth_codes(angles, track.time, seen.astype(np.float64), smooth, shots, max_gap=np.inf)
+    for shot in np.unique(shots[seen]):  # smoothing ends with the first and the last frame that shows the eyes
+        rows = np.flatnonzero(shots == shot)
+        first, last = rows[seen[rows]][[0, -1]]
+        angles[rows] = angles[np.clip(rows, first, last)]
     yaw, pitch = np.moveaxis(angles.reshape(-1, 2, 2), -1, 0)
-    out[:] = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch), np.cos(yaw) * np.cos(pitch)], -1)
+    across = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch)], -1) / EYE_TURN
+    across *= np.minimum(1, MOST / np.maximum(np.linalg.norm(across, axis=-1, keepdims=True), 1e-9))
+    out[:] = np.concatenate([across, np.sqrt(1 - (across**2).sum(-1, keepdims=True))], -1)
     out[~present] = np.nan
     return out
 
@@ -76,7 +92,7 @@ def _angles(eye: Eyeball, side: int, track: Track) -> Array:
     place /= np.linalg.norm(place, axis=-1, keepdims=True)
 
     turned = np.stack([np.arctan2(place[:, 0], place[:, 2]), np.arcsin(np.clip(place[:, 1], -1, 1))], -1)
-    rest = np.array([np.arctan2(eye.axis[0], eye.axis[2]), np.arcsin(eye.axis[1])])
+    rest = np.array([np.arctan2(eye.axis[0], eye.axis[2]), np.arcsin(eye.axis[1]) + LEVEL])
     angles = turned - rest
     unseen = ~(opening > OPEN) | (np.abs(angles) > FURTHEST).any(-1) | (track.status != Status.TRACKED)
     return np.where(unseen[:, None], np.nan, angles)

@@ -235,7 +235,8 @@ class Job:
                     "with a face are not those of one; is it a face, and is the camera that was given its own?"
                 )
             if can_wrap(model):
-                track.gaze = gaze_of(open_rig(model, track.z_id).eyes, track, self.options.smooth)
+                eyes = open_rig(model, track.z_id).eyes
+                track.gaze = gaze_of(eyes, track, self.options.smooth, column(log, "shot"))
             track.save(self.folder.track)
         return track
 

@@ -10,7 +10,7 @@ from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import expression_code, random_identities
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.rig import OVERLAP, Rig, looking_along, split_lids
+from nphm_track.heads.rig import OVERLAP, Rig, eye_turn, looking_along, split_lids
 from nphm_track.heads.template import load_template
 from nphm_track.heads.wrap import wrap
 
@@ -104,7 +104,7 @@ def test_eyes_turn_about_their_centres_to_where_they_look(rig: Rig) -> None:
         own = rig.template.part(f"eye_{side}")
         rest, turned = rig.neutral[own] - eye.centre, posed[own] - eye.centre
         np.testing.assert_allclose(np.linalg.norm(rest, axis=1), np.linalg.norm(turned, axis=1), atol=1e-6)
-        towards = looking_along(direction) @ eye.axis
+        towards = eye_turn(direction) @ eye.axis
         assert (rest @ eye.axis).argmax() == (turned @ towards).argmax()
     np.testing.assert_array_equal(rig.vertices(weights(rig), np.full((2, 3), np.nan)), rig.vertices(weights(rig)))
 

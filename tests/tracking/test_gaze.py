@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from nphm_track.conventions import IBUG68_FROM_478
-from nphm_track.heads.rig import looking_along
+from nphm_track.heads.rig import eye_turn, looking_along
 from nphm_track.heads.wrap import Eyeball
-from nphm_track.tracking.gaze import CORNERS, IRIS, LID_PAIRS, LIMBUS, gaze_of
+from nphm_track.tracking.gaze import CORNERS, IRIS, LEVEL, LID_PAIRS, LIMBUS, gaze_of
 from nphm_track.tracking.records import Status, Track
 
 EYES = tuple(
@@ -43,7 +43,7 @@ def clip(gaze: np.ndarray, turn: np.ndarray = R, opening: float = 0.008, shift: 
             landmarks[:, upper] = pixels(front + np.array([0, opening / 2, 0])) + shift
             landmarks[:, lower] = pixels(front - np.array([0, opening / 2, 0])) + shift
         for t in range(n):
-            axis = looking_along(gaze[t, i]) @ eye.axis
+            axis = eye_turn(gaze[t, i]) @ looking_along(towards(0, np.rad2deg(LEVEL))) @ eye.axis
             iris = eye.centre + eye.radius * np.cos(LIMBUS) * axis
             landmarks[t, slice(*IRIS[i])] = pixels(iris) + shift
     zeros = np.zeros(n, np.float32)
@@ -87,6 +87,15 @@ def test_lost_frames_have_no_direction_and_unseen_eyes_look_ahead() -> None:
     assert np.isnan(gaze_of(EYES, track)[2]).all() and np.isfinite(gaze_of(EYES, track)[[0, 1, 3]]).all()
     blind = clip(gaze, opening=0.0)
     np.testing.assert_array_equal(gaze_of(EYES, blind), np.tile([0, 0, 1], (4, 2, 1)))
+
+
+def test_eyes_turn_at_a_cut_at_once_and_keep_still_before_they_are_first_seen() -> None:
+    gaze = np.concatenate([np.tile(towards(15, 0), (6, 2, 1)), np.tile(towards(-15, 0), (6, 2, 1))])
+    track = clip(gaze)
+    track.landmarks[:2] = track.landmarks[6:8] = np.nan
+    shots = np.repeat([0, 1], 6)
+    assert degrees_off(gaze_of(EYES, track, shots=shots), gaze).max() < 1.0
+    assert degrees_off(gaze_of(EYES, track), gaze).max() > 5
 
 
 def test_jitter_is_smoothed_and_a_saccade_keeps_its_size() -> None:
