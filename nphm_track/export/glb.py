@@ -28,7 +28,6 @@ from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, named_morphs, sp
 from nphm_track.export.options import ExportOptions
 from nphm_track.heads.template import load_template
 from nphm_track.rendering.rasteriser import vertex_normals
-from nphm_track.rendering.shading import PORCELAIN
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
@@ -157,7 +156,9 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
         "material": 0,
     }
     if morphs.names:
-        primitive["attributes"]["COLOR_0"] = buffer.add(_colours(), "VEC3", target=VERTEX_DATA)
+        primitive["attributes"]["COLOR_0"] = buffer.add(
+            load_template().colours_on(SKIN_COLOUR[:3]), "VEC3", target=VERTEX_DATA
+        )
         primitive["material"] = 1
     mesh: dict[str, Any] = {"name": "head", "primitives": [primitive]}
 
@@ -171,14 +172,6 @@ def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, 
         mesh["weights"] = morphs.rest.tolist()
         mesh["extras"] = {"targetNames": list(morphs.names) or [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
     return mesh
-
-
-def _colours() -> NDArray[np.float32]:
-    """Linear colours [V, 3] of the template's vertices: eyes with an iris, teeth, gums, and skin as of ``SKIN``."""
-    template = load_template()
-    out = template.colours.copy()
-    out[: template.skin_size][(out[: template.skin_size] == PORCELAIN).all(1)] = SKIN_COLOUR[:3]
-    return out
 
 
 def _animation(

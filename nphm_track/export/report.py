@@ -28,10 +28,12 @@ from nphm_track.export.morphs import fit_morphs
 from nphm_track.export.page import asset
 from nphm_track.files.names import plain
 from nphm_track.files.writing import check_free, placing
+from nphm_track.heads.template import load_template
 from nphm_track.tracking.clip import check_not_clip
 from nphm_track.tracking.progress import NullProgress
 from nphm_track.tracking.records import Status, Track, lost_words, replacing
 from nphm_track.tracking.run_folder import CANONICAL_PLY, REPORT_HTML, Run
+from nphm_track.tracking.surface import has_template
 from nphm_track.tracking.transforms import OPENGL_FROM_OPENCV
 from nphm_track.video.reader import open_video
 
@@ -43,6 +45,8 @@ THUMBNAIL = 320, 320
 LIVELY = 6
 """Blendshapes drawn until the reader chooses others: those that move most."""
 UNKNOWN = 255
+SKIN = (204, 191, 179)
+"""Its colour in the report."""
 TARGETS = 12
 """Morph targets of the head that performs, a byte a number: within 0.2 mm or so, and about a megabyte of the page."""
 
@@ -121,8 +125,9 @@ def _overlay(run: Run, folder: Path) -> dict[str, str] | None:
 
 
 def _mesh(run: Run) -> dict[str, Any] | None:
-    """The neutral head, what moves it (``targets`` [K, V, 3] int8 times ``weights`` [T, K] are metres, NaN where the
-    head is lost) and its rotations [T, 3, 3] to axes that are upright and towards the viewer."""
+    """The neutral head, its colours where it has parts, what moves it (``targets`` [K, V, 3] int8 times ``weights``
+    [T, K] are metres, NaN where the head is lost) and its rotations [T, 3, 3] to axes that are upright and towards the
+    viewer."""
     if not (run.path / CANONICAL_PLY).is_file():
         return None
     vertices, faces = run.canonical()
@@ -135,9 +140,14 @@ def _mesh(run: Run) -> dict[str, Any] | None:
         targets = np.round(morphs.targets / step[:, None, None]).astype(np.int8)
         weights = np.full((len(track), len(step)), np.nan, np.float32)
         weights[rows] = (morphs.weights - morphs.rest) * step
+    colours = np.empty((0, 3), np.uint8)
+    if has_template(run):
+        template = load_template()
+        vertices, faces, colours = template.cut_at_neck(vertices), template.head_faces, template.painted(SKIN)
     return {
         "vertices": _packed(vertices, "<f4"),
         "faces": _packed(faces, "<u4"),
+        "colours": _packed(colours, "u1"),
         "targets": _packed(targets, "i1"),
         "weights": _packed(weights, "<f4"),
         "turns": _packed(OPENGL_FROM_OPENCV @ track.R, "<f4"),

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from nphm_track.conventions import N_LANDMARKS
+from nphm_track.conventions import LIPS, N_LANDMARKS
 from nphm_track.errors import ModelError
 from nphm_track.heads.mesh import NECK_PLANE
 from nphm_track.models import read_weights
@@ -46,6 +46,12 @@ IRIS_RINGS = (
     (24.5, (0.90, 0.90, 0.91)),  # white of the eye
 )
 """Colours of an eyeball at angles, degrees, from its axis; between them they run into each other."""
+LIP_COLOUR, LIP_EDGE = (0.58, 0.43, 0.46), 0.0015
+"""Of the red of the lips, and metres over which it ends on the skin."""
+GAMMA = 2.2
+"""Of screens."""
+NECK = 0.02
+"""Metres above the plane of the cut within which there is neck alone."""
 Part = tuple[int, int]
 
 
@@ -101,6 +107,13 @@ class Template:
         """Gums, tongue and teeth."""
         return slice(self.parts["gums"][0], self.parts["teeth_lower"][1])
 
+    @property
+    def inside_mouth(self) -> NDArray[np.bool_]:
+        """[V] vertices that a closed mouth hides: its inner skin, gums, tongue and teeth."""
+        inside = np.zeros(len(self.neutral), bool)
+        inside[self.mouth], inside[self.part("mouth")] = True, True
+        return inside
+
     @cached_property
     def part_of_vertex(self) -> NDArray[np.int32]:
         """[V] place of each vertex's part in ``parts``."""
@@ -125,17 +138,24 @@ class Template:
         return self.faces[(_above_neck(self.neutral) > 0)[self.faces].any(1)]
 
     def cut_at_neck(self, vertices: NDArray[np.floating]) -> NDArray[np.floating]:
-        """Heads [..., V, 3] with the bust drawn up to the plane where ``head_faces`` end, for a straight border."""
-        below = _above_neck(self.neutral) <= 0
-        out = vertices.copy()
-        height = _above_neck(vertices[..., below, :])
-        out[..., below, :] -= height[..., None] * NECK_PLANE[1].astype(vertices.dtype)
+        """Heads [..., V, 3] with the bust drawn up to the plane where ``head_faces`` end, for a straight border.
+
+        Of the neck above it, whose length differs, nothing hangs below.
+        """
+        rest, out = _above_neck(self.neutral), vertices.copy()
+        neck = rest < NECK
+        height = _above_neck(vertices[..., neck, :])
+        lift = np.where(rest[neck] > 0, np.minimum(height, 0), height)
+        normal = NECK_PLANE[1].astype(vertices.dtype)
+        out[..., neck, :] -= lift[..., None] * (normal / (normal @ normal))
         return out
 
     @cached_property
     def colours(self) -> NDArray[np.float32]:
         """Linear colours [V, 3] for shading the parts: porcelain skin, white eyes with an iris, teeth, gums."""
         out = np.tile(PORCELAIN, (len(self.neutral), 1))
+        red = self._redness[:, None]
+        out[: self.skin_size] = (1 - red) * PORCELAIN + red * np.array(LIP_COLOUR)
         for name, colour in PART_COLOURS.items():
             out[self.part(name)] = colour
         for side in ("left", "right"):
@@ -148,6 +168,27 @@ class Template:
             shades = [np.interp(angle, [a for a, _ in IRIS_RINGS], rings[:, c]) for c in range(3)]
             out[own][: self.eye_shell] = np.stack(shades, 1)
         return out
+
+    def colours_on(self, skin: ArrayLike) -> NDArray[np.float32]:
+        """``colours`` [V, 3] on skin of another linear colour [3], which lips change with."""
+        out = self.colours.copy()
+        out[: self.parts["head"][1]] *= np.asarray(skin, np.float32) / PORCELAIN
+        return out
+
+    def painted(self, skin: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """``colours`` as a screen shows them, [V, 3] of 0..255, on skin of another such colour."""
+        linear = self.colours_on((np.array(skin) / 255) ** GAMMA)
+        return np.rint(255 * np.clip(linear, 0, 1) ** (1 / GAMMA)).astype(np.uint8)
+
+    @cached_property
+    def _redness(self) -> NDArray[np.float64]:
+        """How far a vertex of the skin [S] is within the outer rim of the lips, 0..1, seen from the front."""
+        x, rim = self.neutral[: self.skin_size], self.landmarks(self.neutral)[list(LIPS[:20])]
+        centre, size = (rim.max(0) + rim.min(0))[:2] / 2, np.ptp(rim, axis=0)[:2] / 2
+        (u, v), (a, b) = ((points[:, :2] - centre).T / size[:, None] for points in (x, rim))
+        reach = np.interp(np.arctan2(v, u), np.arctan2(b, a), np.hypot(a, b), period=2 * np.pi)
+        inside = (reach / np.maximum(np.hypot(u, v), 1e-6) - 1) * np.hypot(u * size[0], v * size[1]) / LIP_EDGE
+        return np.clip(inside + 0.5, 0, 1) * (x[:, 2] > rim[:, 2].min() - np.ptp(rim[:, 2]))
 
     @cached_property
     def edges(self) -> NDArray[np.int64]:

@@ -64,6 +64,8 @@ class Surface:
         if self.template is None:
             return OverlayRenderer(self.mesh.faces, *look, occlusion)
         t = self.template
+        opened = self.mesh.vertices + 0.5 * t.expression[t.expression_names.index("jawOpen")]
+        occlusion[t.inside_mouth] = ambient_occlusion(opened, self.mesh.faces)[t.inside_mouth]
         return OverlayRenderer(t.head_faces, *look, occlusion, albedo=t.colours, prepare=t.cut_at_neck)
 
 

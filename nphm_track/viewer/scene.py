@@ -14,10 +14,12 @@ from scipy.spatial import cKDTree
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
+from nphm_track.heads.template import load_template
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import has_template
 from nphm_track.video.source import Frame, FrameSource
 
 SHADINGS = ("plain", "normals", "error")
@@ -52,6 +54,8 @@ class RunScene:
         if not (self.track.status != Status.LOST).any():
             raise InputError(f"{run.path} has no frame with a head")
         self.pictures = Pictures(run)
+        self.template = load_template() if has_template(run) else None
+        self.skin = np.array(plain, np.uint8) if self.template is None else self.template.painted(plain)
 
     def row_at(self, time: float) -> int:
         """Row of the track nearest to a time in seconds."""
@@ -65,8 +69,10 @@ class RunScene:
             vertices, faces = self.run.mesh(row)
         except InputError:
             return None
+        if self.template is not None:
+            vertices, faces = self.template.cut_at_neck(vertices), self.template.head_faces
         normals = vertex_normals(vertices, faces)
-        colours = np.broadcast_to(np.array(self.plain, np.uint8), vertices.shape)
+        colours = np.broadcast_to(self.skin, vertices.shape)
         if shading == "normals":
             colours = np.round(127.5 * (normals + 1)).astype(np.uint8)
         elif shading == "error":

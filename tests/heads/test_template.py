@@ -14,9 +14,10 @@ from nphm_track.errors import ModelError
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import random_identities
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.template import Template, load_template, sphere
+from nphm_track.heads.template import LIP_COLOUR, Template, load_template, sphere
 from nphm_track.heads.wrap import WrappedHead, fit_prior, wrap
 from nphm_track.models import write_weights
+from nphm_track.rendering.shading import PORCELAIN
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +62,22 @@ def test_what_is_drawn_leaves_out_lashes_and_the_inside_of_eyes(template: Templa
 
 
 def test_heads_drawn_over_frames_end_in_a_straight_line_at_the_neck(template: Template) -> None:
-    cut = template.cut_at_neck(template.neutral)
     drawn = np.unique(template.head_faces)
-    height = (cut[drawn] - [0, -0.1, 0]) @ [0, 0.94, 0.34]
-    assert height.min() > -1e-5 and (np.abs(height) < 1e-5).sum() > 40
+    long_neck = template.neutral - np.array([0, 0.01, 0], np.float32) * (template.neutral[:, 1:2] < -0.07)
+    for head in (template.neutral, long_neck):
+        height = (template.cut_at_neck(head)[drawn] - [0, -0.1, 0]) @ [0, 0.94, 0.34]
+        assert height.min() > -1e-5 and (np.abs(height) < 1e-5).sum() > 40
+
+
+def test_lips_are_red_to_their_rims_and_skin_is_not(template: Template) -> None:
+    skin, red = template.colours[: template.skin_size], np.array(LIP_COLOUR, np.float32)
+    corners = template.landmark_corners
+    for point in (0, 37, 267):  # a little below the upper rim, which the points lie on
+        below = template.landmarks(template.neutral)[point] - [0, 0.003, 0]
+        nearest = np.linalg.norm(template.neutral[: template.parts["face"][1]] - below, axis=1).argmin()
+        np.testing.assert_allclose(skin[nearest], red, atol=0.02)
+    for point in (2, 152, 50, 280, 10):  # below the nose, chin, cheeks, forehead
+        np.testing.assert_allclose(skin[corners[point]], np.tile(PORCELAIN, (3, 1)), atol=1e-6)
 
 
 def test_left_is_the_persons_left_and_the_mean_head_is_symmetric(template: Template) -> None:

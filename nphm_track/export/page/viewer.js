@@ -12,15 +12,15 @@ function showHead(figure, mesh) {
   const motions = targets.length / neutral.length, on = { performs: motions > 0, pose: false, normals: false };
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, `#version 300 es
-    in vec3 point; in vec3 normal; uniform mat4 view; uniform mat3 turn; out vec3 n; out vec3 own;
-    void main() { gl_Position = view * vec4(point, 1.0); n = turn * normal; own = normal; }`],
+    in vec3 point; in vec3 normal; in vec3 paint; uniform mat4 view; uniform mat3 turn; out vec3 n; out vec3 own; out vec3 skin;
+    void main() { gl_Position = view * vec4(point, 1.0); n = turn * normal; own = normal; skin = paint; }`],
   [gl.FRAGMENT_SHADER, `#version 300 es
-    precision highp float; in vec3 n; in vec3 own; uniform bool coloured; out vec4 colour;
+    precision highp float; in vec3 n; in vec3 own; in vec3 skin; uniform bool coloured; out vec4 colour;
     void main() {
       vec3 d = normalize(gl_FrontFacing ? n : -n);
       float key = max(dot(d, normalize(vec3(-0.4, 0.6, 0.8))), 0.0), fill = max(dot(d, normalize(vec3(0.8, 0.1, 0.5))), 0.0);
-      vec3 skin = vec3(0.80, 0.75, 0.70) * (0.18 + 0.72 * key + 0.22 * fill);
-      colour = vec4(coloured ? 0.5 + 0.5 * normalize(own) : skin, 1.0);
+      vec3 lit = skin * (0.18 + 0.72 * key + 0.22 * fill);
+      colour = vec4(coloured ? 0.5 + 0.5 * normalize(own) : lit, 1.0);
     }`]]) {
     const shader = gl.createShader(kind);
     gl.shaderSource(shader, source);
@@ -29,13 +29,15 @@ function showHead(figure, mesh) {
   }
   gl.linkProgram(program);
   gl.useProgram(program);
-  const [send, sendNormals] = ["point", "normal"].map((name) => {
+  const [send, sendNormals, sendPaint] = ["point", "normal", "paint"].map((name) => {
     const place = gl.getAttribLocation(program, name), buffer = gl.createBuffer();
     gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
     gl.enableVertexAttribArray(place);
     gl.vertexAttribPointer(place, 3, gl.FLOAT, false, 0, 0);
     return (values) => { gl.bindBuffer(gl.ARRAY_BUFFER, buffer); gl.bufferData(gl.ARRAY_BUFFER, values, gl.DYNAMIC_DRAW); };
   });
+  const paint = bytes(mesh.colours), skin = [0.80, 0.75, 0.70];
+  sendPaint(neutral.map((_, i) => (paint.length ? paint[i] / 255 : skin[i % 3])));
   gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
   gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, faces, gl.STATIC_DRAW);
   gl.enable(gl.DEPTH_TEST);
