@@ -89,7 +89,7 @@ def test_numbers_are_those_of_the_track(with_overlay) -> None:
 
 
 def test_worst_frames_have_the_right_thumbnails(with_overlay, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "APART", 0.0)
+    monkeypatch.setattr(report, "WORST_SPACING_S", 0.0)
     run = with_overlay.run
     run.track.landmark_error_px[[0, 1, 4, 5]] = 2, 5, 3, 9
     run.track.landmark_error_px[2] = 50  # not tracked: not judged
