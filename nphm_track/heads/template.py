@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import dijkstra
 
 from nphm_track.conventions import LIPS, N_LANDMARKS
 from nphm_track.errors import ModelError
@@ -48,6 +50,8 @@ IRIS_RINGS = (
 """Colours of an eyeball at angles, degrees, from its axis; between them they run into each other."""
 LIP_COLOUR, LIP_EDGE = (0.58, 0.43, 0.46), 0.0015
 """Of the red of the lips, and metres over which it ends on the skin."""
+TRUSTED = 0.9
+"""Trust from which the network's surface is followed rather than the linear shapes."""
 GAMMA = 2.2
 """Of screens."""
 NECK = 0.02
@@ -113,6 +117,20 @@ class Template:
         inside = np.zeros(len(self.neutral), bool)
         inside[self.mouth], inside[self.part("mouth")] = True, True
         return inside
+
+    def clear_skin(self, distance: float) -> NDArray[np.int64]:
+        """Vertices of the skin where a neural surface is trusted, further than ``distance`` from lids' and lips' edges.
+
+        Metres, measured along the mean head.
+        """
+        edges = self.edges[(self.edges < self.skin_size).all(1)]
+        length = np.linalg.norm(self.neutral[edges[:, 0]] - self.neutral[edges[:, 1]], axis=1)
+        graph = coo_matrix((length, edges.T), (self.skin_size, self.skin_size)).tocsr()
+        start, stop = self.parts["mouth"]
+        inner = (edges >= start) & (edges < stop)
+        lips = edges[inner.any(1) & ~inner.all(1)].ravel()
+        away = dijkstra(graph, directed=False, indices=np.concatenate([lips, *self.lid_edges]), min_only=True)
+        return np.flatnonzero((away > distance) & (self.trust > TRUSTED))
 
     @cached_property
     def part_of_vertex(self) -> NDArray[np.int32]:

@@ -77,7 +77,7 @@ def wrap(template: Template, model: NphmDecoder, z_id: Tensor) -> WrappedHead:
     trusted = template.trust[index] * (along > FACING) * np.clip(2 - np.abs(distance) / LONGEST, 0, 1)
     if not trusted.sum() > 0.5 * template.trust.sum():
         raise ModelError("the identity code has no surface near the mean head's")
-    field, signed = _SkinField(template, x, index, trusted), model_field(model, z_id, None)
+    field, signed = SkinField(template, x, index, trusted), model_field(model, z_id, None)
     moved = np.zeros_like(x)
     for _ in range(ROUNDS):
         step = np.clip(-distance / np.maximum(along, FACING), -LONGEST, LONGEST)
@@ -121,7 +121,7 @@ def fit_prior(template: Template, model: NphmDecoder, z_id: Tensor) -> Array:
     return w
 
 
-class _SkinField:
+class SkinField:
     """Smooth displacements of the skin, given where they are known."""
 
     def __init__(self, template: Template, x: Array, index: NDArray[np.int64], trusted: Array) -> None:

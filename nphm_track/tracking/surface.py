@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.heads.carry import Carried, MeshCarrier
+from nphm_track.heads.correctives import CorrectedFrames
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
@@ -23,7 +24,7 @@ from nphm_track.heads.wrap import wrap
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
-from nphm_track.tracking.records import Track
+from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
 
 BLOCK = 64
@@ -132,17 +133,30 @@ def model_of(run: Run) -> NphmDecoder:
 
 
 class RiggedFrames:
-    """The vertices of a rig in the rows of a track: each by itself."""
+    """The vertices of a rig in the rows of a track, with the network's own deformation where it is the better witness.
+
+    Correctives are found for ``BLOCK`` rows at a time, whichever of them is asked for.
+    """
 
     def __init__(self, model: NphmDecoder, rig: Rig, track: Track) -> None:
         self.rig = rig
-        codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32)))
+        codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32))).to(model.mean_anchors.device)
         self.gaze = track.gaze if len(track.gaze) else None
-        self.weights = rig.weights(model, codes.to(model.mean_anchors.device), self.gaze)
+        self.weights = rig.weights(model, codes, self.gaze)
+        self.present = np.flatnonzero(track.status != Status.LOST)
+        z_id = torch.from_numpy(np.asarray(track.z_id, np.float32)).to(codes)
+        self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, self.present)
+        self._block, self._rows, self._beside = -1, self.present[:0], np.empty((0, 0, 3), np.float32)
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
-        return self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
+        if row // BLOCK != self._block:
+            self._block = row // BLOCK
+            self._rows = self.present[self.present // BLOCK == self._block]
+            self._beside = self._correct(self._rows)
+        out = self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
+        out[: self.rig.template.skin_size] += self._beside[int(np.searchsorted(self._rows, row))]
+        return out
 
 
 class CarriedFrames:
