@@ -141,7 +141,14 @@ def load_network(
 def write_weights(
     path: str | Path, tensors: dict[str, torch.Tensor], config: dict[str, Any], *, half: bool = False
 ) -> None:
-    """Write ``model.safetensors`` atomically; ``half`` stores floating point tensors as float16."""
+    """Write a model file atomically.
+
+    Args:
+        path: ``model.safetensors`` of a model's folder.
+        tensors: by name.
+        config: the kind of the model and the sizes it is built from; stored in the file as JSON.
+        half: store floating point tensors as float16.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

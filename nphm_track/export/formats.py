@@ -82,12 +82,23 @@ def export(
     progress: Progress | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a finished run in another format; returns the file or folder written (default: in ``export`` of the run).
+    """Write a finished run in another format; it appears under its name only when it is whole.
 
-    It appears under its name only when it is whole, and replaces nothing but an earlier export of the same format, or
-    with ``overwrite`` another file; never a folder that is something else, nor the run's clip.
-    Raises InputError for an unknown format, an option the format has no use for, a run that lacks what it needs or a
-    missing optional package, and OutputError when the output cannot be written.
+    Args:
+        run: a run that is done.
+        format: one of ``FORMATS``.
+        output: file or folder, by the format; default: in ``export`` of the run.
+        options: unit, axes and what goes along; those that the format has no use for must be left alone.
+        progress: told of frames.
+        overwrite: replace another file too, not only an earlier export of the same format; never a folder that is
+            something else, nor the run's clip.
+
+    Returns:
+        The file or folder written.
+
+    Raises:
+        InputError: the format is unknown, has no use for an option, needs what the run lacks or a missing package.
+        OutputError: the output cannot be written.
     """
     from nphm_track.export.frames import check_meshes
     from nphm_track.export.options import ExportOptions

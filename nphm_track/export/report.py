@@ -52,12 +52,16 @@ TARGETS = 12
 
 
 def write_report(run: Run, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
-    """Write the report of a finished run atomically (default: ``report.html`` of the run); returns its path.
+    """Write the report of a finished run atomically; returns its path.
 
-    ``overwrite`` replaces a file called ``output``, unless that is the run's clip. Whoever writes into the run's own
-    folder holds its lock (``writing_into``).
+    Args:
+        run: a run that is done. Whoever writes into its own folder holds its lock (``writing_into``).
+        output: default: ``report.html`` of the run.
+        overwrite: replace a file called ``output``, unless that is the run's clip.
 
-    Raises InputError when the run cannot be read, OutputError when ``output`` is there and must stay.
+    Raises:
+        InputError: the run cannot be read.
+        OutputError: ``output`` is there and must stay.
     """
     path = Path(output) if output is not None else run.path / REPORT_HTML
     if output is not None:

@@ -150,7 +150,15 @@ class NphmDecoder(nn.Module):
 
     # -- deformation ---------------------------------------------------------------------------------------------------
     def deform(self, points: Tensor, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor, Tensor]:
-        """At posed ``points``: offsets to the canonical head [..., N, 3] and hyper coordinates [..., N, H]."""
+        """Backward deformation: what brings posed points to the canonical head.
+
+        Args:
+            points: [..., N, 3] in head space, model units.
+            z_id, z_ex: [..., D_id], [..., D_ex].
+
+        Returns:
+            Offsets [..., N, 3] (model units) and hyper coordinates [..., N, H].
+        """
         anchors = self.anchors(z_id)
         compressed = self.compressor(torch.cat([z_id, anchors.flatten(-2)], -1))
         condition = torch.cat([compressed, z_ex], -1).unsqueeze(-2)  # [..., 1, C]
@@ -172,7 +180,13 @@ class NphmDecoder(nn.Module):
 
     # -- signed distance -----------------------------------------------------------------------------------------------
     def sdf(self, points: Tensor, z_id: Tensor, z_ex: Tensor, *, tolerance: float = 0.0) -> Tensor:
-        """Signed distance [..., N] at posed points, positive outside; ``tolerance`` as in :meth:`canonical_sdf`."""
+        """Signed distance [..., N] at posed points, model units, positive outside.
+
+        Args:
+            points: [..., N, 3] in head space, model units.
+            z_id, z_ex: [..., D_id], [..., D_ex].
+            tolerance: as in :meth:`canonical_sdf`.
+        """
         return self.canonical_sdf(self.canonical_queries(points, z_id, z_ex), z_id, tolerance=tolerance)
 
     def canonical_sdf(self, queries: Tensor, z_id: Tensor, *, tolerance: float = 0.0) -> Tensor:

@@ -19,7 +19,12 @@ DEFAULT = "nphm-small"
 def load_head_model(name_or_path: str | Path = DEFAULT, *, device: torch.device | str = "cpu") -> NphmDecoder:
     """A head model ready for inference; one with MonoNPHM's anchors and no landmarks is an :class:`AnchoredDecoder`.
 
-    Raises ModelError when it is missing, damaged or of another kind.
+    Args:
+        name_or_path: of a released model, or a folder or file of one.
+        device: of its tensors.
+
+    Raises:
+        ModelError: it is missing, damaged or of another kind.
     """
     return load_network(name_or_path, "nphm", "a head model", _build, device)
 

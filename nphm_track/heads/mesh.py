@@ -130,8 +130,15 @@ def extract_canonical(model: NphmDecoder, z_id: Tensor, *, detail: float = 1.0) 
 
     At rest the lips touch and the zero level runs across them like a skin. The surface is therefore extracted with the
     jaw slightly open, where the lips are apart and the mouth is a pocket, and its vertices are taken back to the
-    canonical head. ``detail`` scales the grid's density (1: about 30,000 vertices). Raises ModelError when the code has
-    no surface.
+    canonical head.
+
+    Args:
+        model: the head model.
+        z_id: [D_id].
+        detail: scale of the grid's density; 1 gives about 30,000 vertices.
+
+    Raises:
+        ModelError: the code has no surface.
     """
     from skimage.measure import marching_cubes
 

@@ -168,13 +168,22 @@ def fit_scan(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fit a head to one scan; returns the summary. What the same scan, model and options gave is not done again.
+    """Fit a head to one scan. What the same scan, model and options gave is not done again.
 
-    Writes into ``out``: codes.npz, mesh.ply (the head in the SCAN's coordinates and unit), error.ply (the scan coloured
-    by its distance, blue 0 to red 3 mm, grey off the head) and, last, summary.json.
+    Args:
+        scan: a mesh or point cloud, in any unit and orientation.
+        out: folder for codes.npz, mesh.ply (the head in the scan's coordinates and unit), error.ply (the scan coloured
+            by its distance, blue 0 to red 3 mm, grey off the head) and, last, summary.json.
+        options: head model, landmarks, steps.
+        overwrite: replace a fit with another model or other options.
+        progress: told of steps.
 
-    Raises InputError for a file that is no scan, NoFaceError when no face is found on it, OutputError when ``out``
-    cannot be written, holds the fit of another scan or, unless ``overwrite``, one with another model or options.
+    Returns:
+        What summary.json holds.
+
+    Raises:
+        InputError: the file is no scan. NoFaceError: no face is found on it.
+        OutputError: ``out`` cannot be written or holds the fit of another scan.
     """
     options, scan, out = options or FitOptions(), Path(scan), Path(out)
     fitter = ScanFitter(options)
@@ -191,11 +200,18 @@ def fit_folder(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Fit every scan of a folder: a subfolder of ``out`` each, and an index registrations.json, which is returned.
+    """Fit every scan of a folder. One that fails is noted and does not stop the others; finished ones are kept.
 
-    A scan's landmarks may lie beside it as NAME.landmarks.json (or .npy, .txt). A scan that fails is noted and does
-    not stop the others; finished ones are not done again. Scans whose code norms stand apart from the rest are marked
-    as outliers. Raises OutputError as ``fit_scan`` does, before any scan is fitted.
+    Args:
+        folder: scans; landmarks may lie beside one as NAME.landmarks.json (or .npy, .txt).
+        out: a subfolder for each, and the index registrations.json.
+        options, overwrite, progress: as for ``fit_scan``.
+
+    Returns:
+        The index. Scans whose code norms stand apart from the rest are marked as outliers in it.
+
+    Raises:
+        OutputError: as ``fit_scan``, before any scan is fitted.
     """
     folder, out, tell = Path(folder), Path(out), progress or LineProgress()
     options = options or FitOptions()

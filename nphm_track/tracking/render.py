@@ -115,13 +115,23 @@ def render_overlay(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Draw a finished run's overlay again; returns the file written (default: the run's own overlay).
+    """Draw a finished run's overlay again; returns the file written.
 
-    ``clip`` says where the run's clip is, when it is not found. ``overwrite`` replaces a file called ``output``, unless
-    that is the clip.
+    Args:
+        run: the run's folder.
+        output: a video, or a picture when the input is one; default: the run's own overlay.
+        style: one of ``rendering.shading.STYLES``.
+        opacity: of the head over the frame, 0 to 1; default by the style.
+        scale: size of what is drawn relative to the frame.
+        side_by_side: the untouched frame to the left of the drawn one.
+        renderer: "numba" or "pyrender".
+        clip: where the run's clip is, when it is not found.
+        overwrite: replace a file called ``output``, unless that is the clip.
+        progress: told of frames.
 
-    Raises InputError when the run or its clip is missing or the clip has changed, and OutputError when the file cannot
-    be written.
+    Raises:
+        InputError: the run or its clip is missing, or the clip has changed.
+        OutputError: the file cannot be written.
     """
     progress = progress or LineProgress()
     done = read_run(run)
