@@ -7,7 +7,7 @@ done again, without the takes' observations.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
-from nphm_track.refine.clip import Clip
+from nphm_track.refine.clip import Clip, PersonViews
 from nphm_track.refine.codes import State
 from nphm_track.refine.key_frames import sure_and_still
 from nphm_track.refine.schedule import Refiner
@@ -126,7 +126,7 @@ def refine_person(merged: Identity, takes: Sequence[Take], progress: Progress) -
         return merged, []
     landmarker = FaceLandmarker.from_pretrained(device=place)
     predictor = GeometryPredictor(landmarker, GeometryNet.from_pretrained(GEOMETRY, device=place), mirror=True)
-    clip = _PersonClip.of(parts, merged.z_id)
+    clip = _TakesTogether.of(parts, merged.z_id)
     chosen: list[str] = []
 
     def maps(rows: NDArray[np.int64]) -> GeometryMaps:
@@ -186,13 +186,13 @@ def _moved(rois: Tensor, scale: NDArray[np.float64], shift: NDArray[np.float64])
 
 
 @dataclass(frozen=True)
-class _PersonClip(Clip):
-    """The views of all takes as one clip, all seen through one pinhole camera."""
+class _TakesTogether(PersonViews):
+    """The views of all takes, brought to one pinhole camera with its principal point at (0, 0)."""
 
-    parts: tuple[_Part, ...] = field(default=())
+    parts: tuple[_Part, ...]
 
     @classmethod
-    def of(cls, parts: Sequence[_Part], z_id: NDArray[np.float32]) -> _PersonClip:
+    def of(cls, parts: Sequence[_Part], z_id: NDArray[np.float32]) -> _TakesTogether:
         starts = [part.clip.start for part in parts]
         K = starts[0].K.new_tensor(np.diag([FOCAL, FOCAL, 1.0]))
         z_ex, R, t = (torch.cat([getattr(start, name) for start in starts]) for name in ("z_ex", "R", "t"))
@@ -204,7 +204,6 @@ class _PersonClip(Clip):
             times=np.concatenate([k * BETWEEN_TAKES + p.clip.times for k, p in enumerate(parts)]),
             segments=np.repeat(np.arange(len(parts)), [len(p.clip) for p in parts]),
             confidence=np.concatenate([p.clip.confidence for p in parts]),
-            landmarks=np.empty((0, 478, 2), np.float32),  # the parts have them
             parts=tuple(parts),
         )
 

@@ -71,6 +71,15 @@ class LandmarkCarrier:
         own = posed.points if self.origin is None else self._on_own_lips(self.origin[0], posed.points)
         return own[:, : self.count] * MODEL_UNIT
 
+    def put_back(self, points: Tensor) -> Tensor:
+        """The points [B, N, 3], metres, found in another way than by a call, with those on the wrong lip put back.
+
+        Both rims must be among them. Without an open mouth to compare with they are returned as they are.
+        """
+        if self.origin is None:
+            return points
+        return self._on_own_lips(self.origin[0], points / MODEL_UNIT) * MODEL_UNIT
+
     def _on_own_lips(self, start: Tensor, points: Tensor) -> Tensor:
         """Points [..., N, 3] (model units), moved from ``start`` [N, 3], with those that changed lips put back."""
         moved = points - start

@@ -42,17 +42,16 @@ class Landmarks478(Protocol):
 
 
 @dataclass(frozen=True)
-class Clip:
-    """The feed-forward result of the T frames that have a head.
+class PersonViews:
+    """T views of one person with their feed-forward result.
 
     Attributes:
         start: codes, poses and camera; poses float64.
         camera: the same camera, with its distortion.
         camera_known: the focal length was given and stays.
         identity_known: the identity was given (another run's) and stays.
-        times: [T] s, ascending. segments: [T] int; frames of different ones are not neighbours in time.
+        times: [T] s, ascending. segments: [T] int; views of different ones are not neighbours in time.
         confidence: [T] 0..1, 0 where the face was not seen.
-        landmarks: px of the original frame, NaN where not seen.
     """
 
     start: State
@@ -62,7 +61,6 @@ class Clip:
     times: NDArray[np.float64]
     segments: NDArray[np.int64]
     confidence: NDArray[np.float32]
-    landmarks: Landmarks478
 
     def __len__(self) -> int:
         return len(self.times)
@@ -70,7 +68,23 @@ class Clip:
     def evidence(
         self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, independent: bool = False
     ) -> Evidence:
-        """What is observed of the frames ``rows``, at most ``pixels`` pixels each; ``independent``: no sequence."""
+        """What is observed of the views ``rows``, at most ``pixels`` pixels each; ``independent``: no sequence."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Clip(PersonViews):
+    """The frames of a clip that have a head.
+
+    Attributes:
+        landmarks: px of the original frame, NaN where not seen.
+    """
+
+    landmarks: Landmarks478
+
+    def evidence(
+        self, rows: NDArray[np.int64], maps: GeometryMaps, pixels: int, *, independent: bool = False
+    ) -> Evidence:
         landmarks = np.asarray(self.landmarks[rows][:, :, :2], np.float64)
         eyes = eye_distance(landmarks)
         points = landmarks[:, list(POINTS)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from nphm_track.refine.clip import Clip
+from nphm_track.refine.clip import PersonViews
 
 SURE = 0.7
 """Least confidence of a key frame, as a share of what is usual at best (the 0.9 quantile of the frames seen)."""
@@ -27,7 +27,7 @@ def sure_and_still(
     return sure, speed <= np.quantile(speed[sure], STILL)
 
 
-def key_frames(clip: Clip, count: int) -> NDArray[np.int64]:
+def key_frames(clip: PersonViews, count: int) -> NDArray[np.int64]:
     """At most ``count`` rows for the identity: sure, still where there are more than enough, and turned as differently
     as the clip has them."""
     R, t = clip.start.R.cpu().numpy(), clip.start.t.cpu().numpy()

@@ -12,6 +12,7 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.refine.codes import CodeSpace
 from nphm_track.refine.network import PointDecoder
+from nphm_track.refine.surface import MAX_CORRECTION
 
 CHEEKS = (50, 280, 205, 425, 101, 330, 36, 266, 117, 346, 111, 340, 104, 333, 69, 299, 151, 9, 6, 195, 199, 200, 18)
 POINTS = tuple(dict.fromkeys(IBUG68_FROM_478[17:] + LIDS + LIPS + CHEEKS))
@@ -38,21 +39,18 @@ class Landmarks:
 
     def carry(self, z_id: Tensor, z_ex: Tensor) -> Tensor:
         """Landmarks [B, L, 3], metres, head space, for z_id [D_id] and z_ex [B, D_ex]."""
-        return self._carried(z_id, z_ex, self.points)
-
-    def ahead(self, rows: LandmarkRows, code: Tensor, z_id: Tensor, z_ex: Tensor) -> Tensor:
-        """Landmarks [B, L, 3] after a step of the code weights [B, C] to z_id and z_ex, good enough to start from.
-
-        The compared ones are carried afresh: followed from step to step, lips that touch would change places.
-        """
-        n = len(POINTS)
-        predicted = rows.points[:, n:] + (rows.by_code[:, n:] @ code[:, None, :, None])[..., 0]
-        return torch.cat([self._carried(z_id, z_ex, POINTS), predicted], 1)
-
-    def _carried(self, z_id: Tensor, z_ex: Tensor, points: tuple[int, ...]) -> Tensor:
-        if self._carrier is None or self._carrier.z_id is not z_id or self._carrier.count != len(points):
-            self._carrier = LandmarkCarrier(self.model, z_id, points)
+        if self._carrier is None or self._carrier.z_id is not z_id:
+            self._carrier = LandmarkCarrier(self.model, z_id, self.points)
         return torch.cat([self._carrier(part) for part in z_ex.split(64)])
+
+    def ahead(self, rows: LandmarkRows, code: Tensor) -> Tensor:
+        """Landmarks [B, L, 3] where ``rows`` predict them after a step of the code weights [B, C].
+
+        Where lips touch, two points of the skin fit. Solved for afresh, a landmark takes one or the other by the last
+        bits of a code, and the objective jumps with it; followed, it stays, and is put back when it drifts.
+        """
+        predicted = rows.points + (rows.by_code @ code[:, None, :, None])[..., 0]
+        return predicted if self._carrier is None else self._carrier.put_back(predicted)
 
     @torch.enable_grad()
     def linearise(self, start: Tensor, z_id: Tensor, z_ex: Tensor, *, identity: bool) -> LandmarkRows:
@@ -83,7 +81,7 @@ class Landmarks:
             # One product instead of a solve: LAPACK takes its time over hundreds of right-hand sides of a 3 x 3.
             solved = torch.linalg.inv(jacobian) @ right * MODEL_UNIT
             step = solved[..., -1]
-            step = step * (0.004 / step.norm(dim=-1, keepdim=True).clamp_min(0.004))
+            step = step * (MAX_CORRECTION / step.norm(dim=-1, keepdim=True).clamp_min(MAX_CORRECTION))
             points = start.reshape(-1, 3) + step
         return LandmarkRows(points.view(B, L, 3), solved[..., :-1].view(B, L, 3, -1))
 

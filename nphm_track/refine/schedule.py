@@ -22,7 +22,7 @@ from nphm_track.conventions import MODEL_UNIT, N_LANDMARKS
 from nphm_track.geometry.maps import GeometryMaps
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mononphm import known_landmarks
-from nphm_track.refine.clip import Clip, Head, MapSource, hidden
+from nphm_track.refine.clip import Head, MapSource, PersonViews, hidden
 from nphm_track.refine.codes import CodeSpace, State
 from nphm_track.refine.config import RefineConfig, Stage, groups
 from nphm_track.refine.key_frames import key_frames
@@ -82,7 +82,7 @@ def frame_dtype(expression_dim: int) -> np.dtype[Any]:
 
 def refine_clip(
     model: NphmDecoder,
-    clip: Clip,
+    clip: PersonViews,
     maps: MapSource,
     config: RefineConfig,
     person_log: Log,
@@ -118,7 +118,7 @@ def refine_clip(
 class Refiner:
     """The stages of one clip's refinement."""
 
-    def __init__(self, model: NphmDecoder, clip: Clip, maps: MapSource, config: RefineConfig) -> None:
+    def __init__(self, model: NphmDecoder, clip: PersonViews, maps: MapSource, config: RefineConfig) -> None:
         self.model, self.clip, self.maps, self.config = model, clip, maps, config
         self.feed_forward = clip.start
         self.space = CodeSpace.of(model, config.local_spread)

@@ -108,7 +108,7 @@ class Problem:
         code = torch.cat([step.identity.expand(B, -1)[:, : self.k], step.expression], -1).float()
         moved = (at.seen.depth_ray.view(B, N, 6) * ray).sum(-1)
         moved += (at.seen.depth_code.view(B, N, -1) @ code[..., None])[..., 0]
-        marks = self.landmarks.ahead(at.landmarks, code, state.z_id, state.z_ex)
+        marks = self.landmarks.ahead(at.landmarks, code)
         return self.linearise(state, at.depth + moved.clamp(-MAX_MOVE, MAX_MOVE), marks)
 
     def again(self, at: Working) -> Working:

@@ -27,7 +27,7 @@ from nphm_track.refine.network import PointDecoder
 CHUNK = 2048
 """Rays linearised at once."""
 MAX_CORRECTION = 0.004
-"""Metres; a Newton step along the ray longer than this is cut, the surface is not that flat."""
+"""Metres; a Newton step along a ray, or of a landmark, longer than this is cut: the surface is not that flat."""
 ON_SURFACE = 0.0015
 """Metres; a ray whose last correction was longer has not found the surface."""
 MIN_FACING = 0.15

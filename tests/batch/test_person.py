@@ -10,7 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nphm_track.batch.person import VIEWS, Take, _moved, _Part, _PersonClip, key_views
+from nphm_track.batch.person import VIEWS, Take, _moved, _Part, _TakesTogether, key_views
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.faces.roi import frame_to_crop_matrix
 from nphm_track.geometry.maps import GeometryMaps
@@ -97,7 +97,7 @@ def maps(camera: Intrinsics, frames: int) -> GeometryMaps:
 
 
 def test_rays_are_those_of_each_takes_camera(parts: list[_Part]) -> None:
-    person = _PersonClip.of(parts, np.zeros(4, np.float32))
+    person = _TakesTogether.of(parts, np.zeros(4, np.float32))
     rows = np.array([0, 2, 3, 4, 5])
     own = [(0, np.array([0, 2])), (1, np.array([0, 1, 2]))]
     theirs = [maps(parts[k].clip.camera, len(some)) for k, some in own]
@@ -136,12 +136,12 @@ def test_the_head_is_drawn_into_the_same_crop(parts: list[_Part]) -> None:
     part = parts[0]
     roi = maps(part.clip.camera, 1).rois
     moved = _moved(roi, part.scale, -part.centre * part.scale)
-    common = _PersonClip.of(parts, np.zeros(4, np.float32)).start.K.numpy()
+    common = _TakesTogether.of(parts, np.zeros(4, np.float32)).start.K.numpy()
     through = frame_to_crop_matrix(moved.numpy(), 64)[0] @ common
     np.testing.assert_allclose(through, frame_to_crop_matrix(roi.numpy(), 64)[0] @ part.clip.camera.K, atol=1e-6)
 
 
 def test_names_and_order(parts: list[_Part]) -> None:
-    person = _PersonClip.of(parts, np.zeros(4, np.float32))
+    person = _TakesTogether.of(parts, np.zeros(4, np.float32))
     assert person.names(np.array([1, 4])) == ["take0 2", "take1 2"]
     assert (np.diff(person.times) > 0).all() and len(person) == 2 * FRAMES
