@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from nphm_track.export.frames import PICTURE, present_rows, write_images
+from nphm_track.export.frames import PICTURE, canonical, present_rows, write_images
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import Progress
@@ -62,9 +62,7 @@ def _images(run: Run, options: ExportOptions) -> list[str]:
 
 
 def _points(run: Run, options: ExportOptions) -> list[str]:
-    """POINT3D_ID X Y Z R G B ERROR; a run without meshes has none."""
-    if not run.info.options.get("meshes", True):
-        return []
-    points = run.canonical()[0]
+    """POINT3D_ID X Y Z R G B ERROR"""
+    points = canonical(run)[0]
     chosen = options.points(points[:: -(-len(points) // MAX_POINTS)])
     return [f"{i} {x:.9g} {y:.9g} {z:.9g} {GREY} 0" for i, (x, y, z) in enumerate(chosen.tolist(), start=1)]

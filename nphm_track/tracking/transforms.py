@@ -26,14 +26,12 @@ def camera_to_world(R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[n
 def transforms(track: Track, *, meshes: int = 1) -> dict[str, Any]:
     """Contents of ``transforms.json``: the world is head space (metres, y up); the head stands still, the camera moves.
 
-    Lost frames are left out. ``file_path`` names where a frame's image goes once extracted, by its index in the clip;
-    ``mesh`` is there for every ``meshes``-th row, whose PLY file the run wrote; 0: for none.
+    Lost frames are left out. ``mesh`` is there for every ``meshes``-th row, whose PLY file the run wrote; 0: for none.
     """
     width, height = (int(n) for n in track.image_size)
     names = ("k1", "k2", "p1", "p2", "k3")
     frames = [
         {
-            "file_path": f"images/{track.frame[i]:06d}.png",
             **({"mesh": f"meshes/{track.frame[i]:06d}.ply"} if meshes and i % meshes == 0 else {}),
             "frame": int(track.frame[i]),
             "time": float(track.time[i]),

@@ -229,6 +229,8 @@ def _transforms(run: Run, track: Track) -> Iterator[str]:
     try:
         stored = read_json(path)
         want = transforms(track, meshes=_every(run) if _format(run) == "ply" else 0)
+        for frame in stored["frames"]:
+            frame.pop("file_path", None)  # written by earlier versions
         matrices = [np.array([f.pop("transform_matrix") for f in side["frames"]], float) for side in (stored, want)]
     except OSError:
         yield f"{TRANSFORMS_JSON} is missing"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from importlib.util import module_from_spec, spec_from_file_location
@@ -16,6 +15,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from scipy.spatial import cKDTree
 from skimage import data
 
 from nphm_track import Run, TrackOptions, read_run, track
@@ -183,13 +183,18 @@ class TestBlender:
         assert main("blender_run", tmp_path) == 1
 
 
-def test_gaussian_avatar_data(main: Main, run: Run, tmp_path: Path) -> None:
-    assert main("gaussian_avatar_data", run.path, tmp_path / "set", "--test", "0.34") == 0
-    parts = {name: json.loads((tmp_path / "set" / f"transforms_{name}.json").read_text()) for name in ("train", "test")}
-    assert [[f["timestep_index"] for f in parts[name]["frames"]] for name in parts] == [[0, 1], [2]]
-    for frame in parts["train"]["frames"]:
-        assert all((tmp_path / "set" / frame[key]).is_file() for key in ("file_path", "mask_path", "mesh"))
-    assert main("gaussian_avatar_data", tmp_path, tmp_path / "other") == 2
+def test_gaussian_avatar(main: Main, run: Run, tmp_path: Path) -> None:
+    assert main("gaussian_avatar", run.path, tmp_path / "avatar", "--frame", "1") == 0
+    assert (tmp_path / "avatar" / "data" / "transforms_train.json").is_file()
+    header, _, body = (tmp_path / "avatar" / "splats.ply").read_bytes().partition(b"end_header\n")
+    names = [line.split()[2] for line in header.decode().splitlines() if line.startswith("property")]
+    splats = dict(zip(names, np.frombuffer(body, "<f4").reshape(-1, len(names)).T, strict=True))
+    vertices, faces = run.mesh(1)
+    assert len(splats["x"]) > 0.99 * len(faces)
+    centres = np.stack([splats[axis] for axis in "xyz"], 1)
+    assert cKDTree(vertices[faces].mean(1)).query(centres)[0].max() < 1e-6
+    assert main("gaussian_avatar", tmp_path, tmp_path / "other") == 2
+    assert main("gaussian_avatar", run.path, tmp_path / "avatar", "--frame", "9") == 2
 
 
 def test_fit_scan(main: Main, registered: Path, tmp_path: Path) -> None:

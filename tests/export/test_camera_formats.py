@@ -73,6 +73,32 @@ def test_transforms_as_a_whole_data_set(lens, tmp_path: Path) -> None:
     assert len(list((out / "images").iterdir())) == len(lens.pixels)
 
 
+def test_data_set_is_what_its_readers_ask_for(made, tmp_path: Path) -> None:
+    out = export(made.run, "transforms", tmp_path / "out", ExportOptions("m", "z", images=True))
+    whole = json.loads((out / "transforms.json").read_text())
+    steps = [frame["timestep_index"] for frame in whole["frames"]]
+    # VHAP's NeRFDataset: indices without gaps, intrinsics and size of each frame, picture and parameters
+    assert len(whole["timestep_indices"]) == max(whole["timestep_indices"]) + 1 == len(made.pixels)
+    assert whole["camera_indices"] == [0] and steps == whole["timestep_indices"]
+    for frame, row in zip(whole["frames"], made.pixels, strict=True):
+        assert (frame["timestep_index_original"], frame["timestep_id"]) == (2 * row, f"{2 * row:06d}")
+        assert np.array(Image.open(out / frame["file_path"])).shape == (frame["h"], frame["w"], 3)
+        with np.load(out / frame["flame_param_path"]) as parameters:
+            np.testing.assert_array_equal(parameters["z_ex"], made.run.track.z_ex[row])
+    # GaussianAvatars' readDynamicNerfInfo: three files; fov, "w", "h", time step and camera of each frame
+    parts = [json.loads((out / f"transforms_{name}.json").read_text()) for name in ("train", "val", "test")]
+    assert [f["file_path"] for part in parts for f in part["frames"]] == [f["file_path"] for f in whole["frames"]]
+    assert not parts[1]["frames"]
+    for frame in parts[0]["frames"]:
+        assert ".png" in frame["file_path"] and frame["camera_id"] == "0" and frame["camera_index"] == 0
+        focal = frame["w"] / (2 * np.tan(frame["camera_angle_x"] / 2))
+        assert focal == pytest.approx(made.run.track.K[0, 0])
+    # nerfstudio: points in the same world, and no turning of a world that is z-up
+    assert whole["orientation_override"] == "none"
+    points = read_ply(out / whole["ply_file_path"])[0]
+    np.testing.assert_allclose(points, made.run.canonical()[0] @ UP["z"].T, atol=1e-6)
+
+
 def read_colmap(model: Path) -> tuple[list[str], dict[str, tuple[np.ndarray, np.ndarray]]]:
     """Fields of the camera, and name to rotation and translation, world to camera."""
     lines = [line for line in (model / "images.txt").read_text().split("\n")[:-1] if not line.startswith("#")]
