@@ -223,7 +223,7 @@ def test_what_was_killed_while_it_took_a_lock_is_swept(path: Path) -> None:
 @pytest.mark.parametrize(("links", "left"), [(True, True), (False, False)], ids=["left by the dead", "no hard links"])
 def test_never_two_owners(tmp_path: Path, links: bool, left: bool) -> None:
     """Two processes take the same lock at the same moment, round after round."""
-    rounds = 100
+    rounds = 40
     without = "" if links else "import os\ndef link(*_):\n raise OSError\nos.link = link\n"
     racers = [
         subprocess.Popen(

@@ -80,8 +80,9 @@ def test_damaged_files_end_well(tmp_path: Path) -> None:
 def test_a_file_that_ends_the_other_way_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from benchmarks import corpus
 
-    monkeypatch.setattr(corpus, "NOT_VIDEOS", {"well": ("a.mp4", write_video(tmp_path / "clip.mp4").read_bytes())})
-    report = corpus.run(tmp_path, only=["well"])
+    clip = write_video(tmp_path / "clip.mp4")
+    monkeypatch.setattr(corpus, "make", lambda folder: iter([corpus.Case("well", clip, corpus.BAD)]))
+    report = corpus.run(tmp_path)
     assert not report.passed
     assert report.facts["findings"] == ["well: it ended well: 64x48, 8 frames"]
 

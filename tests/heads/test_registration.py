@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, ModelError
+from nphm_track.heads import registration
 from nphm_track.heads.config import NPHM_SMALL
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
@@ -35,12 +36,17 @@ def model() -> NphmDecoder:
     return load_head_model()
 
 
+@pytest.fixture(autouse=True)
+def few_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registration, "POOL", 2500)
+
+
 @pytest.fixture(scope="module")
 def head(model: NphmDecoder) -> Sample:
     """Points of a head of the model's own, in the scan's frame."""
     w = np.random.default_rng(3).standard_normal(model.config.identity_basis).astype(np.float32) * 0.7
     z_id = model.identity_basis @ torch.from_numpy(w)
-    mesh = extract_canonical(model, z_id)
+    mesh = extract_canonical(model, z_id, detail=0.5)
     normals = vertex_normals(mesh.vertices, mesh.faces) @ POSE.R.T
     landmarks = POSE(model.landmarks(z_id).numpy() * MODEL_UNIT)
     return Sample(POSE(mesh.vertices), normals, landmarks, w)
@@ -61,11 +67,11 @@ class TestRegister:
             head.normals,
             everything,
             noisy,
-            steps=100,
-            batch=500,
+            steps=60,
+            batch=400,
             advance=lambda: steps.append(1),
         )
-        assert len(steps) == 100
+        assert len(steps) == 60
         assert fit.residual < 0.3 and fit.trusted > 0.95
         # a head's size and the scan's scale can take each other's place; what they make together is told
         own = fit.pose(model.landmarks(torch.from_numpy(fit.z_id)).detach().numpy() * MODEL_UNIT)
@@ -78,8 +84,9 @@ class TestRegister:
         assert float(distance.median()) < 0.4
 
     def test_is_deterministic_and_independent_of_unit(
-        self, model: NphmDecoder, head: Sample, everything: np.ndarray
+        self, model: NphmDecoder, head: Sample, everything: np.ndarray, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(registration, "LANDMARK_STEPS", 20)
         first, second = (
             register(model, head.points * k, None, everything, head.landmarks * k, steps=4, batch=100)
             for k in (1, 0.01)

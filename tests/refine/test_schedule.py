@@ -37,7 +37,10 @@ QUICK = RefineConfig(
     person=tuple(
         stage.model_copy(update={"pixels": 24, "steps": n}) for stage, n in zip(PERSON, (1, 2, 1, 1), strict=True)
     ),
-    frames=tuple(stage.model_copy(update={"pixels": n}) for stage, n in zip(FRAMES, (16, 16, 24), strict=True)),
+    frames=tuple(
+        stage.model_copy(update={"pixels": pixels, "steps": n})
+        for stage, pixels, n in zip(FRAMES, (16, 16, 24), (1, 2, 2), strict=True)
+    ),
 )
 T, CELLS = 6, 16
 
@@ -175,7 +178,7 @@ def test_followed_skin_tells_poses_in_windows(
 def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: GeometryMaps) -> None:
     """One stage does all, and nothing is drawn for a window."""
     image = replace(clip, **_first(clip, 1), identity_known=False)
-    config = QUICK.model_copy(update={"person": with_pixels(QUICK.person, 48)})
+    config = QUICK.model_copy(update={"person": with_pixels(QUICK.person, 32)})
     asked: list[int] = []
 
     def source(rows: NDArray[np.int64]) -> GeometryMaps:
@@ -196,12 +199,13 @@ def test_an_image_is_finished_with_its_identity(person: Any, clip: Clip, maps: G
         state = Refiner(person.model, image, source, weighted).solve_person()[0]
         return float((state.z_id - clip.start.z_id).norm())
 
-    assert moved(image_sigma=0.1) < 0.6 * moved(image_sigma=0.2)
-    assert moved(sigma=0.1) == moved(), "that is for clips"
+    own = float((refined.state.z_id - clip.start.z_id).norm())
+    assert own < 0.6 * moved(image_sigma=0.1)
+    assert own == moved(sigma=0.1), "that is for clips"
 
 
 def test_maps_of_more_frames_are_hardly_more_evidence(person: Any, clip: Clip, maps: GeometryMaps) -> None:
-    """Every frame's points say that the head is larger: six believe it less than six that err independently would."""
+    """Every frame's points say that the head is larger: four believe it less than four that err independently would."""
     assert Terms().of_person(4).normals.evidence == Terms().normals.evidence / 2
     lie = replace(maps, points=1.03 * maps.points)
 
@@ -212,13 +216,13 @@ def test_maps_of_more_frames_are_hardly_more_evidence(person: Any, clip: Clip, m
         usual = Terms()
         terms = usual.changed({n: {"evidence": times * getattr(usual, n).evidence} for n in ("normals", "points")})
         longer = tuple(
-            stage.model_copy(update={"steps": n}) for stage, n in zip(QUICK.person, (1, 8, 4, 4), strict=True)
+            stage.model_copy(update={"steps": n}) for stage, n in zip(QUICK.person, (1, 4, 2, 2), strict=True)
         )
-        config = QUICK.model_copy(update={"key_frames": T, "terms": terms, "person": longer})
+        config = QUICK.model_copy(update={"key_frames": 4, "terms": terms, "person": longer})
         state = Refiner(person.model, replace(clip, identity_known=False), source, config).solve_person()[0]
         return float((state.z_id - clip.start.z_id).norm())
 
-    assert moved(1) < 0.95 * moved(T**0.5)
+    assert moved(1) < 0.95 * moved(2)
 
 
 def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: GeometryMaps, truth: State) -> None:
@@ -229,10 +233,10 @@ def test_a_frame_that_got_worse_is_rolled_back(person: Any, clip: Clip, maps: Ge
     assert np.allclose(frames["t"], truth.t.numpy())
 
 
-@pytest.mark.parametrize("pixels", [16, 24])  # of which a step of this length lost many when they were looked at once
 def test_frames_without_evidence_are_carried_by_their_neighbours(
-    person: Any, clip: Clip, maps: GeometryMaps, truth: State, pixels: int
+    person: Any, clip: Clip, maps: GeometryMaps, truth: State
 ) -> None:
+    pixels = 16  # of which a step of this length lost many when they were looked at once
     landmarks, sure, seen = clip.landmarks.copy(), maps.normal_confidence.clone(), clip.confidence.copy()
     landmarks[2], sure[2], seen[2] = np.nan, 0, 0
     start = replace(clip.start, t=clip.start.t.clone())

@@ -15,15 +15,17 @@ def slow_rasterise(vertices, faces, K, size, cull=False):
     depth = np.full((height, width), np.inf)
     face_id = np.full((height, width), -1)
     bary = np.zeros((height, width, 3))
-    for y in range(height):
-        for x in range(width):
-            ray = np.linalg.inv(K) @ (x + 0.5, y + 0.5, 1.0)
-            for f, corners in enumerate(vertices[faces].astype(float)):
-                if not (corners[:, 2] > 1e-3).all():
-                    continue
-                weights = np.linalg.solve(corners.T, ray)  # ray = sum of weights * corners, up to 1/z
-                normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
-                if (weights < 0).any() or (cull and normal @ corners[0] > 0):
+    rays = np.stack([*np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5), np.ones(size[::-1])], -1)
+    rays = rays @ np.linalg.inv(K).T
+    for f, corners in enumerate(vertices[faces].astype(float)):
+        normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        if not (corners[:, 2] > 1e-3).all() or (cull and normal @ corners[0] > 0):
+            continue
+        mixing = np.linalg.inv(corners.T)
+        for y in range(height):
+            for x in range(width):
+                weights = mixing @ rays[y, x]  # ray = sum of weights * corners, up to 1/z
+                if (weights < 0).any():
                     continue
                 z = 1 / weights.sum()
                 if z < depth[y, x]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import trimesh
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, OutputError
+from nphm_track.heads import registration
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.rigid import Similarity
@@ -41,11 +43,14 @@ def test_error_colours() -> None:
     assert colours.tolist() == [[0, 0, 127], [127, 0, 0], [127, 127, 127], [127, 127, 127]]
 
 
-def test_one_scan(tmp_path: Path) -> None:
+def test_one_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From a file in centimetres with given landmarks to everything on disk."""
+    monkeypatch.setattr(registration, "POOL", 2500)
+    monkeypatch.setattr(fitting, "extract_canonical", partial(extract_canonical, detail=0.5))
     model = load_head_model()
     z_id = model.identity_basis[:, 1] * 0.8
-    mesh, pose = extract_canonical(model, z_id), Similarity(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
+    mesh = extract_canonical(model, z_id, detail=0.5)
+    pose = Similarity(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
     trimesh.Trimesh(pose(mesh.vertices), mesh.faces, process=False).export(tmp_path / "head.ply")
     np.save(tmp_path / "marks.npy", pose(model.landmarks(z_id).numpy() * MODEL_UNIT))
     options = FitOptions(landmarks=tmp_path / "marks.npy", steps=40)

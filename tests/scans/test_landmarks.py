@@ -27,7 +27,7 @@ def landmarker() -> FaceLandmarker:
 def mean_head() -> tuple[CanonicalMesh, np.ndarray]:
     model = load_head_model()
     z_id = model.identity_basis[:, 0] * 0
-    return extract_canonical(model, z_id), model.mean_landmarks.double().numpy() * MODEL_UNIT
+    return extract_canonical(model, z_id, detail=0.6), model.mean_landmarks.double().numpy() * MODEL_UNIT
 
 
 @pytest.mark.parametrize("angles", [(0, 0, 0), (90, 0, 0), (35, 140, -20), (180, 20, 75)])

@@ -92,13 +92,13 @@ def quick_refinement(tmp_path: Path) -> Path:
 
         [[person]]
         free = ["expression", "identity"]
-        pixels = 24
-        steps = 2
+        pixels = 16
+        steps = 1
 
         [[frames]]
         free = ["expression"]
-        pixels = 24
-        steps = 3
+        pixels = 16
+        steps = 2
         follow = true
         """
     )

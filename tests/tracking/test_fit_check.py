@@ -64,7 +64,7 @@ def test_frames_that_do_not_fit_are_lost_with_their_reason(photograph, tmp_path,
     for index in range(3):
         Image.open(photograph).save(folder / f"{index}.png")
     monkeypatch.setattr(pipeline, "does_not_fit", lambda landmarks, error: np.array([False, True, False]))
-    run = track(folder, tmp_path / "run", meshes=False, overlay=False, report=False)
+    run = track(folder, tmp_path / "run", codes="landmarks", meshes=False, overlay=False, report=False)
     found = run.track
     assert found.status.tolist() == [Status.TRACKED, Status.LOST, Status.TRACKED]
     assert found.misfit.tolist() == [False, True, False] and found.confidence[1] == 0

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from shutil import copytree
 
 import numpy as np
 import pytest
@@ -206,23 +208,33 @@ class Killer(NullProgress):
             raise KeyboardInterrupt
 
 
+@pytest.fixture(scope="module")
+def prepare() -> Iterator[None]:
+    for name in pipeline.models_of(TrackOptions()):
+        try:
+            resolve(name)
+        except ModelError as error:
+            pytest.skip(str(error))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render, "BLOCK", 2)  # so that six frames make finished, broken and untouched blocks
+        yield
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepare: None, clip: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of the clip; tests that change it take a copy."""
+    return track(clip, tmp_path_factory.mktemp("undisturbed") / "run", mesh_resolution=64)
+
+
+@pytest.mark.usefixtures("prepare")
 class TestRun:
     """Six frames: steps 1-6 observe, 7-12 fit, 13 extracts the head, 14-19 draw."""
-
-    @pytest.fixture(autouse=True)
-    def prepare(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        for name in pipeline.models_of(TrackOptions()):
-            try:
-                resolve(name)
-            except ModelError as error:
-                pytest.skip(str(error))
-        monkeypatch.setattr(render, "BLOCK", 2)  # so that six frames make finished, broken and untouched blocks
 
     def track(self, clip: Path, path: Path, progress: Progress | None = None) -> Run:
         return track(clip, path, mesh_resolution=64, progress=progress)
 
-    def test_killed_run_ends_as_an_undisturbed_one(self, clip: Path, tmp_path: Path) -> None:
-        whole = self.track(clip, tmp_path / "whole")
+    def test_killed_run_ends_as_an_undisturbed_one(self, clip: Path, undisturbed: Run, tmp_path: Path) -> None:
+        whole = undisturbed
         assert validate_run(whole.path) == []
         assert whole.track.status.tolist() == [Status.TRACKED] * 6
         for step in (4, 16):  # while it observes, and with one and a half of three blocks drawn
@@ -252,8 +264,8 @@ class TestRun:
         pipeline.observe(clip, tmp_path / "killed", options=TrackOptions())
         assert (tmp_path / "killed" / log).read_bytes() == (tmp_path / "whole" / log).read_bytes()
 
-    def test_a_finished_run_that_lacks_files_is_completed(self, clip: Path, tmp_path: Path) -> None:
-        whole = self.track(clip, tmp_path / "run").path
+    def test_a_finished_run_that_lacks_files_is_completed(self, clip: Path, undisturbed: Run, tmp_path: Path) -> None:
+        whole = copytree(undisturbed.path, tmp_path / "run")
         before = {path.relative_to(whole): path.read_bytes() for path in whole.rglob("*") if path.is_file()}
         (whole / "transforms.json").unlink()
         (whole / "report.html").write_bytes(b"")
@@ -329,11 +341,10 @@ class TestRun:
         monkeypatch.chdir("/")  # a run knows its clip wherever it is opened from
         assert render.render_overlay(run.path, tmp_path / "again.jpg").exists()
 
-    def test_finished_run_is_returned_as_it_is(self, clip: Path, tmp_path: Path) -> None:
-        first = self.track(clip, tmp_path / "run")
-        before = (first.path / "track.npz").stat().st_mtime_ns
-        again = self.track(clip, tmp_path / "run", Killer(1))
-        assert again.info.created == first.info.created
-        assert (first.path / "track.npz").stat().st_mtime_ns == before
+    def test_finished_run_is_returned_as_it_is(self, clip: Path, undisturbed: Run) -> None:
+        before = (undisturbed.path / "track.npz").stat().st_mtime_ns
+        again = self.track(clip, undisturbed.path, Killer(1))
+        assert again.info.created == undisturbed.info.created
+        assert (undisturbed.path / "track.npz").stat().st_mtime_ns == before
         with pytest.raises(OutputError, match="other options"):
-            track(clip, tmp_path / "run", mesh_resolution=65)
+            track(clip, undisturbed.path, mesh_resolution=65)
