@@ -14,7 +14,6 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from benchmarks.data import Array, scan_cases
 from benchmarks.harness import Only, Out, Report, ScanError, records_table
@@ -22,6 +21,7 @@ from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import POINTS7_478
 from nphm_track.evaluation.scan import NAMES7, Scan
 from nphm_track.heads.loading import DEFAULT
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.scans.fitting import FitOptions, ScanFitter
 from nphm_track.scans.landmarks import ScanLandmarks
@@ -65,7 +65,7 @@ def faces12(file: Path, fitter: ScanFitter) -> Iterator[Case]:
         shapes, faces = stored["vertices"].astype(np.float64) / 1e3, stored["faces"].astype(np.int64)
     average = shapes.mean(0)
     marks = fitter.landmarks(_geometry(average, faces))
-    place = {i: int(cKDTree(average).query(p)[1]) for i, p in zip(marks.index, marks.points, strict=True)}
+    place = {i: int(kd_tree(average).query(p)[1]) for i, p in zip(marks.index, marks.points, strict=True)}
     for k, shape in enumerate(shapes):
         scan = Scan(shape, faces, shape[[place[i] for i in INDEX7]], shape[place[NOSE_TIP]])
         yield f"simpop{k:02d}", _geometry(shape, faces), scan

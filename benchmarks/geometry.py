@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from benchmarks.data import Array, ScanCase, ScanView, scan_cases
 from benchmarks.harness import Only, Out, Report, ScanError, records_table
@@ -25,6 +24,7 @@ from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import crop_rois
 from nphm_track.geometry.networks import DENSE, GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import interpolate, rasterise, vertex_normals
 from nphm_track.rigid import Similarity, fit_similarity
 from nphm_track.training.face_stream import roi_cameras
@@ -114,7 +114,7 @@ def true_maps(case: ScanCase, view: ScanView, roi: NDArray[np.float32]) -> tuple
     R, t = roll[0].numpy() @ view.R, roll[0].numpy() @ view.t
     vertices, faces = case.scan.vertices, case.scan.faces
     fragments = rasterise(vertices @ R.T + t, faces, K[0].numpy(), (DENSE, DENSE))
-    in_face = cKDTree(case.scan.points).query(vertices)[0] < 1e-6
+    in_face = kd_tree(case.scan.points).query(vertices)[0] < 1e-6
     attributes = np.concatenate([vertices, vertex_normals(vertices, faces), in_face[:, None]], 1)
     maps = interpolate(fragments, faces, attributes.astype(np.float32))
     maps[..., 3:6] /= np.maximum(np.linalg.norm(maps[..., 3:6], axis=-1, keepdims=True), 1e-6)

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.spatial import cKDTree
 
 from benchmarks.harness import Ict, Out, Report, table
 from benchmarks.head_accuracy import MM, distance_and_normal
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.loading import DEFAULT, load_head_model
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import IctHeads, edge_vertices, inside, load_ict, sample_identity
 
@@ -73,7 +73,7 @@ def regions(heads: IctHeads, folder: Path) -> dict[str, NDArray[np.int64]]:
     v, f = heads.neutral, heads.faces
     centre = v[f].mean(1)
     skin = ~(heads.is_pocket | heads.is_socket)[f].any(1)
-    lids, lips = (cKDTree(v[edge]).query(centre)[0] < NEAR for edge in edge_vertices(heads, folder))
+    lids, lips = (kd_tree(v[edge]).query(centre)[0] < NEAR for edge in edge_vertices(heads, folder))
     face = (centre[:, 2] > -0.01) & (centre[:, 1] > -0.1) & (centre[:, 1] < 0.085)
     parts = {"lids": lids, "lips": lips, "elsewhere": face & ~lids & ~lips}
     return {name: np.flatnonzero(skin & part) for name, part in parts.items()}

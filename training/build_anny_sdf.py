@@ -22,10 +22,10 @@ import numpy as np
 from build_head_sdf import HEADS_A_SHARD, sample_points
 from numpy.typing import NDArray
 from rich.progress import track
-from scipy.spatial import cKDTree
 
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.roi import roi_from_landmarks
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rigid import fit_similarity
 from nphm_track.training import anny
 from nphm_track.training.ict import (
@@ -111,7 +111,7 @@ def detect(
     skin = np.flatnonzero(~ict.is_eye & ~ict.is_pocket)
     nearest = np.zeros(len(target.neutral), int)
     for own, theirs in ((~target.is_eye, skin), (target.is_eye, np.flatnonzero(ict.is_eye))):
-        nearest[own] = theirs[cKDTree(warped[theirs]).query(target.neutral[own])[1]]
+        nearest[own] = theirs[kd_tree(warped[theirs]).query(target.neutral[own])[1]]
     landmarker = FaceLandmarker.from_pretrained()
     rng = np.random.default_rng(478)
     hits: list[list[NDArray]] = [[] for _ in range(478)]

@@ -19,8 +19,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
 
+from nphm_track.kd_tree import kd_tree
 from nphm_track.models import write_weights
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.training.ict import NECK_LEVEL, ORIGIN, load_ict
@@ -259,7 +259,7 @@ def lid_edge(quads: NDArray[np.integer], socket: tuple[int, int]) -> NDArray[np.
 def bindings(neutral: NDArray[np.float32], parts: dict[str, tuple[int, int]]) -> dict[str, NDArray]:
     """The vertex of the skin that each vertex of the lashes goes with in identities: the nearest."""
     lashes = np.concatenate([np.arange(*parts[f"lashes_{side}"]) for side in ("left", "right")])
-    return {"lash_vertex": cKDTree(neutral[:SKIN_END]).query(neutral[lashes])[1].astype(np.int16)}
+    return {"lash_vertex": kd_tree(neutral[:SKIN_END]).query(neutral[lashes])[1].astype(np.int16)}
 
 
 def landmarks(folder: str, place: NDArray[np.integer]) -> dict[str, NDArray]:

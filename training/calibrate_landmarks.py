@@ -23,12 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 from scipy.ndimage import distance_transform_edt
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 
 from nphm_track.conventions import LIDS, LIPS
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
 from nphm_track.faces.roi import roi_from_landmarks
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import Fragments
 from nphm_track.training.ict import IctHeads, load_ict, sample_identity
 from nphm_track.training.paint import View, paint, random_view, render
@@ -171,7 +171,7 @@ def _middles(hits: Hits) -> tuple[np.ndarray, np.ndarray]:
 def _symmetric(points: np.ndarray) -> np.ndarray:
     """Average each point with its mirror twin; pairs are mutual nearest neighbours under reflection."""
     mirrored = points * [-1, 1, 1]
-    distance, twin = cKDTree(points).query(mirrored)
+    distance, twin = kd_tree(points).query(mirrored)
     mutual = twin[twin] == np.arange(len(points))
     out = points.copy()
     good = mutual & (distance < 0.006)
@@ -183,7 +183,7 @@ def _symmetric(points: np.ndarray) -> np.ndarray:
 def _mirrored_faces(heads: IctHeads) -> NDArray[np.int64]:
     """The face nearest to the mirror image of each face."""
     centre = heads.neutral[heads.faces].mean(1)
-    return cKDTree(centre).query(centre * [-1, 1, 1])[1]
+    return kd_tree(centre).query(centre * [-1, 1, 1])[1]
 
 
 def _on_surface(

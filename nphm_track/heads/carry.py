@@ -173,12 +173,12 @@ def _moving_least_squares(
     p: NDArray[np.float64], index: NDArray[np.int64], leaders: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Places [N, K] in ``p`` of the leaders around each of the points ``index`` [N], and their weights [N, K]."""
-    from scipy.spatial import cKDTree
+    from nphm_track.kd_tree import kd_tree
 
     k = min(LEADERS, len(leaders))
     if not k or not len(index):
         return np.empty((len(index), 0), np.int64), np.empty((len(index), 0), np.float32)
-    distance, found = (a.reshape(len(index), k) for a in cKDTree(p[leaders]).query(p[index], k=k))
+    distance, found = (a.reshape(len(index), k) for a in kd_tree(p[leaders]).query(p[index], k=k))
     near = leaders[found]
     reach = np.maximum(distance.mean(1, keepdims=True), 1e-9)
     close = np.exp(-((distance / reach) ** 2))
@@ -190,9 +190,9 @@ def _moving_least_squares(
 
 
 def _nearest(points: Tensor, others: Tensor) -> Tensor:
-    from scipy.spatial import cKDTree
+    from nphm_track.kd_tree import kd_tree
 
-    return torch.from_numpy(cKDTree(others.cpu().numpy()).query(points.cpu().numpy())[1]).to(points.device)
+    return torch.from_numpy(kd_tree(others.cpu().numpy()).query(points.cpu().numpy())[1]).to(points.device)
 
 
 def _tensor(vertices: NDArray[np.float32], like: Tensor) -> Tensor:

@@ -48,11 +48,12 @@ class LipZone:
         """Vertices within ``LIP_ZONE`` of canonical points ``rim`` [N, 3] (metres) that reach its border."""
         from scipy.sparse import coo_matrix
         from scipy.sparse.csgraph import connected_components, laplacian
-        from scipy.spatial import cKDTree
+
+        from nphm_track.kd_tree import kd_tree
 
         assert mesh.open_vertices is not None
         n = len(mesh.vertices)
-        near = cKDTree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
+        near = kd_tree(rim).query(mesh.vertices, distance_upper_bound=LIP_ZONE)[0] < LIP_ZONE
         pairs = edges_of(mesh.faces)
         pairs = pairs[near[pairs].any(1)]
         label = connected_components(coo_matrix((np.ones(len(pairs)), pairs.T), (n, n)), directed=False)[1]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import trimesh
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import cKDTree
 
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.kernels import kernel
 from nphm_track.rendering.rasteriser import rasterise
 
@@ -41,10 +41,10 @@ class Surface:
         self._triangles = np.ascontiguousarray(points[triangles])  # [T, 3, 3]
         self._normals = unit(face_normals(points, triangles))
         centroids = self._triangles.mean(1)
-        self._centroids = cKDTree(centroids)
+        self._centroids = kd_tree(centroids)
         self._reach = float(np.linalg.norm(self._triangles - centroids[:, None], axis=-1).max())
         border = sample_border(self.vertices, self.faces, max_edge / 4)
-        self._border = cKDTree(border) if len(border) else None
+        self._border = kd_tree(border) if len(border) else None
         self._border_width = 0.6 * max_edge / 4
 
     def closest(self, queries: FloatArray) -> Hits:

@@ -144,11 +144,11 @@ class ScanFitter:
 
     def _face_points(self, result: Registration, points: NDArray[np.float64]) -> NDArray[np.float64]:
         """The scan points (metres, head space) on the face: near its landmarks."""
-        from scipy.spatial import cKDTree
+        from nphm_track.kd_tree import kd_tree
 
         marks = self.head_landmarks(result, list(range(self.model.config.n_landmarks)))
         head = result.pose.inverse(points)
-        near = cKDTree(marks).query(head)[0] * 1e3 < FACE_MARGIN
+        near = kd_tree(marks).query(head)[0] * 1e3 < FACE_MARGIN
         return np.asarray(head[near])
 
 

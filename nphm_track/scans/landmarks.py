@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import IBUG68_FROM_478, N_LANDMARKS, POINTS7_478
@@ -22,6 +21,7 @@ from nphm_track.errors import InputError, NoFaceError
 from nphm_track.faces.landmarker import FaceLandmarker, FaceObservation
 from nphm_track.files.reading import read_json, read_npy, read_text, reading
 from nphm_track.heads.registration import robust_similarity
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import Fragments, interpolate, rasterise
 from nphm_track.rigid import Similarity
 from nphm_track.scans.reading import ScanGeometry, estimated_normals
@@ -85,7 +85,7 @@ class _Drawer:
         self.points = scan.vertices[some]
         self.normals = estimated_normals(self.points) if scan.normals is None else scan.normals[some]
         self.colours: NDArray[np.float32] | None = None if colours is None else np.repeat(colours[some], 4, 0)
-        self.spacing = float(np.median(cKDTree(self.points).query(self.points, k=4)[0][:, 3]))
+        self.spacing = float(np.median(kd_tree(self.points).query(self.points, k=4)[0][:, 3]))
 
     def seen_from(self, pose: Similarity) -> _Drawable:
         if self.scan.faces is not None:

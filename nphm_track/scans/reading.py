@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
 from nphm_track.errors import InputError
 from nphm_track.files.images import without_programs
 from nphm_track.files.reading import open_regular, reading
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 
 SUFFIXES = (".ply", ".obj", ".glb", ".gltf", ".stl", ".off")
@@ -157,6 +157,6 @@ def _thinned(count: int, rng: np.random.Generator) -> NDArray[np.integer]:
 
 def estimated_normals(points: NDArray[np.float64], neighbours: int = 16) -> NDArray[np.float64]:
     """Normals [N, 3] up to their sign: the direction in which the nearest points spread least."""
-    near = cKDTree(points).query(points, k=min(neighbours, len(points)))[1]
+    near = kd_tree(points).query(points, k=min(neighbours, len(points)))[1]
     spread = points[near] - points[near].mean(1, keepdims=True)
     return np.asarray(np.linalg.eigh(np.einsum("nki,nkj->nij", spread, spread))[1][:, :, 0])

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import ConvexHull
 
 from nphm_track.errors import InputError
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rigid import fit_similarity
 from nphm_track.training.ict import NECK_LEVEL, IctHeads, _boundary_loops
 
@@ -81,7 +82,7 @@ class AnnySource:
             closing=self.closing.astype(np.int32),
             is_eye=self.is_eye,
             is_pocket=self.is_pocket,
-            mirror=cKDTree(neutral).query(neutral * np.array([-1, 1, 1]))[1],
+            mirror=kd_tree(neutral).query(neutral * np.array([-1, 1, 1]))[1],
             source=np.arange(count),
         )
 

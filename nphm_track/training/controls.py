@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from scipy.interpolate import RBFInterpolator
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import dijkstra
-from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.heads.config import HeadConfig
 from nphm_track.heads.controlled import POWER, WIDTH, ControlledDecoder
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import NECK_LEVEL, IctHeads, anchor_vertices, edge_vertices
 
@@ -51,7 +51,7 @@ class Places:
 def spacing(heads: IctHeads, folder: str | Path) -> NDArray[np.float64]:
     """Wanted distance [V] (metres) of control points at each vertex of the mean head."""
     v = heads.neutral
-    edge = cKDTree(v[np.concatenate(edge_vertices(heads, folder))]).query(v)[0]
+    edge = kd_tree(v[np.concatenate(edge_vertices(heads, folder))]).query(v)[0]
     s = np.clip(FINEST + GROWTH * edge, FINEST, COARSEST)
     face = (v[:, 2] > -0.01) & (v[:, 1] < 0.09) & (v[:, 1] > -0.1)
     s = np.where(face, np.minimum(s, FACE), s)
@@ -81,7 +81,7 @@ def spread(
     mirror: NDArray[np.int64] | None,
 ) -> list[int]:
     """Vertices of ``pool`` added one by one where the next is farthest in units of ``gap``, with mirror images."""
-    distance = cKDTree(v[taken]).query(v[pool])[0] / gap[pool] if len(taken) else np.full(len(pool), np.inf)
+    distance = kd_tree(v[taken]).query(v[pool])[0] / gap[pool] if len(taken) else np.full(len(pool), np.inf)
     added: list[int] = []
     while distance.max() > 1:
         new = int(pool[distance.argmax()])
@@ -157,7 +157,7 @@ def new_model(
     config = replace(config, control_points=len(mean), detail_pairs=len(detail) // 2)
     model = ControlledDecoder(config)
     A, B = codes["identity_basis"].double().numpy(), codes["expression_basis"].double().numpy()
-    near = cKDTree(v[anchors]).query(v[places.vertices], k=config.control_members)[1]
+    near = kd_tree(v[anchors]).query(v[places.vertices], k=config.control_members)[1]
     radius = places.spacing[places.vertices]
     motion = fitted_motion(heads, places, radius)
     state = {
@@ -199,7 +199,7 @@ def detail_members(heads: IctHeads, places: Places, anchors: NDArray[np.int64]) 
 
 def symmetric_neighbours(anchors: NDArray, members: NDArray, config: HeadConfig) -> NDArray[np.int64]:
     """The coded members nearest to each member; an odd one of a pair has its partner's, as it sees mirrored codes."""
-    near: NDArray[np.int64] = cKDTree(anchors).query(members, k=config.control_members)[1]
+    near: NDArray[np.int64] = kd_tree(anchors).query(members, k=config.control_members)[1]
     for pairs in (np.arange(0, 2 * config.n_pairs, 2), np.arange(len(anchors), len(members), 2)):
         near[pairs + 1] = near[pairs]
     return near

@@ -14,10 +14,11 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import ConvexHull, cKDTree
+from scipy.spatial import ConvexHull
 
 from nphm_track.conventions import ANCHOR_LANDMARKS
 from nphm_track.errors import InputError
+from nphm_track.kd_tree import kd_tree
 
 ORIGIN = np.array([0.0, 0.0, 0.06], dtype=np.float32)
 """Point of ICT's frame (metres) that becomes the origin of head space: inside the head, as FLAME's."""
@@ -112,7 +113,7 @@ def load_ict(folder: str | Path, *, eyeballs: bool = True) -> IctHeads:
         closing=compact[closing].astype(np.int32),
         is_eye=(used >= EYEBALLS[0]) & (used < EYEBALLS[1]),
         is_pocket=(used >= POCKET[0]) & (used < POCKET[1]),
-        mirror=cKDTree(vertices).query(vertices * np.array([-1, 1, 1], np.float32))[1],
+        mirror=kd_tree(vertices).query(vertices * np.array([-1, 1, 1], np.float32))[1],
         source=used,
     )
 
@@ -263,7 +264,7 @@ def anchor_vertices(heads: IctHeads, folder: str | Path, n_pairs: int = 30, n_mi
         if chosen[anchor] < 0 and (not paired or anchor % 2 == 0):
             taken = heads.neutral[chosen[chosen >= 0]]
             pool = np.flatnonzero(right if paired else middle)
-            distance = cKDTree(taken).query(heads.neutral[pool])[0]
+            distance = kd_tree(taken).query(heads.neutral[pool])[0]
             chosen[anchor] = pool[np.argmax(distance)]
     for anchor in range(1, 2 * n_pairs, 2):
         chosen[anchor] = heads.mirror[chosen[anchor - 1]]

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 from scipy.sparse.linalg import splu
-from scipy.spatial import cKDTree
 
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import IctHeads
 
@@ -45,7 +45,7 @@ def register(
     goal = _outer(target)
     goal_points = target.neutral[goal].astype(float)
     goal_normals = vertex_normals(target.neutral, target.faces)[goal]
-    tree = cKDTree(goal_points)
+    tree = kd_tree(goal_points)
     follows = np.intersect1d(_outer(source), np.flatnonzero(v[:, 1] > -0.16))
     d = np.zeros((n, 3))
     for k, stiffness in enumerate(STIFFNESS):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.training.ict import IctHeads
 from nphm_track.training.lighting import ambient_occlusion
@@ -46,7 +46,7 @@ def template_points(heads: IctHeads) -> NDArray[np.int64]:
 
 def mirrored_points(heads: IctHeads, points: NDArray[np.int64]) -> NDArray[np.int64]:
     """Index [N] among the points of each one's mirror image."""
-    return cKDTree(heads.neutral[points]).query(heads.neutral[points] * [-1, 1, 1])[1]
+    return kd_tree(heads.neutral[points]).query(heads.neutral[points] * [-1, 1, 1])[1]
 
 
 def point_spacing(heads: IctHeads) -> NDArray[np.float64]:
@@ -62,7 +62,7 @@ def point_spacing(heads: IctHeads) -> NDArray[np.float64]:
     parts = {
         "nose": (np.abs(v[:, 0]) < 0.02) & (np.abs(v[:, 1] + 0.002) < 0.016) & (v[:, 2] > 0.04),
         "mouth": (np.abs(v[:, 0]) < 0.027) & (np.abs(v[:, 1] + 0.033) < 0.013) & (v[:, 2] > 0.035),
-        "eyes": cKDTree(v[heads.is_eye]).query(v)[0] < 0.006,
+        "eyes": kd_tree(v[heads.is_eye]).query(v)[0] < 0.006,
     }
     for name, inside in parts.items():
         out[inside & (v[:, 2] > 0)] = SPACING[name]

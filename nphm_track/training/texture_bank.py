@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from nphm_track.errors import InputError
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.batched import Drawer
 from nphm_track.training.ict import IctHeads
 
@@ -59,7 +59,7 @@ class HeadTensors:
         eyes = (np.abs(np.abs(v[:, 0]) - 0.0315) < 0.02) & (np.abs(v[:, 1] - 0.035) < 0.014)
         mouth = (np.abs(v[:, 0]) < 0.03) & (np.abs(v[:, 1] + 0.035) < 0.014)
         self.skin = put(skin & ~eyes & ~mouth, torch.bool)
-        distance, near = cKDTree(landmark_points[0]).query(v, k=8)
+        distance, near = kd_tree(landmark_points[0]).query(v, k=8)
         weight = np.exp(-0.5 * (distance / RESIDUAL_SIGMA) ** 2)
         self.near = put(near, torch.int64)
         self.pull = put(weight / np.maximum(weight.sum(1, keepdims=True), 0.2))  # fades out away from the landmarks
@@ -104,11 +104,11 @@ def _lid(heads: IctHeads, side: str, skin: NDArray[np.bool_], put: Any) -> Lid:
     shift = np.linalg.norm(heads.expression[i], axis=1)
     lid = (shift > 0.0015) & ~heads.is_eye & ~heads.is_pocket
     eye = heads.neutral[heads.is_eye & (heads.neutral[:, 0] * heads.neutral[lid, 0].mean() > 0)]
-    near_eye = cKDTree(eye).query(heads.neutral)[0] < 0.002
-    place = cKDTree(heads.neutral[lid]).query(heads.neutral)[0]
+    near_eye = kd_tree(eye).query(heads.neutral)[0] < 0.002
+    place = kd_tree(heads.neutral[lid]).query(heads.neutral)[0]
     around = np.flatnonzero(skin & ~lid & (place < 0.012))
     rows = np.flatnonzero(lid)
-    distance, near = cKDTree(heads.neutral[around]).query(heads.neutral[rows], k=12)
+    distance, near = kd_tree(heads.neutral[around]).query(heads.neutral[rows], k=12)
     lashes = (near_eye & (shift > 0.004))[rows]
     return Lid(
         i, put(rows, torch.int64), put(lashes, torch.bool), put(around[near], torch.int64), put(1 / (distance + 0.004))

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy.spatial import cKDTree
 
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
 from nphm_track.heads.template import load_template
+from nphm_track.kd_tree import kd_tree
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.records import Status
@@ -91,7 +91,7 @@ class RunScene:
         if not known.any() or not len(facing):
             return plain
         lens = Intrinsics(track.K, (int(track.image_size[0]), int(track.image_size[1])), track.distortion)
-        nearest = facing[cKDTree(lens.project(camera[facing])).query(fitted[known])[1]]
+        nearest = facing[kd_tree(lens.project(camera[facing])).query(fitted[known])[1]]
         pixels = np.linalg.norm(fitted[known] - observed[known], axis=1)
         error = np.clip(1e3 * pixels * camera[nearest, 2] / track.K[0, 0] / WORST_MM, 0, 1)
         square = ((vertices[:, None] - vertices[nearest]) ** 2).sum(-1)  # [V, L]
