@@ -14,7 +14,7 @@ from nphm_track.tracking.refinement import RefinedFit
 def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None) -> Track:
     """The arrays of track.npz; what lost frames lack becomes NaN."""
     seen = column(log, "seen")
-    misfit = seen & does_not_fit(log["landmarks"], fit.landmark_error_px)
+    misfit = seen & does_not_fit(log["landmarks"], fit.landmark_error_px, fit.unsmoothed_error_px)
     status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
     status[misfit] = Status.LOST
     lost = status == Status.LOST

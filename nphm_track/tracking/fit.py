@@ -52,7 +52,11 @@ class ClipCodes:
 
 @dataclass(frozen=True)
 class ClipFit:
-    """Codes, camera and poses of a clip; arrays of T frames as in :class:`nphm_track.tracking.records.Track`."""
+    """Codes, camera and poses of a clip; arrays of T frames as in :class:`nphm_track.tracking.records.Track`.
+
+    ``unsmoothed_error_px`` [T] is the landmark error of the single frames' poses, before these were smoothed: of how
+    well a head fits it says more than ``landmark_error_px``, which also grows with fast turns.
+    """
 
     z_id: NDArray[np.float32]
     z_ex: NDArray[np.float32]
@@ -62,6 +66,7 @@ class ClipFit:
     landmarks_fit: NDArray[np.float32]
     landmark_error_px: NDArray[np.float32]
     filled: NDArray[np.bool_]
+    unsmoothed_error_px: NDArray[np.float32]
 
 
 @torch.inference_mode()
@@ -184,6 +189,7 @@ def fit_clip(
     R, t = np.tile(np.eye(3), (T, 1, 1)), np.tile([0.0, 0.0, 1.0], (T, 1))
     points68 = np.full((T, 68, 3), np.nan, np.float32)
     observed = np.full((T, 68, 2), np.nan, np.float32)
+    unsmoothed = np.full(T, np.nan, np.float32)
     needed = np.flatnonzero(seen | filled)
     for k in range(0, len(needed), 256):
         some = needed[k : k + 256]
@@ -196,6 +202,8 @@ def fit_clip(
             observed[np.ix_(frames, ibug)] = seen_points[:, : len(ibug)]
             pixels = camera.undistort(seen_points.astype(np.float64))
             R[frames], t[frames] = _solve_poses(points[visible], pixels, camera, weights)
+            single = camera.project(_in_camera(points[visible][:, : len(ibug)], R[frames], t[frames]))
+            unsmoothed[frames] = np.linalg.norm(single - seen_points[:, : len(ibug)], axis=-1).mean(1)
         release(log)
         progress.advance(len(some))
     R, t = smooth_poses(R, t, times, trusted, strength, shots)
@@ -203,9 +211,9 @@ def fit_clip(
     projected = np.full((T, 68, 2), np.nan, np.float32)
     for k in range(0, len(needed), 1024):
         some = needed[k : k + 1024]
-        projected[some] = camera.project(points68[some] @ R[some].swapaxes(-1, -2) + t[some, None])
+        projected[some] = camera.project(_in_camera(points68[some], R[some], t[some]))
     error = np.linalg.norm(projected - observed, axis=-1)[:, ibug].mean(1)  # NaN where nothing was observed
-    return ClipFit(codes.z_id, z_ex, camera, R, t, projected, error, filled & ~seen)
+    return ClipFit(codes.z_id, z_ex, camera, R, t, projected, error, filled & ~seen, unsmoothed)
 
 
 def solve_camera(
@@ -283,6 +291,11 @@ def _frame_codes(
         added[some] = ((in_range(start, wanted - shared) - start) @ basis.T).astype(np.float32)
         release(log)
     return added
+
+
+def _in_camera(points: NDArray, R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Head-space points [F, N, 3] of each frame in camera space."""
+    return np.asarray(points @ R.swapaxes(-1, -2) + t[:, None])
 
 
 def _solve_poses(

@@ -7,25 +7,33 @@ from numpy.typing import NDArray
 
 from nphm_track.tracking.observations import pieces
 
-MISFIT = 0.14
-"""Landmark error, of the spread of the face's landmarks, beyond which a head does not fit.
+MISFIT = 0.07
+"""Landmark error, of the spread of the face's landmarks, beyond which a head does not fit, before smoothing.
 
-Nine of the ten development clips stay below 0.052; the dark one with fast turns reaches 0.125, much of it from the
-smoothing. A face that stands on its head, seen as an upright one, has 0.083 to 0.18. The distance between the eyes
-would not do as the measure: it vanishes in profile.
+The 2,650 frames of the ten development clips stay below 0.056. A face that stands on its head, seen as an upright one,
+has 0.06 to 0.08. The distance between the eyes would not do as the measure: it vanishes in profile.
 """
+WRITTEN_MISFIT = 0.14
+"""The same of the head that is written, which smoothing may keep from following a fast turn (0.125 in the darkest of
+the clips). It is all that judges a single picture: a lens very near, or a picture that was stretched, is no reason to
+write nothing."""
 
 
-def does_not_fit(landmarks: NDArray[np.float32], error_px: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Frames [T] whose landmark error is beyond ``MISFIT``.
+def does_not_fit(
+    landmarks: NDArray[np.float32], written_px: NDArray[np.float32], unsmoothed_px: NDArray[np.float32]
+) -> NDArray[np.bool_]:
+    """Frames [T] whose landmark error is beyond what clean footage has.
 
     Args:
         landmarks: [T, 478, 2 or 3] observed, pixels; NaN where no face was seen. Read in pieces.
-        error_px: [T] mean distance of the head's landmarks to them, pixels; NaN likewise.
+        written_px: [T] mean distance of the written head's landmarks to them, pixels; NaN likewise.
+        unsmoothed_px: [T] the same before the poses were smoothed.
     """
-    spreads = [_spread(piece[..., :2]) for piece in pieces(landmarks)]
+    spreads = np.concatenate([_spread(piece[..., :2]) for piece in pieces(landmarks)])
     with np.errstate(invalid="ignore"):
-        return np.asarray(error_px > MISFIT * np.concatenate(spreads))
+        written, unsmoothed = written_px / spreads, unsmoothed_px / spreads
+        misfit = (written > WRITTEN_MISFIT) | ((unsmoothed > MISFIT) & (len(spreads) > 1))
+    return np.asarray(misfit)
 
 
 def _spread(points: NDArray[np.float32]) -> NDArray[np.float32]:

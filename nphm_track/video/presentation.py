@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 from nphm_track.video.colour import ColourSpace, sdr_cube
+from nphm_track.video.cropping import NO_CROP, Crop
 
 OTHER_SHAPE = 0.01
 """Relative change of the aspect ratio in mid-stream from which pictures would be squeezed rather than resized."""
@@ -34,7 +35,8 @@ class Presentation:
     """What has to be done to a stored picture so that it looks as its file asks.
 
     Attributes:
-        stored: (width, height) of the pictures as they are stored.
+        stored: (width, height) of the pictures as they are stored, without what the container crops.
+        crop: what it crops.
         pixel_aspect: width over height of a stored pixel.
         rotation: degrees counter-clockwise: 0, 90, 180 or 270.
         mirrored: left and right are swapped after that.
@@ -50,13 +52,15 @@ class Presentation:
     colours: ColourSpace | None = None
     transparent: bool = False
     interlaced: bool = False
+    crop: Crop = NO_CROP
 
     @classmethod
-    def of(cls, stream: VideoStream, frame: VideoFrame) -> Presentation:
+    def of(cls, stream: VideoStream, frame: VideoFrame, crop: Crop = NO_CROP) -> Presentation:
         """What the file says about a stream whose first picture is ``frame``."""
         rotation, mirrored = _orientation(frame)
         return cls(
-            stored=(frame.width, frame.height),
+            stored=(frame.width - crop.left - crop.right, frame.height - crop.top - crop.bottom),
+            crop=crop,
             pixel_aspect=_pixel_aspect(stream),
             rotation=rotation,
             mirrored=mirrored,
@@ -82,6 +86,8 @@ class Presentation:
     def notes(self) -> list[str]:
         """What is done beyond decoding and turning, in words."""
         notes = []
+        if self.crop:
+            notes.append(f"cropped to {self.stored[0]}x{self.stored[1]}")
         if self.square != self.stored:
             (w, h), (sw, sh), aspect = self.square, self.stored, self.pixel_aspect
             notes.append(f"pixels of {aspect.numerator}:{aspect.denominator} made square ({sw}x{sh} to {w}x{h})")
@@ -154,6 +160,21 @@ class _ColourGraph:
         return self._graph.pull()  # type: ignore[return-value]
 
 
+def cropped(frames: Iterator[VideoFrame], shown: Presentation) -> Iterator[VideoFrame]:
+    """The frames without what the container crops; those of another size than the first have nothing to crop."""
+    c, (width, height) = shown.crop, shown.stored
+    whole = (width + c.left + c.right, height + c.top + c.bottom)
+    graph, layout = Graph(), None
+    for frame in frames:
+        if not c or (frame.width, frame.height) != whole:
+            yield frame
+            continue
+        if _layout(frame) != layout:
+            graph, layout = _filter(frame, "crop", x=str(c.left), y=str(c.top), w=str(width), h=str(height), exact="1")
+        graph.push(frame)
+        yield graph.pull()  # type: ignore[misc]
+
+
 def deinterlaced(frames: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
     """The same frames at the same times; from the first one on that is flagged as two fields, through ``bwdif``, which
     leaves those alone that are not.
@@ -170,7 +191,7 @@ _Stamps = deque[tuple[int | None, Fraction | None]]
 
 
 def _through_bwdif(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[VideoFrame]:
-    graph, layout = _bwdif(first), _layout(first)
+    graph, layout = _filter(first, "bwdif", mode="send_frame", deint="interlaced")
     stamps: _Stamps = deque([(first.pts, first.time_base)])
     graph.push(first)
     for frame in rest:
@@ -184,20 +205,24 @@ def _through_bwdif(first: VideoFrame, rest: Iterator[VideoFrame]) -> Iterator[Vi
     yield from _drained(graph, stamps)
 
 
-def _layout(frame: VideoFrame) -> tuple[int, int, str]:
+_Layout = tuple[int, int, str]
+
+
+def _layout(frame: VideoFrame) -> _Layout:
     return frame.width, frame.height, frame.format.name
 
 
-def _bwdif(frame: VideoFrame) -> Graph:
+def _filter(frame: VideoFrame, name: str, **settings: str) -> tuple[Graph, _Layout]:
+    """One filter for frames of the layout that ``frame`` has."""
     graph = Graph()
     clock = frame.time_base or Fraction(1, 1000)
     source = graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=clock)
-    weave = graph.add("bwdif", mode="send_frame", deint="interlaced")
+    made = graph.add(name, **settings)
     sink = graph.add("buffersink")
-    source.link_to(weave)
-    weave.link_to(sink)
+    source.link_to(made)
+    made.link_to(sink)
     graph.configure()
-    return graph
+    return graph, _layout(frame)
 
 
 def _pulled(graph: Graph, stamps: _Stamps) -> Iterator[VideoFrame]:

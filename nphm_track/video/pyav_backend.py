@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 from nphm_track.video.containers import open_container
-from nphm_track.video.presentation import Developer, Presentation, deinterlaced
+from nphm_track.video.cropping import container_crop
+from nphm_track.video.presentation import Developer, Presentation, cropped, deinterlaced
 from nphm_track.video.source import FrameSource, VideoInfo
 
 LONGEST_PAUSE = 3600.0
@@ -39,7 +40,9 @@ class AvSource(FrameSource):
             if frame is None:
                 reason = f" ({errors[0]})" if errors else ""
                 raise InputError(f"{path}: no frame can be decoded{reason}")
-            self.presentation = Presentation.of(stream, frame)
+            track = list(container.streams.video).index(stream)
+            crop = container_crop(path, track, (frame.width, frame.height))
+            self.presentation = Presentation.of(stream, frame, crop)
             self.info = _describe(path, container, stream, self.presentation)
             self._counted = stream.frames > 0  # the container knows, rather than guesses, how many there are
             self.streams, self.format = len(_pictured(container)), container.format.name
@@ -54,7 +57,8 @@ class AvSource(FrameSource):
         step = 1.0 / (self.info.frame_rate or 25.0)
         with _open(self.path) as container:
             stream = _video_stream(container, self.path, self._stream_number)
-            for count, frame in enumerate(deinterlaced(_decode(container, stream, errors)), start=1):
+            frames = cropped(deinterlaced(_decode(container, stream, errors)), self.presentation)
+            for count, frame in enumerate(frames, start=1):
                 time = frame.time
                 if time is None:
                     time = last + step if count > 1 else self.first_time

@@ -160,6 +160,7 @@ class TestToTrack:
             landmarks_fit=np.zeros((4, 68, 2), np.float32),
             landmark_error_px=np.array([1, np.nan, np.nan, 3], np.float32),
             filled=np.array([False, True, False, False]),
+            unsmoothed_error_px=np.array([1, np.nan, np.nan, 1], np.float32),
         )
         return fit, log
 
