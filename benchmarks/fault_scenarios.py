@@ -20,7 +20,7 @@ from benchmarks.faults import contents, write_clip
 from benchmarks.harness import Only, Out, Report, table
 from benchmarks.mishaps import FILES, IMAGES, LISTS, LOCKS, OUTPUT, RUN_JSON, TRACK_NPZ, Damage, save_picture
 from nphm_track import locking
-from nphm_track.batch import memory
+from nphm_track.batch.limits import PLENTY, memory
 from nphm_track.cli import main
 from nphm_track.locking import RunLock
 from nphm_track.viewer.access import is_own
@@ -239,7 +239,7 @@ def limited(cgroup: str, files: dict[str, str], right: float) -> Scenario:
         for name, content in {"proc/self/cgroup": cgroup, **files}.items():
             (place.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (place.folder / name).write_text(content)
-        seen = memory.available(place.folder)
+        seen = memory(place.folder)
         return "" if seen == right else f"{seen:g} bytes"
 
     return scenario
@@ -248,12 +248,12 @@ def limited(cgroup: str, files: dict[str, str], right: float) -> Scenario:
 V1, V2 = "sys/fs/cgroup/memory", "sys/fs/cgroup"
 MEMORY: dict[str, tuple[str, dict[str, str], float]] = {
     "version 2": ("0::/\n", {f"{V2}/memory.max": "2000", f"{V2}/memory.current": "500"}, 1500),
-    "version 2, no limit": ("0::/\n", {f"{V2}/memory.max": "max"}, memory.PLENTY),
+    "version 2, no limit": ("0::/\n", {f"{V2}/memory.max": "max"}, PLENTY),
     "version 2, of a parent": ("0::/a/b\n", {f"{V2}/a/memory.max": "700"}, 700),
     "version 1": ("3:memory:/\n", {f"{V1}/memory.limit_in_bytes": "2000"}, 2000),
     "version 1, of a container": ("3:memory:/docker/x\n", {f"{V1}/memory.limit_in_bytes": "2000"}, 2000),
     "all used": ("0::/\n", {f"{V2}/memory.max": "2000", f"{V2}/memory.current": "2500"}, 0),
-    "files that say nothing": ("0::/\n", {f"{V2}/memory.max": "?", f"{V2}/memory.stat": "?"}, memory.PLENTY),
+    "files that say nothing": ("0::/\n", {f"{V2}/memory.max": "?", f"{V2}/memory.stat": "?"}, PLENTY),
 }
 
 

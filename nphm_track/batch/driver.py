@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from nphm_track.batch import memory, steps
+from nphm_track.batch import limits, steps
 from nphm_track.batch.manifest import SESSION_JSON, SESSION_LOCK, Manifest, State
 from nphm_track.batch.plan import find_takes, plan
 from nphm_track.batch.session import Session, retry
@@ -129,7 +128,8 @@ def local_pool(manifest: Manifest, workers: int | None) -> LocalPool:
         import torch
 
         gpus = torch.cuda.device_count()
-    count = workers or gpus or max(1, min(_cores() // manifest.threads, int(memory.available() // WORKER_MEMORY)))
+    fitting = min(limits.processors() // manifest.threads, int(limits.memory() // WORKER_MEMORY))
+    count = workers or gpus or max(1, fitting)
     open_jobs = sum(job.state in (State.QUEUED, State.RUNNING) for job in manifest.jobs)
     return LocalPool(max(1, min(count, open_jobs)), steps.run, threads=manifest.threads, gpus=gpus)
 
@@ -149,7 +149,3 @@ def plan_line(manifest: Manifest) -> str:
     people, skipped = len({job.person for job in taken}), len(manifest.jobs) - len(taken)
     line = f"{len(taken)} takes of {people} {'person' if people == 1 else 'people'}, {waiting} to do"
     return f"{line}, {skipped} skipped" if skipped else line
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

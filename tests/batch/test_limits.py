@@ -1,4 +1,4 @@
-"""What is free, in made-up machines and containers."""
+"""What workers may use, in made-up machines and containers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nphm_track.batch import memory
+from nphm_track.batch import limits
 
 GB = 10**9
 
@@ -24,7 +24,7 @@ def machine(root: Path, cgroup: str, **files: int | str) -> Path:
 
 
 def free(root: Path) -> float:
-    return round(memory.available(root) / GB, 1)
+    return round(limits.memory(root) / GB, 1)
 
 
 @pytest.mark.parametrize("path", ["/", "/../../docker/ab", "/gone"])
@@ -56,5 +56,22 @@ def test_a_container_with_control_groups_of_version_1(tmp_path: Path, path: str)
 
 
 def test_systems_that_say_nothing(tmp_path: Path) -> None:
-    assert memory.available(tmp_path) == memory.PLENTY
-    assert 0 < memory.available() <= memory.PLENTY
+    assert limits.memory(tmp_path) == limits.PLENTY
+    assert 0 < limits.memory() <= limits.PLENTY
+
+
+@pytest.mark.parametrize(
+    ("cgroup", "files", "count"),
+    [
+        ("0::/job/step\n", {"cpu.max": "max 100000", "job__cpu.max": "200000 100000"}, 2),
+        ("0::/\n", {"cpu.max": "50000 100000"}, 1),
+        ("9:cpu,cpuacct:/ab\n0::/\n", {"cpu__cpu.cfs_quota_us": 300000, "cpu__cpu.cfs_period_us": 100000}, 3),
+        ("9:cpu,cpuacct:/ab\n0::/\n", {"cpu__cpu.cfs_quota_us": -1, "cpu__cpu.cfs_period_us": 100000}, 8),
+        ("", {}, 8),
+    ],
+)
+def test_processors_are_those_that_a_container_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cgroup: str, files: dict[str, int | str], count: int
+) -> None:
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert limits.processors(machine(tmp_path, cgroup, **files)) == count
