@@ -220,9 +220,9 @@ def _repeated_share(residual: Tensor, weight: Tensor, sigma: float) -> float:
 
 def _pose_features(pose: Pose) -> Tensor:
     """[T, 6] where the head looks, where it is and how far, in comparable units (radians, log depth)."""
-    looks = pose.R[..., 2]
+    axis = pose.R[..., 2]
     place = pose.t[..., :2] / pose.t[..., 2:]
-    return torch.cat([looks, place, pose.t[..., 2:].clamp_min(1e-3).log()], dim=-1)
+    return torch.cat([axis, place, pose.t[..., 2:].clamp_min(1e-3).log()], dim=-1)
 
 
 def _farthest_first(features: Tensor, count: int) -> Tensor:

@@ -28,7 +28,7 @@ RMS_LIMIT, REST_LIMIT = 1.5, 0.3
 """Largest RMS of identity weights and, relative to the prior's spread, of the rest: twice what registration expects."""
 ROOM = 1.1
 """Factor by which a fitted code may exceed a limit and still count as plausible."""
-CALM = 0.1
+REST_SHARE = 0.1
 """Share of a clip's frames, those with the weakest expression, that make up its rest expression."""
 MIRROR_POINTS, MIRROR_RIDGE = 800, 0.01
 
@@ -241,8 +241,8 @@ def rest_expression(z_ex: NDArray[np.floating]) -> NDArray[np.float32]:
     if len(known) == 0:
         raise InputError("the clip has no frame with an expression")
     strength = np.linalg.norm(known, axis=1)
-    calm = np.argsort(strength, kind="stable")[: max(1, round(CALM * len(known)))]
-    rest: NDArray[np.float32] = np.median(known[calm], axis=0).astype(np.float32)
+    weakest = np.argsort(strength, kind="stable")[: max(1, round(REST_SHARE * len(known)))]
+    rest: NDArray[np.float32] = np.median(known[weakest], axis=0).astype(np.float32)
     return rest
 
 

@@ -36,7 +36,7 @@ LIPS_APART = {"jawOpen": 0.15} | {
     for side in "LR"
 }
 """ARKit weights of the open mouth that heads are meshed with: the lips are thin and apart there up to the corners. With
-jaw and smile alone webs stand in the corners, without a smile lips are frayed, with the jaw alone a flap of the lower
+jaw and smile alone skin stands in the corners, without a smile lips are frayed, with the jaw alone a flap of the lower
 lip hangs from the upper one."""
 FAIR_STEP = 0.0015
 """Metres: the longest step back to the surface; a longer one may lead to another sheet."""

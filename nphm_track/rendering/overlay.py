@@ -147,8 +147,8 @@ class OverlayRenderer:
         faces = self._wire_faces(vertices) if self.style == "wireframe" else self.faces
         fragments = rasterise(vertices, faces, K, (2 * (right - left), 2 * (bottom - top)))
         normals = vertex_normals(vertices, faces)
-        look = {"occlusion": self.occlusion, "albedo": self.albedo}
-        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, **look, supersampled=True)
+        surface = {"occlusion": self.occlusion, "albedo": self.albedo}
+        rgb, alpha = shade(fragments, faces, vertices, normals, self.style, **surface, supersampled=True)
         return rgb, alpha, (left, top)
 
     def _wire_faces(self, vertices: NDArray[np.float32]) -> NDArray[np.int32]:
