@@ -11,7 +11,8 @@ import typer
 from benchmarks.harness import Out, Report, table
 
 PLAIN = {0.0, 0.5, 1.0, 2.0}
-"""Floats that are arithmetic, not choices."""
+GUARD = 1e-5
+"""Floats that are arithmetic, not choices; smaller ones keep a division from failing."""
 KINDS = ("constants", "fields", "bare floats")
 
 
@@ -45,8 +46,10 @@ def numbers(tree: ast.Module) -> list[tuple[str, int, str]]:
             found += [("constants", node.lineno, f"{ast.unparse(name)} = {text}") for name in names]
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef):
-            floats = [n for n in ast.walk(function) if isinstance(n, ast.Constant) and isinstance(n.value, float)]
-            found += [("bare floats", n.lineno, str(n.value)) for n in floats if n.value not in PLAIN]
+            constants = [n for n in ast.walk(function) if isinstance(n, ast.Constant)]
+            floats = [(n.lineno, n.value) for n in constants if isinstance(n.value, float)]
+            chosen = [(line, value) for line, value in floats if value > GUARD and value not in PLAIN]
+            found += [("bare floats", line, str(value)) for line, value in chosen]
     return found
 
 
