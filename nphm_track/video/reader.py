@@ -61,7 +61,7 @@ def open_video(
         moving = _animation(path)
         if moving is None:
             return ImageSource([path], start, end, every)
-        if moving == "WEBP":  # FFmpeg reads the other animated formats
+        if moving in ("WEBP", "AVIF"):  # FFmpeg reads the other animated formats
             return AnimationSource(path, start, end, every)
     if backend == "av":
         return AvSource(path, start, end, every, stream)
@@ -114,13 +114,15 @@ class ImageSource(FrameSource):
 
 
 class AnimationSource(FrameSource):
-    """An animated WebP, read with Pillow."""
+    """An animated WebP or AVIF, read with Pillow."""
 
     def __init__(self, path: Path, start: float | None, end: float | None, every: int) -> None:
         super().__init__(start, end, every)
         with opened(path) as file:
             count = getattr(file, "n_frames", 1)
-            self.info = VideoInfo(path, "video", file.width, file.height, frame_count=count, codec="webp")
+            self.info = VideoInfo(
+                path, "video", file.width, file.height, frame_count=count, codec=path.suffix[1:].lower()
+            )
 
     def pictures(self) -> Iterator[tuple[float, Image.Image]]:
         milliseconds = 0.0
@@ -150,6 +152,10 @@ def _animation(path: Path) -> str | None:
     """Format of an image that moves, None for one that does not (or cannot be read: ``read_image`` says why)."""
     try:
         with opened(path) as file:
-            return file.format if getattr(file, "n_frames", 1) > 1 and file.format in ("WEBP", "PNG", "GIF") else None
+            return (
+                file.format
+                if getattr(file, "n_frames", 1) > 1 and file.format in ("WEBP", "AVIF", "PNG", "GIF")
+                else None
+            )
     except (Image.DecompressionBombError, *BROKEN):
         return None

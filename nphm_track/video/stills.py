@@ -28,7 +28,11 @@ BROKEN = (
 """What Pillow raises for damaged files; UnidentifiedImageError is an OSError."""
 PLATES = frozenset({".exr", ".dpx"})
 """Suffixes that FFmpeg reads and Pillow does not."""
-HEIF = frozenset({".heic", ".heif"})
+_BRANDS = {
+    "HEIF": (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"),
+    "AVIF": (b"avif", b"avis"),
+}
+"""Major brands of the two families of ISO pictures; phones give them other names than their own."""
 _WHITES = (1023, 4095, 65535)
 """White of 10, 12 and 16 bits in a 16-bit file, which seldom says how many it uses."""
 _BRIGHTEST_LIGHT = 64.0
@@ -61,10 +65,12 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 @contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """An image file, without Pillow's warnings: what matters is an error, and the rest is not the user's."""
-    heif = path.suffix.lower() in HEIF
-    if heif:
+    with open_regular(path, LARGEST_FILE) as begun:
+        brand = begun.read(12)[4:]
+    more = tuple(name for name, brands in _BRANDS.items() if brand[:4] == b"ftyp" and brand[4:] in brands)
+    if "HEIF" in more:
         _enable_heif(path)
-    with open_image(path, ("HEIF",) if heif else ()) as file:
+    with open_image(path, more) as file:
         yield file
 
 

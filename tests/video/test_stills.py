@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, features
 
 from nphm_track.errors import InputError
 from nphm_track.video.reader import open_video
@@ -76,6 +76,18 @@ def test_heic_is_one_whole_picture_or_says_what_it_needs(tmp_path):
     source = open_video(path)
     assert (source.info.kind, source.info.width, source.info.height) == ("image", 800, 600)
     assert abs(next(iter(source)).image.mean() - 120) < 3
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="Pillow without AVIF")
+def test_avif_is_read_whatever_it_is_called_and_also_when_it_moves(tmp_path):
+    pictures = [Image.fromarray(np.full((48, 64, 3), level, np.uint8)) for level in (60, 200)]
+    for name in ("still.avif", "still.jpg"):
+        pictures[0].save(tmp_path / name, "AVIF")
+        assert abs(read_image(tmp_path / name).mean() - 60) < 3
+    pictures[0].save(tmp_path / "moving.avif", save_all=True, append_images=pictures[1:], duration=40)
+    frames = list(open_video(tmp_path / "moving.avif"))
+    assert [round(frame.time, 2) for frame in frames] == [0, 0.04]
+    assert [abs(frame.image.mean() - level) < 3 for frame, level in zip(frames, (60, 200), strict=True)] == [True] * 2
 
 
 def test_gaps_in_a_sequence_keep_their_time_and_pictures_their_numbers(tmp_path):
