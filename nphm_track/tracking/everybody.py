@@ -139,7 +139,7 @@ class _Known:
         self.box = face.box
         size = float(np.ptp(face.landmarks[:, :2], axis=0).max())
         if size > 1.1 * self.size:
-            x, y = face.landmarks[:, :2].mean(0).round(1).tolist()
+            x, y = face.landmarks[:, :2].mean(0).astype(float).round(1).tolist()
             # Rounded down: the frame of the choice is the first one from this moment on.
             self.size, self.at, self.moment = size, (x, y), max(0.0, np.floor(time * 1e4) / 1e4)
 
