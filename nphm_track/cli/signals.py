@@ -79,11 +79,16 @@ def counted(tell: Callable[[int], None]) -> Iterator[Callable[[], int]]:
 
 @contextmanager
 def _handled(act: Callable[[], None]) -> Iterator[None]:
-    """``act`` answers every request that is not ignored, as those to jobs of ``nohup`` or in the background are."""
+    """``act`` answers every request that is not ignored, as those to jobs of ``nohup`` or in the background are.
+
+    Once there was one, the process is about to end, and those that come behind the block change its exit code no more.
+    """
+    asked = False
 
     def handler(number: int, frame: object) -> None:
         global _last
-        _last = number
+        nonlocal asked
+        _last, asked = number, True
         act()
 
     heard = [number for number in END_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
@@ -92,4 +97,5 @@ def _handled(act: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         for number, previous in before.items():
-            signal.signal(number, previous)
+            ending = asked or signal.getsignal(number) == signal.SIG_IGN  # in a block within this one
+            signal.signal(number, signal.SIG_IGN if ending else previous)

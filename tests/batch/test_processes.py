@@ -59,15 +59,22 @@ if __name__ == "__main__":
 """``nphm-track`` with two workers and the stand-in."""
 
 
+def hear() -> None:
+    """What began the tests may ignore some requests to end, as nohup does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(takes: Path, out: Path, tmp_path: Path) -> Start:
-    """Begins the session in a process group of its own, which hears Ctrl-C whatever began the tests."""
+    """Begins the session in a process group of its own."""
     script = tmp_path / "drive.py"
     script.write_text(SCRIPT.format(here=str(Path(__file__).parent)))
     command = [sys.executable, str(script), "batch", str(takes), "-o", str(out)]
     return lambda: subprocess.Popen(
         command, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=hear,
     )  # fmt: skip
 
 

@@ -14,6 +14,8 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 SCRIPT = """
 import signal, sys, time, types
+from pathlib import Path
+enough = Path({enough!r})
 tracker = types.ModuleType("nphm_track.tracker")
 def track(input, output, *, options, progress, **_):
     from nphm_track.tracking.records import InputInfo, replacing
@@ -26,7 +28,8 @@ def track(input, output, *, options, progress, **_):
             try:
                 time.sleep(60)
             finally:
-                time.sleep({cleaning})  # putting things in order takes a while
+                while not enough.exists():  # putting things in order takes a while
+                    time.sleep(0.01)
 tracker.track = track
 sys.modules["nphm_track.tracker"] = tracker
 import nphm_track
@@ -37,13 +40,20 @@ main()
 """
 
 
-def start(tmp_path: Path, cleaning: float = 0.0, before: str = "") -> subprocess.Popen[str]:
-    """A run that has begun."""
-    (tmp_path / "track.py").write_text(SCRIPT.format(cleaning=cleaning, before=before))
+def hear() -> None:
+    """What began the tests may ignore some requests to end, as nohup does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(tmp_path: Path, enough: Path | None = None, before: str = "") -> subprocess.Popen[str]:
+    """A run that has begun; when asked to end it puts things in order until the file ``enough`` is there."""
+    (tmp_path / "track.py").write_text(SCRIPT.format(enough=str(enough or tmp_path), before=before))
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "track.py"), "clip.mp4", "-o", str(tmp_path / "run")],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=hear,
     )  # fmt: skip
     assert process.stdout is not None and process.stdout.readline() == "at work\n"
     return process
@@ -66,15 +76,24 @@ def test_every_request_to_end_leaves_the_folder_in_order(tmp_path: Path, number:
 
 
 def test_a_second_request_at_once_does_not_disturb_the_first(tmp_path: Path) -> None:
-    process = start(tmp_path, cleaning=1.0)
+    process = start(tmp_path, tmp_path / "enough")
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.03)
+    (tmp_path / "enough").touch()
+    check(tmp_path, process, 130)
+
+
+def test_a_second_request_on_the_way_out_does_not_change_the_exit_code(tmp_path: Path) -> None:
+    """It comes when the program has said its last line, and only the interpreter is left to end."""
+    leave = "import atexit; atexit.register(lambda: signal.raise_signal(signal.SIGINT))"
+    process = start(tmp_path, before=leave)
+    process.send_signal(signal.SIGINT)
     check(tmp_path, process, 130)
 
 
 def test_a_later_request_ends_it_now(tmp_path: Path) -> None:
-    process = start(tmp_path, cleaning=60.0, before="from nphm_track.cli import signals; signals.GRACE = 0.2")
+    process = start(tmp_path, tmp_path / "never", before="from nphm_track.cli import signals; signals.GRACE = 0.2")
     process.send_signal(signal.SIGTERM)
     time.sleep(1.0)
     process.send_signal(signal.SIGTERM)
