@@ -88,7 +88,7 @@ class Job(BaseModel):
     modified: int | None = Field(default=None, description="Its time of modification, nanoseconds, likewise.")
     identity: str | None = Field(default=None, description="Digest of the identity code it was tracked with.")
     artefacts: list[str] = Field(default_factory=list, description="Files and folders of the run, relative to it.")
-    quality: dict[str, float | int | None] = Field(default_factory=dict, description="That of run.json.")
+    quality: dict[str, int | float | None] = Field(default_factory=dict, description="That of run.json.")
     worst: list[int] = Field(default_factory=list, description="Frames worth a look, worst first.")
     error: str = Field(default="", description="Why it failed or was skipped.")
 

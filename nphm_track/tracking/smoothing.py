@@ -98,6 +98,8 @@ def smooth_poses(
     """
     R = np.array(R, dtype=np.float64)
     T = len(R)
+    if T == 0:  # of which scipy makes no rotations before 1.12
+        return R, np.asarray(t, dtype=np.float64)
     joined = np.concatenate([R.reshape(T, 9), np.asarray(t)], axis=1)
     joined, clip = _checked(joined, times, confidence, segments, strength)
     valid = clip.valid

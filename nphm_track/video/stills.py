@@ -35,6 +35,7 @@ _BRANDS = {
 """Major brands of the two families of ISO pictures; phones give them other names than their own."""
 _WHITES = (1023, 4095, 65535)
 """White of 10, 12 and 16 bits in a 16-bit file, which seldom says how many it uses."""
+_ROWS = 256
 _BRIGHTEST_LIGHT = 64.0
 """Float values up to here are light, 1 at diffuse white; beyond, they are display values of 0..255."""
 
@@ -51,10 +52,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         if suffix in (".tif", ".tiff") and (deep := _deep_tiff(path)) is not None:
             return to_8_bits(deep)
         with opened(path) as file:
-            image: Image.Image = ImageOps.exif_transpose(file)
-            if image.mode.startswith(("I", "F")):
-                return to_8_bits(np.asarray(image))
-            return flatten(image)
+            ImageOps.exif_transpose(file, in_place=True)
+            return to_8_bits(np.asarray(file)) if file.mode.startswith(("I", "F")) else flatten(file)
     except Image.DecompressionBombError:
         raise InputError(f"{path}: the image is too large") from None
     except (*BROKEN, av.FFmpegError) as error:
@@ -98,6 +97,16 @@ def to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     encoded as sRGB, unless they are display values already.
     """
     white = max(float(np.nanmax(values, initial=0)), 0.0)
+    image: NDArray[np.uint8] = np.empty_like(values, np.uint8)
+    for row in range(0, len(values), _ROWS):  # a whole picture in floats would be many times the file
+        image[row : row + _ROWS] = _shown(values[row : row + _ROWS], white)
+    if image.ndim == 2 or image.shape[2] == 1:
+        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
+    return over_white(image) if image.shape[2] == 4 else image
+
+
+def _shown(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
+    """Display values of a picture, or of rows of it, whose brightest value is ``white``."""
     shown = np.nan_to_num(values.astype(np.float32))
     if values.dtype.kind == "f" and white <= _BRIGHTEST_LIGHT:
         light = np.clip(shown, 0, 1)
@@ -106,10 +115,7 @@ def to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
             shown[..., 3] = 255 * light[..., 3]
     elif white > 255:
         shown *= 255 / next((limit for limit in _WHITES if white <= limit), white)
-    image = np.clip(shown + 0.5, 0, 255).astype(np.uint8)
-    if image.ndim == 2 or image.shape[2] == 1:
-        return np.repeat(image.reshape(*image.shape[:2], 1), 3, axis=2)
-    return over_white(image) if image.shape[2] == 4 else image
+    return np.clip(shown + 0.5, 0, 255).astype(np.uint8)
 
 
 def _deep_tiff(path: Path) -> NDArray[Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import av
@@ -13,7 +14,7 @@ from PIL import Image, features
 from nphm_track.errors import InputError
 from nphm_track.video.reader import open_video
 from nphm_track.video.source import image_files
-from nphm_track.video.stills import read_image
+from nphm_track.video.stills import read_image, to_8_bits
 
 RAMP = np.linspace(0, 1, 64, dtype=np.float32)[None].repeat(48, 0)
 
@@ -130,3 +131,13 @@ def test_masks_beside_the_images_are_no_frames(tmp_path):
 def test_a_frame_rate_is_for_folders(tmp_path):
     with pytest.raises(InputError, match="--fps is for folders"):
         open_video(save(tmp_path / "a.png"), fps=24)
+
+
+def test_a_deep_picture_is_not_held_as_floats():
+    values = np.full((4096, 512), 60000, np.uint16)
+    tracemalloc.start()
+    try:
+        assert (to_8_bits(values) == 233).all()
+        assert tracemalloc.get_traced_memory()[1] < 4 * values.nbytes
+    finally:
+        tracemalloc.stop()
