@@ -28,7 +28,7 @@ from nphm_track.video.reader import open_video
 SHEET_FRAMES, SHEET_COLUMNS, SHEET_WIDTH = 8, 4, 360
 COLUMNS = {
     "clip": "clip", "frames": "frames", "tracked": "tracked", "filled": "filled", "lost": "lost",
-    "error px": "landmark_error_px", "error %": "landmark_error_percent",
+    "do not fit": "misfit", "error px": "landmark_error_px", "error %": "landmark_error_percent",
     "frames/s whole": "fps_whole", "frames/s tracking": "fps_tracking", "focal px": "focal_px", "fov deg": "fov_deg",
     "t mm": "jitter_t_mm", "R deg": "jitter_r_deg", "points mm": "jitter_landmarks_mm",
 }  # fmt: skip
