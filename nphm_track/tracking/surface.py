@@ -145,16 +145,20 @@ class RiggedFrames:
         self.weights = rig.weights(model, codes, self.gaze)
         self.present = np.flatnonzero(track.status != Status.LOST)
         z_id = torch.from_numpy(np.asarray(track.z_id, np.float32)).to(codes)
-        self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, self.present)
+        self._correct = None
+        if len(self.present):
+            self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, self.present)
         self._block, self._rows, self._beside = -1, self.present[:0], np.empty((0, 0, 3), np.float32)
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
+        out = self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
+        if self._correct is None or row not in self.present:
+            return out
         if row // BLOCK != self._block:
             self._block = row // BLOCK
             self._rows = self.present[self.present // BLOCK == self._block]
             self._beside = self._correct(self._rows)
-        out = self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
         out[: self.rig.template.skin_size] += self._beside[int(np.searchsorted(self._rows, row))]
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -87,3 +88,12 @@ def test_weights_that_would_be_clamped_are_made_up_for_by_other_shapes() -> None
     assert found.min() >= 0 and found.max() <= 1
     np.testing.assert_allclose(found[0], [0, 0.3, 0.5], atol=0.01)
     np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
+
+
+def test_a_lost_frame_and_a_track_without_a_head_have_the_rig_alone(run: Run) -> None:
+    model, track = load_head_model(), copy.deepcopy(run.track)
+    for lost in ([1], [0, 1, 2]):
+        track.status[lost] = 2
+        track.z_ex[lost] = np.nan
+        surface = open_surface(model, track, "template")
+        assert np.isfinite(surface.vertices_of(1)).all()
