@@ -107,3 +107,13 @@ def test_what_nohup_ignores_stays_ignored(tmp_path: Path) -> None:
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     check(tmp_path, process, 143)
+
+
+def test_a_request_while_the_process_ends_does_not_change_its_code(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, before="import atexit; atexit.register(lambda: (print('ending', flush=True), time.sleep(1)))"
+    )
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None and process.stdout.readline() == "ending\n"
+    process.send_signal(signal.SIGTERM)
+    check(tmp_path, process, 143)
