@@ -16,6 +16,8 @@ from nphm_track.tracking.surface import model_of, open_rig, surface_of
 SAMPLE = 320
 """Frames the targets are found in at a time: spread over the clip, then those that are worst; this bounds memory."""
 ROUNDS = 4
+PIECE = 4096
+"""Columns that are multiplied at a time."""
 MAX_BYTES = 64_000_000
 """Of all targets: 12 bytes a vertex, or 16 for each that moves when those are few."""
 STILL_PX = 0.005
@@ -147,7 +149,7 @@ class _Targets:
         """
         for direction in self.basis:
             motion -= (motion @ direction)[:, None] * direction
-        values, vectors = np.linalg.eigh(motion.astype(np.float64) @ motion.T.astype(np.float64))
+        values, vectors = np.linalg.eigh(_gram(motion))
         for i, k in enumerate(np.argsort(-values)):
             if i % CHECK_EVERY == 0 and _good_enough(motion, pixels):
                 return False
@@ -172,6 +174,15 @@ class _Targets:
             return (np.empty((0, 3 * self.n), np.float32),) * 2
         rows = np.ascontiguousarray(np.linalg.qr(np.stack(self.basis, 1))[0].T)  # rounding tilts the last ones
         return rows, rows * np.repeat(np.stack(self.moving), 3, 1)
+
+
+def _gram(rows: NDArray[np.float32]) -> NDArray[np.float64]:
+    """[N, N] dot products of rows [N, M] in float64; in pieces, since a copy of all would be the largest array."""
+    out = np.zeros((len(rows), len(rows)))
+    for first in range(0, rows.shape[1], PIECE):
+        piece = rows[:, first : first + PIECE].astype(np.float64)
+        out += piece @ piece.T
+    return out
 
 
 def _good_enough(motion: NDArray[np.float32], pixels: NDArray[np.float64]) -> bool:
