@@ -11,10 +11,17 @@ from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.refinement import RefinedFit
 
 
-def to_track(log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None) -> Track:
-    """The arrays of track.npz; what lost frames lack becomes NaN."""
+def to_track(
+    log: np.ndarray, fit: ClipFit, size: tuple[int, int], refined: RefinedFit | None = None, known_heads: bool = True
+) -> Track:
+    """The arrays of track.npz; what lost frames lack becomes NaN.
+
+    ``known_heads``: they are those of the released model, whose fits have been measured.
+    """
     seen = column(log, "seen")
-    misfit = seen & does_not_fit(log["landmarks"], fit.landmark_error_px, fit.unsmoothed_error_px)
+    misfit = seen & does_not_fit(
+        log["landmarks"], fit.landmark_error_px, fit.unsmoothed_error_px if known_heads else None
+    )
     status = np.where(seen, Status.TRACKED, np.where(fit.filled, Status.FILLED, Status.LOST)).astype(np.uint8)
     status[misfit] = Status.LOST
     lost = status == Status.LOST

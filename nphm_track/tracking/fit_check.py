@@ -21,19 +21,21 @@ write nothing."""
 
 
 def does_not_fit(
-    landmarks: NDArray[np.float32], written_px: NDArray[np.float32], unsmoothed_px: NDArray[np.float32]
+    landmarks: NDArray[np.float32], written_px: NDArray[np.float32], unsmoothed_px: NDArray[np.float32] | None
 ) -> NDArray[np.bool_]:
     """Frames [T] whose landmark error is beyond what clean footage has.
 
     Args:
         landmarks: [T, 478, 2 or 3] observed, pixels; NaN where no face was seen. Read in pieces.
         written_px: [T] mean distance of the written head's landmarks to them, pixels; NaN likewise.
-        unsmoothed_px: [T] the same before the poses were smoothed.
+        unsmoothed_px: [T] the same before the poses were smoothed; None for heads whose ``MISFIT`` nobody has measured:
+            those of other models than the released one.
     """
     spreads = np.concatenate([_spread(piece[..., :2]) for piece in pieces(landmarks)])
     with np.errstate(invalid="ignore"):
-        written, unsmoothed = written_px / spreads, unsmoothed_px / spreads
-        misfit = (written > WRITTEN_MISFIT) | ((unsmoothed > MISFIT) & (len(spreads) > 1))
+        misfit = written_px / spreads > WRITTEN_MISFIT
+        if unsmoothed_px is not None and len(spreads) > 1:
+            misfit |= unsmoothed_px / spreads > MISFIT
     return np.asarray(misfit)
 
 

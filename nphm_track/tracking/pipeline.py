@@ -228,7 +228,7 @@ class Job:
             fit = self._fit(model, log, camera, identity)
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
         with self._timed("fit"):
-            track = to_track(log, refined.fit if refined else fit, self.size, refined)
+            track = to_track(log, refined.fit if refined else fit, self.size, refined, self.feed_forward)
             if not (track.status == Status.TRACKED).any():
                 raise NoFaceError(
                     f"no head fits in {self.source.info.path}: the landmarks of its {int(track.misfit.sum())} frames "
