@@ -31,7 +31,7 @@ def test_a_poison_clip_does_not_spoil_the_night(
     track: Track, takes: Path, out: Path, go_wrong: str, error: str, attempts: int
 ) -> None:
     write_take(takes / "anna" / "bad.mp4", go_wrong=go_wrong)
-    states = track(*{"kill": (2, 30), "hang": (2, 0.5)}.get(go_wrong, ()))
+    states = track(*{"kill": (2, 30), "hang": (2, 3.0)}.get(go_wrong, ()))
     assert states.pop("anna/bad").startswith("failed") and set(states.values()) == {"done"}
     job = next(job for job in Manifest.load(out).jobs if job.name == "bad")
     assert error in job.error and "\n" not in job.error and job.attempts == attempts
