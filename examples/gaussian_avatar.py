@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from nphm_track import Run, read_run
 from nphm_track.errors import InputError, NphmTrackError
 from nphm_track.export.formats import export
-from nphm_track.export.frames import PICTURE
+from nphm_track.export.frames import frame_names
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.surface import surface_of
@@ -123,7 +123,7 @@ def main() -> None:
         if row is None:
             raise InputError(f"{run.path} has no head in frame {frame}")
         data = export(run, "transforms", arguments.output / "data", ExportOptions(images=True))
-        image = np.asarray(Image.open(data / "images" / PICTURE.format(frame)))
+        image = np.asarray(Image.open(data / "images" / f"{frame_names(run.track)[row]}.png"))
         faces = surface_of(run).mesh.faces
         vertices = surface_of(run).vertices_of(row).astype(float)
         splats = bound(vertices, faces, seen_colours(run, row, image))

@@ -14,6 +14,7 @@ Conventions, read from takes of the app (``test_table_formats.py`` holds them ag
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
@@ -71,12 +72,16 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
 
 
 def write_beside(run: Run, target: Path) -> None:
-    """Write which rows of the export were seen: timecode, frame and time in the clip, and status of each."""
+    """Write which rows of the export were seen: timecode, frame and time in the clip, and status of each, with its
+    image's name where the clip is a folder of images.
+    """
     track = run.track
-    lines = ["Timecode,Frame,Seconds,Status"]
-    for frame, seconds, status in zip(track.frame, track.time, track.status, strict=True):
-        lines.append(f"{timecode(float(seconds))},{frame},{seconds:.6f},{Status(status).name.lower()}")
-    target.write_text("\n".join(lines) + "\n", encoding="ascii")
+    with open(target, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow(["Timecode", "Frame", "Seconds", "Status", *(["Image"] if len(track.image) else [])])
+        for row, (frame, seconds, status) in enumerate(zip(track.frame, track.time, track.status, strict=True)):
+            cells = [timecode(float(seconds)), frame, f"{seconds:.6f}", Status(status).name.lower()]
+            table.writerow([*cells, *track.image[row : row + 1]])
 
 
 def apple_weights(blendshapes: NDArray[np.float32]) -> Array:

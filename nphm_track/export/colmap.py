@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from nphm_track.export.frames import PICTURE, canonical, present_rows, write_images
+from nphm_track.export.frames import canonical, frame_names, present_rows, write_images
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import Progress
@@ -32,7 +32,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
         "images": _images(run, options),
         "points3D": _points(run, options),
     }.items():
-        (model / f"{name}.txt").write_text("\n".join([f"# {GENERATOR}", *lines]) + "\n", encoding="ascii")
+        (model / f"{name}.txt").write_text("\n".join([f"# {GENERATOR}", *lines]) + "\n", encoding="utf-8")
     if options.images:
         write_images(run, target, progress, masks=False, clip=options.clip)
     write_manifest(target, run, "colmap", options, world="head-fixed")
@@ -54,10 +54,10 @@ def _images(run: Run, options: ExportOptions) -> list[str]:
     rows = present_rows(run)
     R, t = options.extrinsics(run.track.R[rows], run.track.t[rows])
     quaternions = Rotation.from_matrix(R).as_quat(canonical=True)[:, [3, 0, 1, 2]]
-    lines = []
+    names, lines = frame_names(run.track), []
     for number, (row, pose) in enumerate(zip(rows, np.hstack([quaternions, t]), strict=True), start=1):
         values = " ".join(f"{value:.17g}" for value in pose)
-        lines += [f"{number} {values} 1 {PICTURE.format(int(run.track.frame[row]))}", ""]
+        lines += [f"{number} {values} 1 {names[row]}.png", ""]
     return lines
 
 

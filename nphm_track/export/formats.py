@@ -65,7 +65,7 @@ FORMATS = {
     ),
     "blendshapes": Format(
         "Live Link Face CSV: ARKit weights, rotation of head and eyes", "blendshapes", "blendshapes.csv", (".csv",),
-        b"Timecode,Frame,Seconds,Status\n", beside="_frames.csv", spatial=False,
+        b"Timecode,Frame,Seconds,Status", beside="_frames.csv", spatial=False,
     ),
     "landmarks": Format(
         "observed and fitted landmarks, CSV or JSON", "landmarks", "landmarks.csv", (".csv", ".json"), b"nphm-track",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +15,13 @@ from nphm_track.errors import InputError
 from nphm_track.rendering.rasteriser import rasterise
 from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.records import Status
+from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
 from nphm_track.tracking.surface import surface_of, writes_every_mesh
 from nphm_track.video.reader import FOLDER_RATE
 
 IMAGES = "images"
 MASKS = "masks"
-PICTURE = "{:06d}.png"
 
 
 def present_rows(run: Run) -> NDArray[np.int64]:
@@ -30,6 +30,23 @@ def present_rows(run: Run) -> NDArray[np.int64]:
     if not len(rows):
         raise InputError(f"{run.path} has no frame with a head")
     return rows
+
+
+def frame_names(track: Track) -> list[str]:
+    """[T] what the files of each frame are called, without ending: as the image that the frame is, so that they lie
+    beside it in a list, or by the frame's number where it is none or two would be called the same.
+
+    Signs that are no letter, digit, ``.``, ``-`` or ``_`` are ``_``: COLMAP ends a name at a blank.
+    """
+    names = [re.sub(r"[^\w.-]", "_", Path(name).stem) for name in track.image.tolist()]
+    if names and len({name.lower() for name in names}) == len(names):
+        return names
+    return [f"{frame:06d}" for frame in track.frame.tolist()]
+
+
+def image_name(track: Track, row: int) -> dict[str, str]:
+    """``image``: the file name of the image that a frame is; nothing for one of a video."""
+    return {"image": str(track.image[row])} if len(track.image) else {}
 
 
 def canonical(run: Run) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -73,10 +90,10 @@ def frame_rate(run: Run) -> float:
 def write_images(
     run: Run, folder: Path, progress: Progress, *, masks: bool, lost: bool = False, clip: Path | None = None
 ) -> None:
-    """Write ``images/<frame>.png`` [H, W, 3] of each frame with a head (with ``lost``: of all frames), as they are in
-    the clip, lens distortion included, and ``masks/<frame>.png`` [H, W]: 255 where the head is, 0 elsewhere.
+    """Write ``images/<name>.png`` [H, W, 3] of each frame with a head (with ``lost``: of all frames), as they are in
+    the clip, lens distortion included, and ``masks/<name>.png`` [H, W]: 255 where the head is, 0 elsewhere.
     """
-    track = run.track
+    track, names = run.track, frame_names(run.track)
     (folder / IMAGES).mkdir()
     if masks:
         (folder / MASKS).mkdir()
@@ -88,7 +105,7 @@ def write_images(
                 break
             if track.frame[row] != frame.index:
                 continue
-            name = PICTURE.format(int(track.frame[row]))
+            name = f"{names[row]}.png"
             has_head = track.status[row] != Status.LOST
             if has_head or lost:
                 Image.fromarray(frame.image).save(folder / IMAGES / name, compress_level=3)

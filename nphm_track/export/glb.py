@@ -220,6 +220,7 @@ def _extras(track: Track, morphs: Morphs, options: ExportOptions) -> dict[str, A
         **options.described(),
         "camera": camera(track),
         "start_time": float(track.time[0]),
+        **({"images": track.image.tolist()} if len(track.image) else {}),
         "morph_error_px": round(morphs.error_px, 4),
         "morph_largest_error_px": round(morphs.largest_error_px, 4),
     }

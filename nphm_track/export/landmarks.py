@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from nphm_track.export.frames import image_name
 from nphm_track.export.manifest import GENERATOR, camera
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import Progress
@@ -26,19 +27,20 @@ DIGITS = 3
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the file ``target``."""
     lines = _json(run.track) if target.suffix.lower() == ".json" else _csv(run.track)
-    with open(target, "w", encoding="ascii") as file:
+    with open(target, "w", encoding="utf-8", newline="") as file:
         file.writelines(lines)
 
 
 def _csv(track: Track) -> Iterator[str]:
-    """frame, time, status, x0, y0, ..., fit_x0, fit_y0, ... under a comment line."""
+    """frame, time, status, x0, y0, ..., fit_x0, fit_y0, ... under a comment line; ``image`` last where there is one."""
     observed = [f"{axis}{i}" for i in range(track.landmarks.shape[1]) for axis in "xy"]
     fitted = [f"fit_{axis}{i}" for i in range(track.landmarks_fit.shape[1]) for axis in "xy"]
     yield f"# {GENERATOR}\n"
-    yield ",".join(["frame", "time", "status", *observed, *fitted]) + "\n"
+    yield ",".join(["frame", "time", "status", *observed, *fitted, *(["image"] if len(track.image) else [])]) + "\n"
     for i in range(len(track)):
         points = np.concatenate([track.landmarks[i].ravel(), track.landmarks_fit[i].ravel()])
         cells = [f"{value:.{DIGITS}f}" if np.isfinite(value) else "" for value in points.tolist()]
+        cells += ['"' + name.replace('"', '""') + '"' for name in image_name(track, i).values()]
         yield ",".join([str(track.frame[i]), f"{track.time[i]:.6f}", _status(track, i), *cells]) + "\n"
 
 
@@ -50,6 +52,7 @@ def _json(track: Track) -> Iterator[str]:
             "frame": int(track.frame[i]),
             "time": float(track.time[i]),
             "status": _status(track, i),
+            **image_name(track, i),
             "landmarks": _points(track.landmarks[i]),
             "landmarks_fit": _points(track.landmarks_fit[i]),
         }

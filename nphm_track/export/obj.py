@@ -1,4 +1,4 @@
-"""Wavefront OBJ sequence: ``<frame>.obj`` for each frame with a head, plus ``export.json`` with camera and times.
+"""Wavefront OBJ sequence: ``<name>.obj`` for each frame with a head, plus ``export.json`` with camera and times.
 
 Vertices are in the camera-fixed world (see ``ExportOptions``), so that the sequence lies under the clip seen through
 the camera of ``export.json``. All files share vertex order and faces. Lost frames have no file; the times tell where.

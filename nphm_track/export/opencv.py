@@ -2,11 +2,12 @@
 
 Pixel centres are OpenCV's, at whole numbers: the principal point is half a pixel less than in ``track.npz``. World is
 the head-fixed one; x_cam = R(rvec) x_world + tvec, ``rvec`` in radians, ``tvec`` in the unit asked for. Row i of the
-matrices belongs to ``frame[i]``; lost frames have no row.
+matrices belongs to ``frame[i]``, and to the file ``image[i]`` of a folder of images; lost frames have no row.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,9 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
         _matrix("rvec", Rotation.from_matrix(R).as_rotvec()),
         _matrix("tvec", t),
     ]
-    target.write_text("\n".join(text) + "\n", encoding="ascii")
+    if len(track.image):
+        text += ["image:", *(f"   - {json.dumps(name, ensure_ascii=False)}" for name in track.image[rows].tolist())]
+    target.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def _matrix(name: str, values: ArrayLike, *, integer: bool = False) -> str:

@@ -1,4 +1,4 @@
-"""PLY sequence: ``<frame>.ply`` (binary) for each frame with a head, plus ``export.json`` with camera and times.
+"""PLY sequence: ``<name>.ply`` (binary) for each frame with a head, plus ``export.json`` with camera and times.
 
 Vertices are in the camera-fixed world (see ``ExportOptions``); the run's own ``meshes`` are the same in head space.
 All files share vertex order and faces. Lost frames have no file; the times tell where.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from nphm_track.export.frames import canonical, present_rows, vertices
+from nphm_track.export.frames import canonical, frame_names, image_name, present_rows, vertices
 from nphm_track.export.manifest import write_manifest
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import Progress
@@ -21,14 +21,15 @@ def write_sequence(
     format: str,
     write_mesh: Callable[[Path, Any, Any], None],
 ) -> None:
-    """Write each frame's head, in the camera-fixed world, as ``<frame>.<format>`` and the manifest."""
+    """Write each frame's head, in the camera-fixed world, as ``<name>.<format>`` and the manifest."""
     track, rows, faces = run.track, present_rows(run), canonical(run)[1]
-    frames = []
+    names, frames = frame_names(track), []
     progress.stage(format, len(rows))
     for row, points in vertices(run, rows):
         R, t = options.head_pose(track.R[row], track.t[row])
-        name = f"{int(track.frame[row]):06d}.{format}"
+        name = f"{names[row]}.{format}"
         write_mesh(folder / name, options.points(points) @ R.T + t, faces)
-        frames.append({"file": name, "frame": int(track.frame[row]), "time": float(track.time[row])})
+        facts = {"file": name, "frame": int(track.frame[row]), "time": float(track.time[row])}
+        frames.append(facts | image_name(track, row))
         progress.advance()
     write_manifest(folder, run, format, options, world="camera-fixed", frames=frames)

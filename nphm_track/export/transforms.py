@@ -19,12 +19,21 @@ from typing import Any
 
 import numpy as np
 
-from nphm_track.export.frames import IMAGES, MASKS, PICTURE, canonical, present_rows, vertices, write_images
+from nphm_track.export.frames import (
+    IMAGES,
+    MASKS,
+    canonical,
+    frame_names,
+    image_name,
+    present_rows,
+    vertices,
+    write_images,
+)
 from nphm_track.export.manifest import write_manifest
 from nphm_track.export.options import ExportOptions
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.progress import Progress
-from nphm_track.tracking.run_folder import MESH_NAME, MESHES, TRANSFORMS_JSON, Run
+from nphm_track.tracking.run_folder import MESHES, TRANSFORMS_JSON, Run
 from nphm_track.tracking.transforms import transforms
 
 TEST_SHARE = 0.1
@@ -52,13 +61,19 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
 
 
 def _cameras(run: Run, options: ExportOptions) -> dict[str, Any]:
-    content = transforms(run.track, meshes=int(options.images))
+    content = transforms(run.track, meshes=0)
+    names, rows = frame_names(run.track), {frame: row for row, frame in enumerate(run.track.frame.tolist())}
     for frame in content["frames"]:
         matrix = np.array(frame["transform_matrix"])
         matrix[:3] = options.axes @ matrix[:3]
         matrix[:3, 3] *= options.scale
         frame["transform_matrix"] = matrix.tolist()
-        frame["file_path"] = f"{IMAGES}/{PICTURE.format(frame['frame'])}"
+        row = rows[frame["frame"]]
+        name = names[row]
+        frame |= image_name(run.track, row)
+        frame["file_path"] = f"{IMAGES}/{name}.png"
+        if options.images:
+            frame["mesh"] = f"{MESHES}/{name}.ply"
     return content
 
 
@@ -68,16 +83,16 @@ def _complete(content: dict[str, Any]) -> None:
     for side, focal, size in (("x", "fl_x", "w"), ("y", "fl_y", "h")):
         content[f"camera_angle_{side}"] = 2 * float(np.arctan(content[size] / (2 * content[focal])))
     for step, frame in enumerate(content["frames"]):
-        stem = PICTURE.format(frame["frame"])
+        stem = Path(frame["file_path"]).stem
         frame |= {name: content[name] for name in INTRINSICS}
         frame |= {
             "timestep_index": step,
             "timestep_index_original": frame["frame"],
-            "timestep_id": Path(stem).stem,
+            "timestep_id": stem,
             "camera_index": 0,
             "camera_id": "0",
-            "mask_path": f"{MASKS}/{stem}",
-            "flame_param_path": f"{PARAMETERS}/{Path(stem).stem}.npz",
+            "mask_path": f"{MASKS}/{stem}.png",
+            "flame_param_path": f"{PARAMETERS}/{stem}.npz",
         }
 
 
@@ -98,13 +113,13 @@ def _write_heads(run: Run, rows: list[int], target: Path, options: ExportOptions
     write_ply(target / POINTS_PLY, options.points(neutral), faces)
     (target / MESHES).mkdir()
     (target / PARAMETERS).mkdir()
+    names = frame_names(track)
     progress.stage(MESHES, len(rows))
     for row, points in vertices(run, np.array(rows)):
-        name = MESH_NAME.format(int(track.frame[row]))
-        write_ply(target / MESHES / name, options.points(points), faces)
+        write_ply(target / MESHES / f"{names[row]}.ply", options.points(points), faces)
         gaze = track.gaze[row] if len(track.gaze) else np.zeros((0, 3), np.float32)
         parameters = {"z_id": track.z_id, "z_ex": track.z_ex[row], "blendshapes": track.blendshapes[row], "gaze": gaze}
-        np.savez(target / PARAMETERS / f"{Path(name).stem}.npz", **parameters)
+        np.savez(target / PARAMETERS / f"{names[row]}.npz", **parameters)
         progress.advance()
 
 

@@ -5,7 +5,7 @@ The world is the camera-fixed one; the stage states its unit and up axis. ``/Wor
 point is an aperture offset, the distortion an attribute ``lens:distortion``). Time codes count frames of the clip's
 nominal rate from its first frame, fractions included, so that variable rates survive. While the head is lost it is
 invisible, and pose and points have no samples. USD has no schema for a background plate: ``plate:file`` of the camera
-names the clip, from the stage's folder, or, with ``images``, each frame's picture.
+names the clip, from the stage's folder, or each frame's picture: of a folder of images, and with ``images``.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
-from nphm_track.export.frames import IMAGES, PICTURE, canonical, frame_rate, present_rows, vertices, write_images
+from nphm_track.export.frames import IMAGES, canonical, frame_names, frame_rate, present_rows, vertices, write_images
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import METRES_PER_UNIT, ExportOptions
+from nphm_track.files.names import text_of
+from nphm_track.tracking.clip import find_clip
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, relative_path
 from nphm_track.tracking.run_folder import Run
@@ -121,8 +123,21 @@ def _camera(stage: Usd.Stage, run: Run, folder: Path, options: ExportOptions, co
     prim = camera.GetPrim()
     prim.CreateAttribute("lens:distortion", Sdf.ValueTypeNames.DoubleArray).Set(track.distortion.tolist())
     plate = prim.CreateAttribute("plate:file", Sdf.ValueTypeNames.Asset)
-    if not options.images:
-        plate.Set(Sdf.AssetPath(relative_path(run.info.input.place, folder) or run.info.input.path))
-        return
-    for row, code in enumerate(codes.tolist()):
-        plate.Set(Sdf.AssetPath(f"./{IMAGES}/{PICTURE.format(int(track.frame[row]))}"), code)
+    if options.images:
+        pictures = [f"./{IMAGES}/{name}.png" for name in frame_names(track)]
+    else:
+        clip = _clip(run, options)
+        sequence = track.image.tolist() if run.info.input.kind == "folder" else []
+        pictures = [relative_path(clip / name, folder) or str(clip / name) for name in sequence]
+        if not pictures:
+            plate.Set(Sdf.AssetPath(relative_path(clip, folder) or text_of(clip)))
+    for picture, code in zip(pictures, codes.tolist(), strict=False):
+        plate.Set(Sdf.AssetPath(picture), code)
+
+
+def _clip(run: Run, options: ExportOptions) -> Path:
+    """Where the clip of the run is, or was when it was tracked if it is nowhere now."""
+    try:
+        return find_clip(run, options.clip)
+    except InputError:
+        return run.info.input.place

@@ -14,6 +14,8 @@ from nphm_track.tracking.records import RUN_JSON, RunInfo, Status, Track
 ROTATION_TOLERANCE = 1e-4
 NEEDED = frozenset({"start", "end", "every", "reader", "meshes", "overlay"})
 """Options that whoever reads a run asks for; those that came later may be missing in a run of an earlier version."""
+_KINDS = {"frame": "iu", "status": "iu", "image": "U"}
+"""Kinds of the arrays that are not of any numbers."""
 
 
 def option_problems(info: RunInfo) -> list[str]:
@@ -40,8 +42,9 @@ def track_problems(info: RunInfo, track: Track) -> list[str]:
 def _shapes(track: Track) -> Iterator[str]:
     arrays = {f.name: np.asarray(getattr(track, f.name)) for f in fields(track)}
     for name, array in arrays.items():
-        if array.dtype.kind not in ("iu" if name in ("frame", "status") else "iufb") or not array.ndim:
-            yield f"{name} is no array of numbers but {array.dtype} of shape {array.shape}"
+        if array.dtype.kind not in _KINDS.get(name, "iufb") or not array.ndim:
+            what = "text" if name == "image" else "numbers"
+            yield f"{name} is no array of {what} but {array.dtype} of shape {array.shape}"
             return
     n = len(track)
     if n == 0:
@@ -54,6 +57,7 @@ def _shapes(track: Track) -> Iterator[str]:
     }  # fmt: skip
     m = n if len(track.rolled_back) else 0
     expected["gaze"] = (n if len(track.gaze) else 0, 2, 3)
+    expected["image"] = (n if len(track.image) else 0,)
     expected |= {"refine_before": (m, 3), "refine_after": (m, 3), "rolled_back": (m,)}
     for name, array in arrays.items():
         shape, want = array.shape, expected[name]

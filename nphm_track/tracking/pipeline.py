@@ -229,6 +229,8 @@ class Job:
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
         with self._timed("fit"):
             track = to_track(log, refined.fit if refined else fit, self.size, refined, self.feed_forward)
+            if self.source.names:
+                track.image = np.array([self.source.names[frame] for frame in track.frame.tolist()])
             if not (track.status == Status.TRACKED).any():
                 raise NoFaceError(
                     f"no head fits in {self.source.info.path}: the landmarks of its {int(track.misfit.sum())} frames "

@@ -93,6 +93,8 @@ class Track:
     """[T, 3] the same of the refined state."""
     rolled_back: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, bool))
     """[T] frames the refinement made worse; their expression and pose are the feed-forward ones."""
+    image: NDArray[np.str_] = field(default_factory=lambda: np.zeros(0, "U1"))
+    """[T] file names of the images that the frames are; empty for a video."""
 
     def __len__(self) -> int:
         return len(self.frame)
@@ -167,7 +169,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
 
 _OF_THE_CLIP = frozenset({"z_id", "K", "image_size", "distortion"})
 """Arrays that have no row for each frame."""
-_REPORT = frozenset({"gaze", "refine_before", "refine_after", "rolled_back"})
+_REPORT = frozenset({"gaze", "refine_before", "refine_after", "rolled_back", "image"})
 """Arrays that runs of earlier versions do not have."""
 
 

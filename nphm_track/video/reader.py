@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nphm_track.errors import InputError
+from nphm_track.files.names import plain
 from nphm_track.video.pyav_backend import AvSource
 from nphm_track.video.source import IMAGE_SUFFIXES, FrameSource, VideoInfo, frame_numbers, image_files, mask_files
 from nphm_track.video.stills import BROKEN, flatten, opened, read_image
@@ -87,6 +88,7 @@ class ImageSource(FrameSource):
         super().__init__(start, end, every)
         self.paths, self.rate = paths, rate
         self.numbers = frame_numbers(paths) if folder else [0]
+        self.names = {number: plain(path.name) for number, path in zip(self.numbers, paths, strict=True)}
         height, width = read_image(paths[0]).shape[:2]
         if folder is None:
             self.info = VideoInfo(paths[0], "image", width, height, frame_count=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -68,6 +68,8 @@ class FrameSource(ABC):
     info: VideoInfo
     origin: float = 0.0  # time at which the container's clock starts, seconds
     warning: str | None = None
+    names: Mapping[int, str] = {}
+    """File names of pictures that have one each, by frame number; a video has none."""
     read_on: Callable[[], object] = staticmethod(lambda: None)
     """Called for every picture that ``frames`` decodes, those that it passes over included: reading goes on."""
 

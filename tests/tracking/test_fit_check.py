@@ -77,6 +77,7 @@ def test_frames_that_do_not_fit_are_lost_with_their_reason(photograph, tmp_path,
     run = track(folder, tmp_path / "run", codes="landmarks", meshes=False, overlay=False, report=False)
     found = run.track
     assert found.status.tolist() == [Status.TRACKED, Status.LOST, Status.TRACKED]
+    assert found.image.tolist() == ["0.png", "1.png", "2.png"]
     assert found.misfit.tolist() == [False, True, False] and found.confidence[1] == 0
     assert np.isnan(found.R[1]).all() and np.isnan(found.landmarks_fit[1]).all()
     assert np.isfinite(found.landmarks[1]).all() and np.isfinite(found.landmark_error_px[1])
