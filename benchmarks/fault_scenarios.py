@@ -7,78 +7,26 @@ it again are left out without --track. Nothing of a scenario outlives it.
 from __future__ import annotations
 
 import contextlib
-import io
 import shutil
-import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.faults import contents, write_clip
 from benchmarks.harness import Only, Out, Report, table
 from benchmarks.mishaps import FILES, IMAGES, LISTS, LOCKS, OUTPUT, RUN_JSON, TRACK_NPZ, Damage, save_picture
+from benchmarks.surroundings import CONCURRENT, FAST, MACHINE, SCANS, SIDE_FILES, USERS, Place, Scenario, call
 from nphm_track import locking
 from nphm_track.batch.limits import PLENTY, memory
-from nphm_track.cli import main
 from nphm_track.locking import RunLock
 from nphm_track.viewer.access import is_own
 
-FAST = ("--codes", "landmarks", "--mesh-resolution", "32", "-q")
 READERS = (
     ("doctor",),
     ("report",),
     ("export", "-f", "landmarks", "--overwrite"),
     ("render-overlay", "--style", "mesh"),
 )
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a command ended: its exit code, and what it said at last; ``crashed`` when an error was not foreseen."""
-
-    code: int
-    line: str
-    crashed: bool = False
-
-
-def call(*arguments: object) -> Ending:
-    """``nphm-track`` with these arguments, in this process."""
-    said = io.StringIO()
-    before, sys.argv = sys.argv, ["nphm-track", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-            main()
-        code, crashed = 0, False
-    except SystemExit as end:
-        code, crashed = int(end.code or 0), False
-    except Exception:
-        code, crashed = 1, True
-        said.write(traceback.format_exc())
-    finally:
-        sys.argv = before
-    return Ending(code, (said.getvalue().strip().splitlines() or [""])[-1], crashed)
-
-
-@dataclass
-class Place:
-    """Where a scenario happens: a folder of its own, a clip and a whole run of it."""
-
-    folder: Path
-    clip: Path
-    whole: Path
-
-    def run(self) -> Path:
-        """A copy of the run."""
-        return Path(shutil.copytree(self.whole, self.folder / "run"))
-
-    def track(self, output: Path | None = None, *options: object) -> Ending:
-        return call(self.clip, "-o", output or self.folder / "run", *FAST, *options)
-
-
-Scenario = Callable[[Place], str]
-"""Returns what is wrong, an empty text when nothing is."""
 
 
 def run(out: Out, only: Only = None, track: bool = False) -> Report:
@@ -135,7 +83,13 @@ def scenarios(track: bool) -> Iterator[tuple[str, Scenario]]:
         yield f"memory: {name}", limited(*limits)
     for name, (damage, code) in OUTPUT.items():
         yield f"output: {name}", output(damage, code)
+    for group, table_ in (("side file", SIDE_FILES), ("scan", SCANS), ("the user's", USERS)):
+        for name, scenario in table_.items():
+            yield f"{group}: {name}", scenario
     if track:
+        for group, table_ in (("at once", CONCURRENT), ("machine", MACHINE)):
+            for name, scenario in table_.items():
+                yield f"{group}: {name}", scenario
         for name, damage in FILES.items():
             yield f"files: {name}", completed(damage)
 

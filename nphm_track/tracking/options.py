@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nphm_track.errors import InputError
 
@@ -19,6 +19,9 @@ IDENTITY_OPTIONS = ("identity", "identity_sha256")
 """What ``TrackOptions.identity`` adds to a fingerprint."""
 FILE_OPTIONS = ("intrinsics", "identity", "refine_config")
 """Options that are files; ``head_model`` may be one."""
+
+LARGEST_COUNT = 2**31 - 1
+"""More frames, faces or streams than any clip has; numpy counts no further everywhere."""
 
 
 class TrackOptions(BaseModel):
@@ -128,6 +131,13 @@ class TrackOptions(BaseModel):
     refine_config: Path | None = Field(
         default=None, description="TOML file with other stages and weights for --refine; see Configuration."
     )
+
+    @field_validator("*")
+    @classmethod
+    def _counts_fit(cls, value: Any) -> Any:
+        if isinstance(value, int) and value > LARGEST_COUNT:
+            raise ValueError(f"must be at most {LARGEST_COUNT}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> TrackOptions:

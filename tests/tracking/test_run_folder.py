@@ -323,6 +323,7 @@ class TestOptions:
             ({"focal": 900.0, "fov": 40.0}, "focal and fov exclude each other"),
             ({"fov": float("nan")}, "option fov"),
             ({"colour": "red"}, "option colour"),
+            ({"mesh_every": 10**20}, "option mesh_every: must be at most"),
         ],
     )
     def test_refused_in_one_line(self, wrong: dict[str, object], message: str) -> None:
