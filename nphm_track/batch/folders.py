@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nphm_track.batch.manifest import SESSION_JSON
 from nphm_track.errors import InputError
-from nphm_track.video.source import IMAGE_SUFFIXES, mask_files
+from nphm_track.video.source import IMAGE_SUFFIXES, RAW_SUFFIXES, mask_files
 
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".dv", ".flv", ".gif", ".m2t", ".m2ts", ".m4v", ".mkv", ".mod", ".mov", ".mp4", ".mpeg", ".mpg",
@@ -80,6 +80,8 @@ def _files(folder: Path, files: list[Path], *, is_root: bool, photos: bool) -> I
             yield Found(file, "a camera's small copy of a clip")
         elif file in masks:
             yield Found(file, "a mask of the image beside it")
+        elif suffix in RAW_SUFFIXES:
+            yield Found(file, "a raw photograph, which is not developed here")
         elif file not in images:
             yield Found(file, "neither a video nor an image")
         elif not sequence:

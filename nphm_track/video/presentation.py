@@ -262,7 +262,10 @@ def _orientation(frame: VideoFrame) -> tuple[int, bool]:
 
     Its first four numbers map stored to shown coordinates: x' = a x + c y, y' = b x + d y (ISO/IEC 14496-12).
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # side data of a kind that this PyAV has no name for, beside which it tells of the turn alone
+        return frame.rotation % 360, False
     if matrix is None:
         return 0, False
     a, b, _, c, d, *_ = np.frombuffer(bytes(matrix), np.int32).astype(np.float64)  # type: ignore[call-overload]

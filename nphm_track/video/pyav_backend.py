@@ -14,13 +14,15 @@ from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
-from nphm_track.video.containers import open_container
+from nphm_track.video.containers import missing_bytes, open_container
 from nphm_track.video.cropping import container_crop
 from nphm_track.video.presentation import Developer, Presentation, cropped, deinterlaced
 from nphm_track.video.source import FrameSource, VideoInfo
 
 LONGEST_PAUSE = 3600.0
 """Seconds between two frames; more is no pause but a clock that was set (and more than an MP4 file can hold)."""
+FASTEST = 10_000
+"""Frames per second; what is said to be faster is no rate."""
 _TEXT = frozenset({"tty", "txt", "srt", "ass", "webvtt"})  # formats FFmpeg "recognises" in plain text
 _POINTERS = frozenset({"hls", "dash", "concat", "sdp", "rtsp", "rtp"})  # files that name other files or hosts to read
 
@@ -66,7 +68,9 @@ class AvSource(FrameSource):
                     shift = last + step - time
                 last = max(time + shift, last + 1e-5)
                 yield last, frame
-        if count and errors:
+        if count and (missing := missing_bytes(self.path)):
+            self.warning = f"{self.path}: incomplete, {count} frames could be decoded ({missing} bytes are missing)"
+        elif count and errors:
             self.warning = f"{self.path}: damaged, {count} frames could be decoded ({errors[0]})"
         elif self._counted and count < 0.9 * (self.info.frame_count or 0):
             self.warning = f"{self.path}: ends early, {count} of {self.info.frame_count} frames could be decoded"
@@ -79,6 +83,8 @@ def _open(path: Path) -> InputContainer:
     try:
         container = open_container(path)
     except (av.FFmpegError, OSError, ValueError):
+        if missing := missing_bytes(path):
+            raise InputError(f"{path}: incomplete, {missing} bytes are missing") from None
         raise InputError(f"{path}: not a video or image this program can read") from None
     if container.format.name in _TEXT | _POINTERS:
         container.close()
@@ -150,13 +156,19 @@ def _reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or str(error)).lower()
 
 
+def _frame_rate(stream: VideoStream) -> float | None:
+    """The average; where that is a clock's (FFmpeg gives DV's as 60000), what FFmpeg guesses of the single frames."""
+    rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate and rate <= FASTEST]
+    return float(rates[0]) if rates else None
+
+
 def _describe(path: Path, container: InputContainer, stream: VideoStream, shown: Presentation) -> VideoInfo:
     duration = None
     if stream.duration and stream.time_base:
         duration = float(stream.duration * stream.time_base)
     elif container.duration:
         duration = container.duration / av.time_base
-    rate = float(stream.average_rate) if stream.average_rate else None
+    rate = _frame_rate(stream)
     lasting = round(duration * rate) if duration and rate else None
     count = min(stream.frames or lasting or 0, lasting or stream.frames) or None  # an edit list shows fewer than stored
     return VideoInfo(

@@ -17,7 +17,15 @@ from PIL import Image
 from nphm_track.errors import InputError
 from nphm_track.files.names import plain
 from nphm_track.video.pyav_backend import AvSource
-from nphm_track.video.source import IMAGE_SUFFIXES, FrameSource, VideoInfo, frame_numbers, image_files, mask_files
+from nphm_track.video.source import (
+    IMAGE_SUFFIXES,
+    RAW_SUFFIXES,
+    FrameSource,
+    VideoInfo,
+    frame_numbers,
+    image_files,
+    mask_files,
+)
 from nphm_track.video.stills import BROKEN, flatten, opened, read_image
 
 FOLDER_RATE = 30.0
@@ -58,6 +66,8 @@ def open_video(
             pass
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+    if path.suffix.lower() in RAW_SUFFIXES:
+        raise InputError(f"{path}: a raw photograph, which is not developed here; save it as TIFF or JPEG first")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         moving = _animation(path)
         if moving is None:
@@ -146,7 +156,12 @@ class AnimationSource(FrameSource):
 def _images_in(folder: Path) -> list[Path]:
     paths = image_files(folder)
     if not paths:
-        raise InputError(f"{folder}: the folder holds no images")
+        raw = sum(path.suffix.lower() in RAW_SUFFIXES for path in folder.iterdir())
+        raise InputError(
+            f"{folder}: the folder holds {raw} raw photographs, which are not developed here; save them as TIFF or JPEG"
+            if raw
+            else f"{folder}: the folder holds no images"
+        )
     return paths
 
 

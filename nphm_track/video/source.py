@@ -20,8 +20,13 @@ if TYPE_CHECKING:
     from nphm_track.video.presentation import Presentation
 
 IMAGE_SUFFIXES = frozenset({
-    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".exr", ".dpx",
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif",
+    ".jp2", ".tga", ".ppm", ".pgm", ".exr", ".dpx",
 })  # fmt: skip
+RAW_SUFFIXES = frozenset({
+    ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq", ".x3f",
+})  # fmt: skip
+"""What a sensor saw, which is no picture before it is developed."""
 _MASK = re.compile(r"(.+?)[._-](?:mask|matte|alpha|seg|segmentation|depth|normals?)s?")
 """Name of a file that belongs to an image, and the image's."""
 SPARSE = 10

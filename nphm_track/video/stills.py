@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import av
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
 from nphm_track.errors import InputError
 from nphm_track.files.images import LARGEST_FILE, open_image
@@ -33,6 +34,8 @@ _BRANDS = {
     "AVIF": (b"avif", b"avis"),
 }
 """Major brands of the two families of ISO pictures; phones give them other names than their own."""
+_BY_SUFFIX = {".tga": "TGA", ".ppm": "PPM", ".pgm": "PPM", ".jp2": "JPEG2000"}
+"""Formats that are read where the name says so."""
 _WHITES = (1023, 4095, 65535)
 """White of 10, 12 and 16 bits in a 16-bit file, which seldom says how many it uses."""
 _ROWS = 256
@@ -53,6 +56,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return to_8_bits(deep)
         with opened(path) as file:
             ImageOps.exif_transpose(file, in_place=True)
+            file = in_srgb(file)
             return to_8_bits(np.asarray(file)) if file.mode.startswith(("I", "F")) else flatten(file)
     except Image.DecompressionBombError:
         raise InputError(f"{path}: the image is too large") from None
@@ -61,12 +65,13 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: {reason}") from None
 
 
-@contextmanager
+@contextlib.contextmanager
 def opened(path: Path) -> Iterator[Image.Image]:
     """An image file, without Pillow's warnings: what matters is an error, and the rest is not the user's."""
     with open_regular(path, LARGEST_FILE) as begun:
         brand = begun.read(12)[4:]
     more = tuple(name for name, brands in _BRANDS.items() if brand[:4] == b"ftyp" and brand[4:] in brands)
+    more += tuple(name for suffix, name in _BY_SUFFIX.items() if path.suffix.lower() == suffix)
     if "HEIF" in more:
         _enable_heif(path)
     with open_image(path, more) as file:
@@ -80,6 +85,21 @@ def _enable_heif(path: Path) -> None:
     except ImportError:
         raise InputError(f"{path}: HEIC pictures need an extra; pip install 'nphm-track[heic]'") from None
     register_heif_opener()
+
+
+def in_srgb(image: Image.Image) -> Image.Image:
+    """The picture in the colours of sRGB, when it brings a profile of others along (Display P3 of phones, Adobe RGB, a
+    printer's CMYK); one that is damaged or of another kind of picture is passed over.
+    """
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode not in ("RGB", "RGBA", "CMYK"):
+        return image
+    with contextlib.suppress(ImportError, OSError, ValueError, TypeError, ImageCms.PyCMSError):
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "srgb" not in ImageCms.getProfileDescription(given).lower():
+            mode = "RGB" if image.mode == "CMYK" else image.mode
+            return ImageCms.profileToProfile(image, given, ImageCms.createProfile("sRGB"), outputMode=mode) or image
+    return image
 
 
 def flatten(image: Image.Image) -> NDArray[np.uint8]:

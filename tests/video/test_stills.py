@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import tifffile
 from PIL import Image, features
 
 from nphm_track.errors import InputError
+from nphm_track.video.colour import ColourSpace
 from nphm_track.video.reader import open_video
 from nphm_track.video.source import image_files
 from nphm_track.video.stills import read_image, to_8_bits
@@ -141,3 +143,57 @@ def test_a_deep_picture_is_not_held_as_floats():
         assert tracemalloc.get_traced_memory()[1] < 4 * values.nbytes
     finally:
         tracemalloc.stop()
+
+
+def profile(description: str, primaries: tuple[tuple[float, float, float], ...], gamma: float) -> bytes:
+    """An ICC profile of a display (ICC.1, version 2): colours of red, green and blue in the white of D50."""
+
+    def xyz(values: tuple[float, float, float]) -> bytes:
+        return b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(65536 * value) for value in values))
+
+    named = description.encode() + b"\0"
+    text = b"desc\0\0\0\0" + struct.pack(">I", len(named)) + named + bytes(78)
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(256 * gamma))
+    tags = {b"desc": text, b"wtpt": xyz((0.9642, 1, 0.8249))}
+    tags |= {name + b"XYZ": xyz(values) for name, values in zip((b"r", b"g", b"b"), primaries, strict=True)}
+    tags |= {name + b"TRC": curve for name in (b"r", b"g", b"b")}
+    table, content, start = b"", b"", 132 + 12 * len(tags)
+    for name, value in tags.items():
+        table += name + struct.pack(">II", start + len(content), len(value))
+        content += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s12x4s28x3i", start + len(content), b"lcms", 0x02400000, b"mntr", b"RGB ", b"XYZ ",
+                       b"acsp", 63190, 65536, 54061)  # fmt: skip
+    return head.ljust(128, b"\0") + struct.pack(">I", len(tags)) + table + content
+
+
+DISPLAY_P3 = ((0.5151, 0.2412, -0.0011), (0.2920, 0.6922, 0.0419), (0.1571, 0.0666, 0.7841))
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_colours_of_a_phones_photographs_are_brought_to_srgb(tmp_path, suffix):
+    """Like those of its videos."""
+    skin = np.full((16, 16, 3), (200, 140, 120), np.uint8)
+    path = tmp_path / f"phone.{suffix}"
+    Image.fromarray(skin).save(path, icc_profile=profile("Display P3", DISPLAY_P3, 2.2))
+    wanted = 255 * ColourSpace("Display P3", "SDR").to_sdr(skin[0, 0] / 255)
+    assert np.abs(read_image(path)[8, 8] - wanted).max() <= 3 < np.abs(skin[0, 0] - wanted).max()
+    Image.fromarray(skin).save(path, icc_profile=b"damaged" * 40)
+    assert np.abs(read_image(path)[8, 8].astype(int) - skin[0, 0]).max() <= 2
+
+
+@pytest.mark.parametrize("name", ["a.mpo", "a.jfif", "a.jpe", "a.tga", "a.ppm", "a.pgm", "a.jp2"])
+def test_pictures_by_rarer_names_are_frames_of_a_folder(tmp_path, name):
+    formats = {".mpo": "MPO", ".tga": "TGA", ".ppm": "PPM", ".pgm": "PPM", ".jp2": "JPEG2000"}
+    image = Image.fromarray(np.full((24, 32, 3), 90, np.uint8))
+    (image.convert("L") if name.endswith("pgm") else image).save(
+        tmp_path / name, formats.get(Path(name).suffix, "JPEG")
+    )
+    assert open_video(tmp_path).info.frame_count == 1
+    assert np.abs(read_image(tmp_path / name).astype(int) - 90).max() <= 2
+
+
+def test_raw_photographs_are_refused_with_the_reason(tmp_path):
+    (tmp_path / "IMG_1.CR2").write_bytes(b"II*\0")
+    for path in (tmp_path / "IMG_1.CR2", tmp_path):
+        with pytest.raises(InputError, match=r"raw photograph.* TIFF or JPEG"):
+            open_video(path)
