@@ -16,6 +16,7 @@ ABOUT = {
     "geometry": ("MIT", "training/recipes/faces_small.toml"),
     "image-regressor": ("MIT", "training/recipes/faces_small.toml"),
     "landmark-regressor": ("MIT", "training/recipes/landmark_regressor.toml"),
+    "mattes": ("Apache-2.0", "training/convert_mattes.py"),
     "nphm-small": ("MIT", "training/recipes/nphm_small.toml, training/recipes/nphm_small_anny.toml"),
     "template": ("MIT", "training/build_template.py"),
 }

@@ -34,7 +34,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     }.items():
         (model / f"{name}.txt").write_text("\n".join([f"# {GENERATOR}", *lines]) + "\n", encoding="utf-8")
     if options.images:
-        write_images(run, target, progress, masks=False, clip=options.clip)
+        write_images(run, target, progress, clip=options.clip)
     write_manifest(target, run, "colmap", options, world="head-fixed")
 
 

@@ -43,7 +43,7 @@ class Format:
     meshes: bool = False
     """It needs the mesh of every frame with a head."""
     masks: bool = False
-    """With the frames of the clip it carries masks of the head."""
+    """With the frames of the clip it carries silhouettes of the head."""
 
 
 FORMATS = {
@@ -58,6 +58,9 @@ FORMATS = {
     ),
     "transforms": Format(
         "nerfstudio / Gaussian avatar transforms.json", "transforms", "transforms", images=True, masks=True
+    ),
+    "mattes": Format(
+        "pictures of where person, hair and the head's mesh are", "mattes", "mattes", spatial=False, meshes=True
     ),
     "colmap": Format("COLMAP text model", "colmap", "colmap", images=True),
     "opencv": Format(

@@ -21,7 +21,6 @@ from nphm_track.tracking.surface import surface_of, writes_every_mesh
 from nphm_track.video.reader import FOLDER_RATE
 
 IMAGES = "images"
-MASKS = "masks"
 
 
 def present_rows(run: Run) -> NDArray[np.int64]:
@@ -87,35 +86,35 @@ def frame_rate(run: Run) -> float:
     return run.info.input.fps or FOLDER_RATE
 
 
-def write_images(
-    run: Run, folder: Path, progress: Progress, *, masks: bool, lost: bool = False, clip: Path | None = None
-) -> None:
-    """Write ``images/<name>.png`` [H, W, 3] of each frame with a head (with ``lost``: of all frames), as they are in
-    the clip, lens distortion included, and ``masks/<name>.png`` [H, W]: 255 where the head is, 0 elsewhere.
-    """
+def clip_frames(run: Run, clip: Path | None = None) -> Iterator[tuple[int, str, NDArray[np.uint8]]]:
+    """Each row of the track with its name and its frame [H, W, 3], as it is in the clip, lens distortion included."""
     track, names = run.track, frame_names(run.track)
-    (folder / IMAGES).mkdir()
-    if masks:
-        (folder / MASKS).mkdir()
-    progress.stage(IMAGES, len(track))
     with open_clip(run, clip) as source:
         for frame in source:
             row = int(np.searchsorted(track.frame, frame.index))
             if row >= len(track):
                 break
-            if track.frame[row] != frame.index:
-                continue
-            name = f"{names[row]}.png"
-            has_head = track.status[row] != Status.LOST
-            if has_head or lost:
-                Image.fromarray(frame.image).save(folder / IMAGES / name, compress_level=3)
-            if has_head and masks:
-                Image.fromarray(head_mask(run, row)).save(folder / MASKS / name)
-            progress.advance()
+            if track.frame[row] == frame.index:
+                yield row, names[row], frame.image
 
 
-def head_mask(run: Run, row: int) -> NDArray[np.uint8]:
-    """[H, W] silhouette of a frame's head, 255 inside, drawn where the lens puts it."""
+def write_images(run: Run, folder: Path, progress: Progress, *, lost: bool = False, clip: Path | None = None) -> None:
+    """Write ``images/<name>.png`` [H, W, 3] of each frame with a head; with ``lost`` of all frames."""
+    (folder / IMAGES).mkdir()
+    progress.stage(IMAGES, len(run.track))
+    for row, name, image in clip_frames(run, clip):
+        if lost or run.track.status[row] != Status.LOST:
+            write_picture(folder / IMAGES / f"{name}.png", image)
+        progress.advance()
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, [H, W, 3] or [H, W]."""
+    Image.fromarray(image).save(path, compress_level=3)
+
+
+def silhouette(run: Run, row: int) -> NDArray[np.bool_]:
+    """[H, W] silhouette of a frame's head, True inside, drawn where the lens puts it."""
     track = run.track
     surface = surface_of(run)
     points, faces = surface.vertices_of(row), surface.mesh.faces
@@ -126,4 +125,4 @@ def head_mask(run: Run, row: int) -> NDArray[np.uint8]:
         seen = (lens.project(in_camera) - track.K[[0, 1], 2]) / track.K[[0, 1], [0, 1]]
         in_camera = np.c_[seen, np.ones(len(seen))] * in_camera[:, 2:]
     drawn = rasterise(in_camera, faces, track.K, (width, height))
-    return np.where(drawn.face_id >= 0, np.uint8(255), np.uint8(0))
+    return np.asarray(drawn.face_id >= 0)

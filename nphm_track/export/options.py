@@ -37,7 +37,7 @@ class ExportOptions:
     up: str = "y"
     """"y" or "z"."""
     images: bool = False
-    """Write the frames of the clip (and masks of the head where the format knows them) beside the export."""
+    """Write the frames of the clip (and mattes where the format knows them) beside the export."""
     frames: tuple[int | None, int | None] = (None, None)
     """First and last frame of the clip to write; None: from its beginning, to its end."""
 

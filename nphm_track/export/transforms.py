@@ -4,7 +4,8 @@ Camera-to-world matrices with OpenGL camera axes (y up, looking along -z), OPENC
 frame with pixel centres at 0.5. Lost frames are left out. With ``images`` the folder is a whole data set, which the
 readers of nerfstudio, VHAP and GaussianAvatars take as it is:
 
-- ``images/``, ``masks/`` (white where the head is), ``meshes/`` in the same world, ``points.ply``: the neutral head;
+- ``images/``; ``head_masks/``: silhouettes of the head's mesh, all that this world holds; ``fg_masks/``: mattes of the
+  person; ``meshes/`` in the same world; ``points.ply``: the neutral head;
 - ``transforms_train.json``, ``transforms_val.json`` (empty, as VHAP leaves it for a single camera) and
   ``transforms_test.json``, the clip's end, whose frames are no neighbours of those that were trained on;
 - ``head_param/``: code, weights of the rig and gaze of each frame. They stand where GaussianAvatars' reader looks for
@@ -21,15 +22,14 @@ import numpy as np
 
 from nphm_track.export.frames import (
     IMAGES,
-    MASKS,
     canonical,
     frame_names,
     image_name,
     present_rows,
     vertices,
-    write_images,
 )
 from nphm_track.export.manifest import write_manifest
+from nphm_track.export.mattes import HEAD, PERSON, write_mattes
 from nphm_track.export.options import ExportOptions
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.progress import Progress
@@ -38,6 +38,7 @@ from nphm_track.tracking.transforms import transforms
 
 TEST_SHARE = 0.1
 """Of the frames, from the end of the clip."""
+MASKS = {HEAD: "head_masks", PERSON: "fg_masks"}
 POINTS_PLY = "points.ply"
 PARAMETERS = "head_param"
 INTRINSICS = ("fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", "camera_angle_y")
@@ -48,7 +49,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     rows = present_rows(run)
     content = _cameras(run, options)
     if options.images:
-        write_images(run, target, progress, masks=True, clip=options.clip)
+        write_mattes(run, target, MASKS, progress, images=IMAGES, clip=options.clip)
         _write_heads(run, rows.tolist(), target, options, progress)
         _complete(content)
         if options.up == "z":
@@ -91,7 +92,8 @@ def _complete(content: dict[str, Any]) -> None:
             "timestep_id": stem,
             "camera_index": 0,
             "camera_id": "0",
-            "mask_path": f"{MASKS}/{stem}.png",
+            "mask_path": f"{MASKS[HEAD]}/{stem}.png",
+            "fg_mask_path": f"{MASKS[PERSON]}/{stem}.png",
             "flame_param_path": f"{PARAMETERS}/{stem}.npz",
         }
 

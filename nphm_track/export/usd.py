@@ -59,7 +59,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     _head(stage, run, options, codes, progress)
     stage.Save()
     if options.images:
-        write_images(run, target, progress, masks=False, lost=True, clip=options.clip)
+        write_images(run, target, progress, lost=True, clip=options.clip)
     write_manifest(target, run, "usd", options, world="camera-fixed")
 
 
