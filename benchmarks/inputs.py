@@ -117,6 +117,10 @@ def _stills(inputs: Path) -> Iterator[Row]:
     info = open_video(inputs / "mixed").info
     yield Row("mixed", f"{info.frame_count} frames; {'; '.join(info.notes)}", "4 frames, masks named",
               info.frame_count == 4 and bool(info.notes))  # fmt: skip
+    apart = _apart(
+        _frames(inputs / "mixed"), [f.image.astype(np.int64) for f in open_video(inputs / "mixed", mattes=True)]
+    )
+    yield Row("mixed, --mattes", f"{apart:.0f} of 255 brighter", "over white", apart > 1)
     mean = _frames(inputs / "g12.tif")[0].mean()
     yield Row("g12.tif", f"mean {mean:.0f} of 255", "not black", bool(mean > 60))
 

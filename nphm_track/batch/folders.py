@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nphm_track.batch.manifest import SESSION_JSON
 from nphm_track.errors import InputError
-from nphm_track.video.source import IMAGE_SUFFIXES, RAW_SUFFIXES, mask_files
+from nphm_track.video.source import IMAGE_SUFFIXES, RAW_SUFFIXES, is_mask_folder, mask_files
 
 VIDEO_SUFFIXES = frozenset({
     ".3gp", ".avi", ".dv", ".flv", ".gif", ".m2t", ".m2ts", ".m4v", ".mkv", ".mod", ".mov", ".mp4", ".mpeg", ".mpg",
@@ -66,18 +66,21 @@ def _files(folder: Path, files: list[Path], *, is_root: bool, photos: bool) -> I
     masks = mask_files(folder)
     images = [file for file in visible if file.suffix.lower() in IMAGE_SUFFIXES and file not in masks]
     thumbnails = folder.name.lower() in THUMBNAILS
-    sequence = len(images) > 1 and not (videos or is_root or thumbnails or photos)
+    masked = bool(images) and not is_root and is_mask_folder(folder)
+    sequence = len(images) > 1 and not (videos or is_root or thumbnails or masked or photos)
     if sequence:
         yield Found(folder)
     stems = {video.stem.lower(): video.name for video in videos}
     for file in files:
         suffix = file.suffix.lower()
-        if file in videos or (photos and file in images and not thumbnails):
+        if file in videos or (photos and file in images and not (thumbnails or masked)):
             yield Found(file)
         elif file.name.startswith("."):
             yield Found(file, "hidden")
         elif suffix in PROXIES:
             yield Found(file, "a camera's small copy of a clip")
+        elif masked and file in images:
+            yield Found(file, "a mask, by its folder, of an image of another one")
         elif file in masks:
             yield Found(file, "a mask of the image beside it")
         elif suffix in RAW_SUFFIXES:

@@ -14,7 +14,7 @@ from nphm_track.tracking.run_folder import RUN_JSON, Run
 from nphm_track.video.reader import open_video
 from nphm_track.video.source import FrameSource
 
-READING = ("start", "end", "every", "stream", "fps")
+READING = ("start", "end", "every", "stream", "fps", "mattes")
 """Options that decide which pictures of an input are its frames, beside the reader."""
 
 

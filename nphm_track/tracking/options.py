@@ -48,6 +48,11 @@ class TrackOptions(BaseModel):
     fps: float | None = Field(
         default=None, gt=0, le=1000, description="Pictures per second of a folder of images. (default: 30)"
     )
+    mattes: bool = Field(
+        default=False,
+        description="Lay the images of a folder over white by their mattes: 0001_mask.png beside 0001.png, or "
+        "mask/0001.png beside image/0001.png.",
+    )
     face: int | None = Field(
         default=None,
         ge=0,

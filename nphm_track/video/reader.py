@@ -16,6 +16,7 @@ from PIL import Image
 
 from nphm_track.errors import InputError
 from nphm_track.files.names import plain
+from nphm_track.video.presentation import over_white
 from nphm_track.video.pyav_backend import AvSource
 from nphm_track.video.source import (
     IMAGE_SUFFIXES,
@@ -25,6 +26,7 @@ from nphm_track.video.source import (
     frame_numbers,
     image_files,
     mask_files,
+    matte_files,
 )
 from nphm_track.video.stills import BROKEN, flatten, opened, read_image
 
@@ -39,6 +41,7 @@ def open_video(
     every: int = 1,
     stream: int | None = None,
     fps: float | None = None,
+    mattes: bool = False,
     backend: str = "av",
 ) -> FrameSource:
     """Open a video, an image, or a folder of images in natural order.
@@ -48,6 +51,7 @@ def open_video(
         every: keep each ``every``-th frame of those.
         stream: which of a file's video streams, from 0; by default the one that players show.
         fps: pictures a second of a folder of images; ``FOLDER_RATE`` by default.
+        mattes: lay the images of a folder over white where their mattes (``matte_files``) say that nobody is.
         backend: "av", or "decord" for videos (needs the extra of that name).
 
     Raises InputError, with one line for the user, for whatever cannot be read.
@@ -57,9 +61,11 @@ def open_video(
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir():
-            return ImageSource(_images_in(path), start, end, every, path, fps or FOLDER_RATE)
+            return ImageSource(_images_in(path), start, end, every, path, fps or FOLDER_RATE, mattes)
         if fps is not None:
             raise InputError(f"{path}: --fps is for folders of images; a file has times of its own")
+        if mattes:
+            raise InputError(f"{path}: --mattes is for folders of images")
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty")
         with open(path, "rb"):
@@ -94,20 +100,31 @@ class ImageSource(FrameSource):
         every: int,
         folder: Path | None = None,
         rate: float = FOLDER_RATE,
+        mattes: bool = False,
     ) -> None:
         super().__init__(start, end, every)
         self.paths, self.rate = paths, rate
+        self.mattes: dict[Path, Path] = {}
         self.numbers = frame_numbers(paths) if folder else [0]
         self.names = {number: plain(path.name) for number, path in zip(self.numbers, paths, strict=True)}
         height, width = read_image(paths[0]).shape[:2]
         if folder is None:
             self.info = VideoInfo(paths[0], "image", width, height, frame_count=1)
             return
-        masks = len(mask_files(folder))
+        masks, notes = len(mask_files(folder)), []
+        self.mattes = matte_files(paths) if mattes else {}
+        if mattes and not self.mattes:
+            raise InputError(
+                f"{folder}: it has no mattes: no 0001_mask.png beside 0001.png, and no folder mask beside it"
+            )
+        if masks:
+            notes.append(f"{masks} masks beside the images are no frames")
+        if mattes:
+            notes.append(f"{len(self.mattes)} of {len(paths)} images over white by their mattes")
         self.info = VideoInfo(
             folder, "folder", width, height, frame_rate=rate, frame_count=len(paths),
             duration=(self.numbers[-1] - self.numbers[0] + 1) / rate,
-            notes=(f"{masks} masks beside the images are no frames",) if masks else (),
+            notes=tuple(notes),
         )  # fmt: skip
 
     def number(self, index: int) -> int:
@@ -122,7 +139,15 @@ class ImageSource(FrameSource):
         if image.shape[:2] != (self.info.height, self.info.width):
             size = f"{image.shape[1]}x{image.shape[0]}"
             raise InputError(f"{picture}: {size}, but the first image is {self.info.width}x{self.info.height}")
-        return image
+        return self._matted(image, self.mattes[picture]) if picture in self.mattes else image
+
+    def _matted(self, image: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
+        matte = read_image(file)
+        if matte.shape != image.shape:
+            raise InputError(
+                f"{file}: {matte.shape[1]}x{matte.shape[0]}, its image is {image.shape[1]}x{image.shape[0]}"
+            )
+        return over_white(np.concatenate([image, matte[..., :1]], 2))
 
 
 class AnimationSource(FrameSource):

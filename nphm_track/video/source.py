@@ -27,8 +27,10 @@ RAW_SUFFIXES = frozenset({
     ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".raf", ".orf", ".rw2", ".pef", ".srw", ".3fr", ".iiq", ".x3f",
 })  # fmt: skip
 """What a sensor saw, which is no picture before it is developed."""
-_MASK = re.compile(r"(.+?)[._-](?:mask|matte|alpha|seg|segmentation|depth|normals?)s?")
+_MASK = re.compile(r"(.+?)[._-](mask|matte|alpha|seg|segmentation|seg_mask|semantic|depth|normal)s?")
 """Name of a file that belongs to an image, and the image's."""
+_MATTES = ("mask", "matte", "alpha")
+"""Of these, those that say where the person is; also the names of folders beside that of the images."""
 SPARSE = 10
 """A sequence has at most so many missing pictures for each that is there; else the numbers are something else."""
 TICK = 1e-6
@@ -166,6 +168,41 @@ def image_files(folder: Path) -> list[Path]:
 def mask_files(folder: Path) -> list[Path]:
     """Masks, mattes and maps beside the images that they belong to: ``0001_mask.png`` beside ``0001.png``."""
     return _masks([p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")])
+
+
+def matte_files(images: list[Path]) -> dict[Path, Path]:
+    """The matte of each image that has one: ``0001_mask.png`` beside ``0001.png``, or ``mask/0001.png`` (``masks``,
+    ``matte``, ``alpha``) where that is in ``image/``.
+    """
+    if not images:
+        return {}
+    folder, stems = images[0].parent, {path.stem.lower(): path for path in images}
+    found: dict[Path, Path] = {}
+    for name in (*_MATTES, *(f"{name}s" for name in _MATTES)):
+        beside = folder.parent / name
+        if beside.is_dir():
+            found |= {stems[m.stem.lower()]: m for m in image_files(beside) if m.stem.lower() in stems}
+    for path in mask_files(folder):
+        belongs = _MASK.fullmatch(path.stem.lower())
+        if belongs and belongs[2].startswith(_MATTES):
+            found[stems[belongs[1]]] = path
+    return found
+
+
+def is_mask_folder(folder: Path) -> bool:
+    """Whether a folder is called like masks, and one beside it holds images whose names its own have."""
+    if not _MASK.fullmatch(f"_.{folder.name.lower()}"):
+        return False
+    stems = _stems(folder)
+    return any(stems & _stems(other) for other in folder.parent.iterdir() if other != folder)
+
+
+def _stems(folder: Path) -> set[str]:
+    """Names of the images of a folder; none where it is no folder, or cannot be read."""
+    try:
+        return {path.stem.lower() for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+    except OSError:
+        return set()
 
 
 def _masks(paths: list[Path]) -> list[Path]:

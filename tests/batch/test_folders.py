@@ -93,6 +93,24 @@ def test_photographs_are_takes_of_their_own(cards, tmp_path):
     ]
 
 
+def test_folders_of_masks_are_no_takes(tmp_path):
+    """As data sets of avatars lie; somebody who is called so is a person."""
+    for name in (
+        "anna/image/1.png",
+        "anna/image/2.png",
+        "anna/mask/1.png",
+        "anna/mask/2.png",
+        "alpha/1.png",
+        "alpha/2.png",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    root, takes = find_takes(tmp_path, tmp_path / "out")
+    assert {str(take.path.relative_to(root)) for take in takes} == {"anna/image", "alpha"}
+    reasons = passed_over(tmp_path, tmp_path / "out")
+    assert reasons == [(f"anna/mask/{k}.png", "a mask, by its folder, of an image of another one") for k in (1, 2)]
+
+
 def test_a_list_passes_nothing_over(tmp_path):
     (tmp_path / "takes.csv").write_text("input\na.mp4\n")
     assert passed_over(tmp_path / "takes.csv", tmp_path / "out") == []

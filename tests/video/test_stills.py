@@ -197,3 +197,35 @@ def test_raw_photographs_are_refused_with_the_reason(tmp_path):
     for path in (tmp_path / "IMG_1.CR2", tmp_path):
         with pytest.raises(InputError, match=r"raw photograph.* TIFF or JPEG"):
             open_video(path)
+
+
+def matted(folder: Path, name: str, matte: Path) -> Path:
+    """A dark image whose left half is somebody."""
+    matte.parent.mkdir(parents=True, exist_ok=True)
+    white = np.zeros((8, 12), np.uint8)
+    white[:, :6] = 255
+    Image.fromarray(white).save(matte)
+    folder.mkdir(exist_ok=True)
+    return save(folder / name, 40)
+
+
+@pytest.mark.parametrize("matte", ["image/0001_mask.png", "image/0001.alpha.png", "mask/0001.png", "mattes/0001.jpg"])
+def test_mattes_lay_the_images_over_white_when_asked(tmp_path, matte):
+    matted(tmp_path / "image", "0001.png", tmp_path / matte)
+    save(tmp_path / "image" / "0002.png", 40)
+    source = open_video(tmp_path / "image", mattes=True)
+    first, second = (frame.image for frame in source)
+    assert np.abs(first[:, :5].astype(int) - 40).max() <= 4 and first[:, 7:].min() >= 251 and (second == 40).all()
+    assert source.info.notes[-1] == "1 of 2 images over white by their mattes"
+    assert all((frame.image == 40).all() for frame in open_video(tmp_path / "image"))
+
+
+def test_mattes_that_cannot_be_used_are_refused(tmp_path):
+    image = matted(tmp_path / "image", "0001.png", tmp_path / "image" / "0001_normal.png")
+    with pytest.raises(InputError, match="has no mattes"):
+        open_video(tmp_path / "image", mattes=True)
+    with pytest.raises(InputError, match="for folders of images"):
+        open_video(image, mattes=True)
+    Image.new("L", (6, 4)).save(tmp_path / "image" / "0001_mask.png")
+    with pytest.raises(InputError, match="6x4, its image is 12x8"):
+        list(open_video(tmp_path / "image", mattes=True))
