@@ -38,6 +38,12 @@ def export(
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
+    flame_model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for format flame.")
+    ] = None,
+    gnm_model: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Your gnm_head.npz (GNM Head 3), for format gnm.")
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
     ] = False,
@@ -50,7 +56,15 @@ def export(
     from nphm_track.tracking.run_folder import read_run
 
     with show_progress(quiet) as progress:
-        options = ExportOptions(unit=unit, up=up, images=images, frames=frame_range(frames), clip=clip)
+        options = ExportOptions(
+            unit=unit,
+            up=up,
+            images=images,
+            frames=frame_range(frames),
+            clip=clip,
+            flame_model=flame_model,
+            gnm_model=gnm_model,
+        )
         written = formats.export(read_run(run), format, output, options, progress, overwrite)
     if not quiet:
         typer.echo(written)

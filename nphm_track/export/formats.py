@@ -42,6 +42,8 @@ class Format:
     """It can carry the frames of the clip."""
     meshes: bool = False
     """It needs the mesh of every frame with a head."""
+    model: str = ""
+    """The option that names the user's model file, which it needs."""
     masks: bool = False
     """With the frames of the clip it carries silhouettes of the head."""
 
@@ -61,6 +63,14 @@ FORMATS = {
     ),
     "mattes": Format(
         "pictures of where person, hair and the head's mesh are", "mattes", "mattes", spatial=False, meshes=True
+    ),
+    "flame": Format(
+        "FLAME parameters fitted to the heads (--flame-model)", "parametric", "flame.npz", (".npz",),
+        b"nphm_track.npy", spatial=False, meshes=True, model="flame_model",
+    ),
+    "gnm": Format(
+        "parameters of Google's GNM Head fitted to the heads (--gnm-model)", "parametric", "gnm.npz", (".npz",),
+        b"nphm_track.npy", spatial=False, meshes=True, model="gnm_model",
     ),
     "colmap": Format("COLMAP text model", "colmap", "colmap", images=True),
     "opencv": Format(
@@ -117,6 +127,11 @@ def export(
     if options.images and not kind.images:
         able = ", ".join(name for name, other in FORMATS.items() if other.images)
         raise InputError(f"format {format} carries no images; --images goes with {able}")
+    for name in ("flame_model", "gnm_model"):
+        given = getattr(options, name) is not None
+        if given != (kind.model == name):
+            flag = "--" + name.replace("_", "-")
+            raise InputError(f"format {format} {'has no use for' if given else 'needs'} {flag}")
     target = _target(run, format, kind, output, overwrite)
     if kind.meshes or (kind.masks and options.images):
         check_meshes(run)

@@ -44,6 +44,11 @@ class ExportOptions:
     clip: Path | None = None
     """Where the run's clip is, for ``images``; by default it is looked for (``tracking.clip.find_clip``)."""
 
+    flame_model: Path | None = None
+    """The user's file of FLAME 2020 or 2023, ``.npz`` or ``.pkl``; for format flame."""
+    gnm_model: Path | None = None
+    """The user's ``gnm_head.npz`` of Google's GNM Head 3; for format gnm."""
+
     def __post_init__(self) -> None:
         for name, known in (("unit", METRES_PER_UNIT), ("up", AXES)):
             if getattr(self, name) not in known:

@@ -27,6 +27,7 @@ class Hits:
     distance: FloatArray  # [N]
     point: FloatArray  # [N, 3]
     normal: FloatArray  # [N, 3] unit normal of the triangle
+    face: NDArray[np.int64]  # [N] the triangle, of the surface's ``faces``
     on_border: NDArray[np.bool_]  # [N] the point lies on the mesh's open border
 
 
@@ -37,7 +38,9 @@ class Surface:
         self.vertices = np.asarray(vertices, np.float64)
         faces = np.asarray(faces, np.int64)
         self.faces = faces[np.linalg.norm(face_normals(self.vertices, faces), axis=1) > 1e-16]
-        points, triangles = trimesh.remesh.subdivide_to_size(self.vertices, self.faces, max_edge, max_iter=20)
+        points, triangles, self._face = trimesh.remesh.subdivide_to_size(
+            self.vertices, self.faces, max_edge, max_iter=20, return_index=True
+        )
         self._triangles = np.ascontiguousarray(points[triangles])  # [T, 3, 3]
         self._normals = unit(face_normals(points, triangles))
         centroids = self._triangles.mean(1)
@@ -55,7 +58,8 @@ class Surface:
         on_border = np.zeros(len(queries), bool)
         if self._border is not None:
             on_border = self._border.query(point)[0] < self._border_width
-        return Hits(np.linalg.norm(point - queries, axis=1), point, self._normals[found], on_border)
+        distance = np.linalg.norm(point - queries, axis=1)
+        return Hits(distance, point, self._normals[found], self._face[found], on_border)
 
 
 def face_normals(vertices: FloatArray, faces: NDArray[np.integer]) -> FloatArray:
