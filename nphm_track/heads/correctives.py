@@ -3,8 +3,9 @@
 Shapes add up; the network's expressions do so nearly. What is missing in frames of a person that were inverted exactly
 (``heads.inverse``) spans a small space: its principal directions are the correctives. In other frames their weights are
 found at ``PROBES`` vertices that are inverted exactly, whose remaining error tells whether the directions are enough;
-where they are not, the whole skin is inverted. Lips, lids, ears and what else the network's surface is no witness of
-keep the motion of the shapes. Lengths are metres, head space.
+where they are not, the whole skin is inverted. A person's correctives serve further takes, which add what they lack.
+Lips, lids, ears and what else the network's surface is no witness of keep the motion of the shapes. Lengths are metres,
+head space.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from nphm_track.heads.rig import Rig
 from nphm_track.heads.wrap import SkinField
 
 Array = NDArray[np.float32]
-FRAMES, DIRECTIONS = 32, 28
-"""Frames that are inverted to learn from, those most unlike each other, and directions kept."""
+FRAMES, DIRECTIONS, MOST_DIRECTIONS = 32, 28, 56
+"""Frames that are inverted to learn from, those most unlike each other, directions that they give, and directions that
+a person has at most, of all takes."""
 PROBES = 128
 ALONG_SKIN = 0.012
 """Metres from the edges of lids and lips within which shapes alone move the skin."""
@@ -56,6 +58,22 @@ class Correctives:
         at_probes = self.basis[:, self.probes].reshape(len(self.basis), -1).astype(np.float64)
         return np.linalg.pinv(at_probes).astype(np.float32)
 
+    @classmethod
+    def none(cls, index: NDArray[np.int64]) -> Correctives:
+        """No direction yet."""
+        return cls(index, np.empty((0, len(index), 3), np.float32), np.empty(0, np.int64))
+
+    def extended(self, missing: Array) -> Correctives:
+        """With directions for what shapes miss in further frames, ``missing`` [F, N, 3]."""
+        n = 3 * len(self.index)
+        flat, own = missing.reshape(-1, n), self.basis.reshape(-1, n)
+        more = min(DIRECTIONS, MOST_DIRECTIONS - len(own))
+        basis = np.concatenate([own, np.linalg.svd(flat - flat @ own.T @ own, full_matrices=False)[2][:more]])
+        # Those that tell the directions apart best (Q-DEIM, Drmac and Gugercin 2016), the others spread over the skin.
+        telling = np.unique(qr(basis, mode="r", pivoting=True)[1][: 2 * len(basis)] // 3)
+        others = np.linspace(0, len(self.index) - 1, PROBES - len(telling)).astype(np.int64)
+        return Correctives(self.index, basis.reshape(len(basis), -1, 3), np.union1d(telling, others))
+
 
 class CorrectedFrames:
     """Displacements of the skin beside a rig's shapes, for codes of one person.
@@ -65,17 +83,32 @@ class CorrectedFrames:
         z_id: [D_id] the person's code.
         z_ex: [T, D_ex] codes of frames.
         weights: [T, K] the rig's weights of them.
-        rows: frames with a head, to learn from.
+        known: what earlier takes of the person gave.
     """
 
     def __init__(
-        self, model: NphmDecoder, rig: Rig, z_id: Tensor, z_ex: Tensor, weights: Array, rows: NDArray[np.int64]
+        self,
+        model: NphmDecoder,
+        rig: Rig,
+        z_id: Tensor,
+        z_ex: Tensor,
+        weights: Array,
+        known: Correctives | None = None,
     ) -> None:
         self.model, self.rig, self.z_id, self.z_ex, self.weights = model, rig, z_id, z_ex, weights
-        index = rig.template.clear_skin(ALONG_SKIN)
-        chosen = rows[farthest(z_ex[rows].cpu().numpy(), FRAMES)]
-        missing = np.stack([self._missing(int(row), index) for row in chosen])
-        self.correctives = learn(index, missing)
+        self.correctives = known or Correctives.none(rig.template.clear_skin(ALONG_SKIN))
+
+    def learn(self, rows: NDArray[np.int64]) -> None:
+        """Add directions for those of frames ``rows`` [R], which have a head, that the known ones do not do for.
+
+        To be called before any frame is asked for.
+        """
+        c = self.correctives
+        chosen = rows[farthest(self.z_ex[rows].cpu().numpy(), FRAMES)]
+        if len(c.basis):
+            chosen = chosen[self._weights(chosen)[1]]
+        if len(chosen) and len(c.basis) < MOST_DIRECTIONS:
+            self.correctives = c.extended(np.stack([self._missing(int(row), c.index) for row in chosen]))
 
     @cached_property
     def field(self) -> SkinField:
@@ -93,14 +126,19 @@ class CorrectedFrames:
 
     def __call__(self, rows: NDArray[np.int64]) -> Array:
         """Displacements [R, S, 3] in frames ``rows`` [R]."""
+        found, lacking = self._weights(rows)
+        out = np.tensordot(found, self.spread, 1)
+        for i in np.flatnonzero(lacking):
+            out[i] = self._spread_out(self._missing(int(rows[i]), self.correctives.index))
+        return out
+
+    def _weights(self, rows: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
+        """Weights [R, K] of the correctives in frames ``rows`` [R], and whether a frame needs more than those [R]."""
         c = self.correctives
         at_probes = self._missing_in_all(rows, c.index[c.probes])
         found = at_probes.reshape(len(rows), -1) @ c.solver
         left = np.linalg.norm(at_probes - np.tensordot(found, c.basis[:, c.probes], 1), axis=2)
-        out = np.tensordot(found, self.spread, 1)
-        for i in np.flatnonzero((left.mean(1) > ENOUGH_MEAN) | (left.max(1) > ENOUGH_MOST)):
-            out[i] = self._spread_out(self._missing(int(rows[i]), c.index))
-        return out
+        return found, (left.mean(1) > ENOUGH_MEAN) | (left.max(1) > ENOUGH_MOST)
 
     def _spread_out(self, displacements: Array) -> Array:
         own = self.correctives.index
@@ -127,16 +165,6 @@ class CorrectedFrames:
         posed = pose_points(self.model, canonical, z_id, codes, warm=warm, tolerance=TOLERANCE)
         there = (posed.points - start) * MODEL_UNIT * (posed.residual <= CONVERGED).unsqueeze(-1)
         return there.reshape(len(rows), len(index), 3).cpu().numpy()
-
-
-def learn(index: NDArray[np.int64], missing: Array) -> Correctives:
-    """Correctives from what shapes miss in frames, ``missing`` [F, N, 3] at vertices ``index`` [N]."""
-    flat = missing.reshape(len(missing), -1)
-    basis = np.linalg.svd(flat, full_matrices=False)[2][:DIRECTIONS]
-    # Those that tell the directions apart best (as Q-DEIM, Drmac and Gugercin 2016), the others spread over the skin.
-    telling = np.unique(qr(basis, mode="r", pivoting=True)[1][: 2 * len(basis)] // 3)
-    others = np.linspace(0, len(index) - 1, PROBES - len(telling)).astype(np.int64)
-    return Correctives(index, basis.reshape(len(basis), -1, 3), np.union1d(telling, others))
 
 
 def farthest(codes: NDArray[np.floating], count: int) -> NDArray[np.int64]:

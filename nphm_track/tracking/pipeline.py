@@ -21,6 +21,7 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.rig_file import PersonRig, rig_key, save_rig
 from nphm_track.models import resolve, sha256
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
@@ -39,7 +40,7 @@ from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.person_choice import chosen_follower, is_still, somebody_else
 from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regressor, models_of, plan_line
 from nphm_track.tracking.progress import LineProgress, Progress
-from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, Track
+from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, Track, replacing
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import (
@@ -48,17 +49,18 @@ from nphm_track.tracking.run_folder import (
     MESHES_NPZ,
     OVERLAY_MP4,
     OVERLAY_PNG,
+    RIG_NPZ,
     Run,
     RunFolder,
     default_output,
 )
-from nphm_track.tracking.surface import RESOLUTION, Surface, can_wrap, open_rig, open_surface
+from nphm_track.tracking.surface import RESOLUTION, Surface, can_wrap, open_rig, open_surface, rig_in
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import lacking_files
 from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
 
-DRAWN = {CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
+DRAWN = {RIG_NPZ, CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
 """What a run has to show of the head's surface."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes 0.3 GB for MonoNPHM's."""
@@ -237,8 +239,9 @@ class Job:
                     "with a face are not those of one; is it a face, and is the camera that was given its own?"
                 )
             if can_wrap(model):
-                eyes = open_rig(model, track.z_id).eyes
-                track.gaze = gaze_of(eyes, track, self.options.smooth, column(log, "shot"))
+                known = self._known_rig(track)
+                rig = known.rig if known else open_rig(model, track.z_id)
+                track.gaze = gaze_of(rig.eyes, track, self.options.smooth, column(log, "shot"))
             track.save(self.folder.track)
         return track
 
@@ -338,12 +341,23 @@ class Job:
         o = self.options
         with self._timed("surface"):
             self.progress.stage("canonical head", 1)
-            surface = open_surface(model, track, o.topology, o.mesh_resolution / RESOLUTION)
+            head_model = self.folder.info.models[o.head]
+            own = rig_in(self.folder.path, track.z_id, head_model)
+            known = own or self._known_rig(track)
+            surface = open_surface(model, track, o.topology, o.mesh_resolution / RESOLUTION, known, learn=own is None)
+            if surface.person is not None and own is None:
+                with replacing(self.folder.rig) as partial:
+                    save_rig(partial, surface.person, rig_key(track.z_id, head_model))
             if surface.template is None and o.topology == "template":
                 self.progress.note(f"{o.head} has no expressions by name: its heads keep the network's own topology")
             self.progress.advance()
         with self._timed("draw"), self.folder.written() as written:
             self._draw_with(surface, track, written)
+
+    def _known_rig(self, track: Track) -> PersonRig | None:
+        """The person's rig of the run that gave the identity, where one did."""
+        given = self.options.identity
+        return None if given is None else rig_in(Path(given), track.z_id, self.folder.info.models[self.options.head])
 
     def _draw_with(self, surface: Surface, track: Track, written: WrittenFiles) -> None:
         mesh, carry = surface.mesh, surface.vertices_of

@@ -30,6 +30,7 @@ from nphm_track.tracking.written import RECORD, WrittenFiles
 
 TRACK_NPZ = "track.npz"
 CANONICAL_PLY = "canonical.ply"
+RIG_NPZ = "rig.npz"
 MESHES = "meshes"
 MESH_NAME = "{:06d}.ply"
 MESHES_NPZ = "meshes.npz"
@@ -39,6 +40,7 @@ OVERLAY_PNG = "overlay.png"
 """Stands for the video when the input is a single image."""
 TRANSFORMS_JSON = "transforms.json"
 REPORT_HTML = "report.html"
+FILES = (TRACK_NPZ, RIG_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML)
 LOCK = "run.lock"
 """There while a process writes the folder."""
 PATIENCE = 5.0
@@ -143,6 +145,10 @@ class RunFolder:
         return self.path / CANONICAL_PLY
 
     @property
+    def rig(self) -> Path:
+        return self.path / RIG_NPZ
+
+    @property
     def overlay(self) -> Path:
         return self.path / _overlay_name(self.info.input)
 
@@ -234,8 +240,7 @@ class RunFolder:
 
     def _files(self) -> Iterator[Path]:
         """Everything that a run may have written, but run.json and what is in ``work``."""
-        for name in (TRACK_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML):
-            yield self.path / name
+        yield from (self.path / name for name in FILES)
         for entry in (self.path / MESHES).glob("*.ply"):
             if entry.stem.isdigit():
                 yield entry

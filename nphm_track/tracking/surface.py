@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,18 +16,19 @@ from numpy.typing import NDArray
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.heads.carry import Carried, MeshCarrier
-from nphm_track.heads.correctives import CorrectedFrames
+from nphm_track.heads.correctives import CorrectedFrames, Correctives
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
 from nphm_track.heads.rig import Rig
+from nphm_track.heads.rig_file import PersonRig, load_rig, rig_key
 from nphm_track.heads.template import Template, load_template
 from nphm_track.heads.wrap import wrap
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.run_folder import RIG_NPZ, Run
 
 BLOCK = 64
 """Frames carried with warm starts before a cold one: a resumed run repeats a block at most, with the same meshes."""
@@ -43,11 +46,13 @@ class Surface:
         mesh: the neutral head.
         vertices_of: vertices [V, 3] (metres, head space) of a row, asked for in ascending order.
         template: whose topology the mesh has; None for the zero level's own.
+        person: the rig that poses it, where it is not read from meshes.
     """
 
     mesh: CanonicalMesh
     vertices_of: Callable[[int], Vertices]
     template: Template | None = None
+    person: PersonRig | None = None
 
     def painter(
         self,
@@ -78,20 +83,34 @@ def can_wrap(model: NphmDecoder) -> bool:
 
 def open_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig:
     """The rig of the person z_id [D_id]."""
+    return _rig_of(model, np.asarray(z_id, np.float32).tobytes())
+
+
+@lru_cache(maxsize=1)
+def _rig_of(model: NphmDecoder, code: bytes) -> Rig:
     template = load_template()
-    code = torch.from_numpy(np.asarray(z_id, np.float32)).to(model.mean_anchors.device)
-    return Rig.of(template, wrap(template, model, code))
+    z_id = torch.from_numpy(np.frombuffer(code, np.float32).copy()).to(model.mean_anchors.device)
+    return Rig.of(template, wrap(template, model, z_id))
 
 
-def open_surface(model: NphmDecoder, track: Track, topology: str, detail: float = 1.0) -> Surface:
+def open_surface(
+    model: NphmDecoder,
+    track: Track,
+    topology: str,
+    detail: float = 1.0,
+    known: PersonRig | None = None,
+    learn: bool = True,
+) -> Surface:
     """The surface of a track; ``detail`` is that of the zero level's mesh (``extract_canonical``).
 
-    A model whose expressions the template does not know has its zero level meshed whatever ``topology`` says. Raises
-    ModelError when the identity code has no surface.
+    ``known`` is a rig of the same person, to which correctives are added for what this track needs, unless ``learn``
+    is off: then it is the track's own. A model whose expressions the template does not know has its zero level meshed
+    whatever ``topology`` says. Raises ModelError when the identity code has no surface.
     """
     if topology == "template" and can_wrap(model):
-        rig = open_rig(model, track.z_id)
-        return Surface(CanonicalMesh(rig.neutral, rig.faces), RiggedFrames(model, rig, track), rig.template)
+        rig = known.rig if known else open_rig(model, track.z_id)
+        frames = RiggedFrames(model, rig, track, known.correctives if known else None, learn or known is None)
+        return Surface(CanonicalMesh(rig.neutral, rig.faces), frames, rig.template, PersonRig(rig, frames.correctives))
     z_id = torch.from_numpy(track.z_id).to(model.mean_anchors.device)
     mesh = extract_canonical(model, z_id, detail=detail)
     return Surface(mesh, CarriedFrames(model, mesh, track))
@@ -109,7 +128,8 @@ def surface_of(run: Run) -> Surface:
         template = load_template() if has_template(run) else None
         return Surface(CanonicalMesh(vertices, faces), lambda row: run.mesh(row)[0], template)
     detail = int(options.get("mesh_resolution", RESOLUTION)) / RESOLUTION
-    return open_surface(model_of(run), run.track, str(options.get("topology", "isosurface")), detail)
+    topology = str(options.get("topology", "isosurface"))
+    return open_surface(model_of(run), run.track, topology, detail, rig_of(run), learn=False)
 
 
 def writes_every_mesh(run: Run) -> bool:
@@ -122,6 +142,31 @@ def has_template(run: Run) -> bool:
     if run.info.options.get("topology") != "template":  # runs of earlier versions know of no other but isosurface
         return False
     return len(run.canonical()[0]) == len(load_template().neutral)
+
+
+def rig_in(folder: Path, z_id: NDArray[np.floating], head_model: str) -> PersonRig | None:
+    """The rig in a run's folder, if there is one of this identity code and head model (its SHA-256)."""
+    with suppress(InputError):
+        return load_rig(folder / RIG_NPZ, load_template(), rig_key(z_id, head_model))
+    return None
+
+
+def rig_of(run: Run) -> PersonRig | None:
+    """The rig that a finished run has made of its person, where it has one that is still valid."""
+    model = run.info.models.get(str(run.info.options.get("head_model", DEFAULT)))
+    return rig_in(run.path, run.track.z_id, str(model))
+
+
+def person_of(run: Run) -> PersonRig:
+    """The rig of a run in the template's topology: what it has made, or made again.
+
+    Raises InputError when it has to be made and the head model has changed.
+    """
+    made = rig_of(run)
+    if made is None:
+        made = open_surface(model_of(run), run.track, "template").person
+    assert made is not None, "the run's meshes are not the template's"
+    return made
 
 
 def model_of(run: Run) -> NphmDecoder:
@@ -138,22 +183,33 @@ class RiggedFrames:
     Correctives are found for ``BLOCK`` rows at a time, whichever of them is asked for.
     """
 
-    def __init__(self, model: NphmDecoder, rig: Rig, track: Track) -> None:
+    def __init__(
+        self,
+        model: NphmDecoder,
+        rig: Rig,
+        track: Track,
+        known: Correctives | None = None,
+        learn: bool = True,
+    ) -> None:
         self.rig = rig
         codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32))).to(model.mean_anchors.device)
         self.gaze = track.gaze if len(track.gaze) else None
         self.weights = rig.weights(model, codes, self.gaze)
         self.present = np.flatnonzero(track.status != Status.LOST)
         z_id = torch.from_numpy(np.asarray(track.z_id, np.float32)).to(codes)
-        self._correct = None
-        if len(self.present):
-            self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, self.present)
+        self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, known)
+        if learn and len(self.present):
+            self._correct.learn(self.present)
         self._block, self._rows, self._beside = -1, self.present[:0], np.empty((0, 0, 3), np.float32)
+
+    @property
+    def correctives(self) -> Correctives:
+        return self._correct.correctives
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
         out = self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
-        if self._correct is None or row not in self.present:
+        if row not in self.present:
             return out
         if row // BLOCK != self._block:
             self._block = row // BLOCK

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from nphm_track.errors import InputError
 from nphm_track.files.reading import read_json
+from nphm_track.heads.loading import DEFAULT
+from nphm_track.heads.rig_file import load_rig, rig_key
+from nphm_track.heads.template import load_template
 from nphm_track.rendering.ply import read_ply
 from nphm_track.tracking.checks import option_problems, track_problems
 from nphm_track.tracking.mesh_store import mesh_rows
@@ -21,6 +24,7 @@ from nphm_track.tracking.run_folder import (
     MESHES,
     MESHES_NPZ,
     REPORT_HTML,
+    RIG_NPZ,
     RUN_JSON,
     TRACK_NPZ,
     TRANSFORMS_JSON,
@@ -52,7 +56,7 @@ def validate_run(path: str | Path) -> list[str]:
     if problems:  # what was made of it is no better
         return problems
     run = Run(path, info)
-    return [problem for check in (_meshes, _overlay, _transforms, _report) for problem in check(run, track)]
+    return [problem for check in (_meshes, _rig, _overlay, _transforms, _report) for problem in check(run, track)]
 
 
 def lacking_files(run: Run, track: Track) -> set[str]:
@@ -61,7 +65,10 @@ def lacking_files(run: Run, track: Track) -> set[str]:
     lacking = set()
     if options.get("meshes", True):
         try:
-            size = len(read_ply(run.path / CANONICAL_PLY)[0]) and (run.path / CANONICAL_PLY).stat().st_size
+            vertices = len(read_ply(run.path / CANONICAL_PLY)[0])
+            size = vertices and (run.path / CANONICAL_PLY).stat().st_size
+            if options.get("topology") == "template" and vertices == len(load_template().neutral):
+                lacking |= set() if (run.path / RIG_NPZ).is_file() else {RIG_NPZ}
         except InputError:
             lacking.add(CANONICAL_PLY)
             size = 0
@@ -103,6 +110,22 @@ def _meshes(run: Run, track: Track) -> Iterator[str]:
         sample = np.unique(np.linspace(0, len(names) - 1, MESH_SAMPLE).astype(int))
         for name in (names[i] for i in sample):
             yield from _mesh_against(name, read_ply(folder / name), canonical)
+    except InputError as error:
+        yield str(error)
+
+
+def _rig(run: Run, track: Track) -> Iterator[str]:
+    """A rig that is there has to be whole and of this run's person, and to begin where its meshes do."""
+    path = run.path / RIG_NPZ
+    if RIG_NPZ in lacking_files(run, track):
+        yield f"{RIG_NPZ} is missing"
+    if not path.is_file():
+        return
+    name = str(run.info.options.get("head_model", DEFAULT))
+    try:
+        rig = load_rig(path, load_template(), rig_key(track.z_id, str(run.info.models.get(name)))).rig
+        if _format(run) is not None and not np.array_equal(rig.neutral, read_ply(run.path / CANONICAL_PLY)[0]):
+            yield f"{RIG_NPZ} has another neutral head than {CANONICAL_PLY}"
     except InputError as error:
         yield str(error)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from nphm_track.heads import correctives
-from nphm_track.heads.correctives import PROBES, CorrectedFrames, farthest, learn
+from nphm_track.heads.correctives import PROBES, CorrectedFrames, Correctives, farthest
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import expression_code, random_identities
 from nphm_track.heads.loading import load_head_model
@@ -34,7 +34,9 @@ def frames(model: NphmDecoder) -> CorrectedFrames:
     z_id = random_identities(model, 2, seed=7)[1]
     rig = Rig.of(load_template(), wrap(load_template(), model, z_id))
     codes = torch.stack([expression_code(model, e) for e in EXPRESSIONS]).detach()
-    return CorrectedFrames(model, rig, z_id, codes, rig.weights(model, codes), np.arange(3))
+    found = CorrectedFrames(model, rig, z_id, codes, rig.weights(model, codes))
+    found.learn(np.arange(3))
+    return found
 
 
 def test_frames_lie_where_the_deformation_puts_them_whether_learned_from_or_not(frames: CorrectedFrames) -> None:
@@ -69,11 +71,26 @@ def test_lips_and_lids_and_ears_keep_the_motion_of_the_shapes(frames: CorrectedF
 def test_weights_come_back_from_few_vertices() -> None:
     rng = np.random.default_rng(0)
     directions = rng.normal(0, 1e-3, (4, 900, 3)).astype(np.float32)
-    found = learn(np.arange(900), np.tensordot(rng.normal(0, 1, (12, 4)), directions, 1).astype(np.float32))
+    frames = np.tensordot(rng.normal(0, 1, (12, 4)), directions, 1).astype(np.float32)
+    found = Correctives.none(np.arange(900)).extended(frames)
     new = np.tensordot([0.3, -1, 2, 0.5], directions, 1).astype(np.float32)
     weights = new[found.probes].reshape(-1) @ found.solver
     assert len(found.probes) <= PROBES
     np.testing.assert_allclose(np.tensordot(weights, found.basis, 1), new, atol=1e-6)
+
+
+def test_a_take_adds_the_directions_that_the_person_lacks(
+    frames: CorrectedFrames, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = frames.correctives
+    again = CorrectedFrames(frames.model, frames.rig, frames.z_id, frames.z_ex, frames.weights, known)
+    again.learn(np.arange(3))
+    assert again.correctives is known  # they were learned from the same frames
+    monkeypatch.setattr(correctives, "ENOUGH_MEAN", 1e-5)
+    again.learn(np.array([3]))
+    assert len(again.correctives.basis) == len(known.basis) + 1
+    np.testing.assert_array_equal(again.correctives.basis[: len(known.basis)], known.basis)
+    assert not again._weights(np.array([3]))[1].any()
 
 
 def test_frames_to_learn_from_are_unlike_each_other() -> None:

@@ -23,6 +23,7 @@ from nphm_track.tracking.observe import observation_dtype
 from nphm_track.tracking.planning import plan_line
 from nphm_track.tracking.progress import NullProgress, Progress
 from nphm_track.tracking.records import InputInfo, Status
+from nphm_track.tracking.surface import rig_of
 from nphm_track.tracking.validate import validate_run
 from nphm_track.video.reader import open_video
 from nphm_track.video.source import VideoInfo
@@ -337,10 +338,27 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         run = self.track(Path("face.png"), tmp_path / "run")
         assert validate_run(run.path) == []
-        names = {"run.json", "track.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png", "report.html"}
-        assert {path.name for path in run.path.iterdir()} == names
+        names = {"run.json", "track.npz", "rig.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png"}
+        assert {path.name for path in run.path.iterdir()} == names | {"report.html"}
         monkeypatch.chdir("/")  # a run knows its clip wherever it is opened from
         assert render.render_overlay(run.path, tmp_path / "again.jpg").exists()
+
+    def test_a_take_of_known_identity_uses_the_rig_that_is_there(
+        self, clip: Path, undisturbed: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def wrapped_again(*arguments: object) -> None:
+            raise AssertionError("the rig is known")
+
+        frame = next(iter(open_video(clip)))
+        Image.fromarray(frame.image).save(tmp_path / "face.png")
+        monkeypatch.setattr("nphm_track.tracking.surface._rig_of", wrapped_again)
+        take = self.track(tmp_path / "face.png", tmp_path / "take", identity=undisturbed.path)
+        assert validate_run(take.path) == []
+        known, own = rig_of(undisturbed), rig_of(take)
+        assert known is not None and own is not None
+        np.testing.assert_array_equal(own.rig.neutral, known.rig.neutral)
+        count = len(known.correctives.basis)
+        np.testing.assert_array_equal(own.correctives.basis[:count], known.correctives.basis)
 
     def test_finished_run_is_returned_as_it_is(self, clip: Path, undisturbed: Run) -> None:
         before = (undisturbed.path / "track.npz").stat().st_mtime_ns
