@@ -1,20 +1,18 @@
-"""Animated binary glTF 2.0: head with morph targets, head pose on its node, camera.
+"""Animated binary glTF 2.0: head with morph targets, joints or a node for its pose, camera.
 
-The targets of a run in the template's topology are the person's rig by ARKit's names (``morphs.named_morphs``); others
-are found in the motion.
+A run in the template's topology is the person's rig (``export.rig``): ARKit's shapes by name, correctives, a skin with
+joints for head, jaw and eyes, a material for each tile of texture coordinates. Otherwise the mesh of node ``head`` has
+morph targets that were found in its motion (``morphs.fit_morphs``): at the mesh's own weights it is the neutral head.
 
-The world is the camera-fixed one. glTF itself is in metres and y up; another ``unit`` or ``up`` is written as asked
-and stated in ``asset.extras``. The mesh of node ``head`` has morph targets (``morphs.fit_morphs``), whose error
-stands in ``asset.extras``: at the mesh's own weights it is the neutral head, and animated weights move it. Time is
-that of the clip, counted from the first frame. While the head is lost its node has scale 0, since glTF animates no
-visibility; pose and weights have no keys there. A glTF camera is a centred pinhole: principal point and distortion it
-cannot hold are in ``asset.extras`` too.
+The world is the camera-fixed one. glTF itself is in metres and y up; another ``unit`` or ``up`` is written as asked and
+stated in ``asset.extras``, as are the errors of the morph targets. Time is that of the clip, counted from the first
+frame. While the head is lost its node has scale 0, since glTF animates no visibility; pose and weights have no keys
+there. A glTF camera is a centred pinhole: principal point and distortion it cannot hold are in ``asset.extras`` too.
 """
 
 from __future__ import annotations
 
-import json
-import struct
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,182 +21,228 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
 from nphm_track.export.frames import present_rows
+from nphm_track.export.glb_file import INDEX_DATA, VERTEX_DATA, Buffer, write_chunks
 from nphm_track.export.manifest import GENERATOR, camera
-from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, named_morphs, sparse
+from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, pixels_per_metre
 from nphm_track.export.options import ExportOptions
-from nphm_track.heads.template import load_template
+from nphm_track.export.rig import GROUPS, JOINTS, RiggedTake, rigged_take
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import surface_of
 
 NEAR, FAR = 0.01, 100.0
 """Clipping distances of the camera, metres."""
-FLOAT, UINT = 5126, 5125
-VERTEX_DATA, INDEX_DATA = 34962, 34963
 SKIN_COLOUR = (0.8, 0.72, 0.66, 1.0)
-SKIN = {
-    "name": "skin",
-    "doubleSided": True,
-    "pbrMetallicRoughness": {"baseColorFactor": list(SKIN_COLOUR), "metallicFactor": 0.0, "roughnessFactor": 0.6},
-}
-PAINTED = {
-    "name": "parts",
-    "doubleSided": True,
-    "pbrMetallicRoughness": {"baseColorFactor": [1.0, 1.0, 1.0, 1.0], "metallicFactor": 0.0, "roughnessFactor": 0.6},
-}
-"""Of a mesh whose vertices have the colours of its parts."""
+NORMAL_TURN = 0.01
+"""Changes of normals under a morph target that are smaller are left out: half a degree."""
+Array = NDArray[np.floating]
+
+
+@dataclass
+class _Head:
+    """What shows the head; the first node carries its pose."""
+
+    nodes: list[dict[str, Any]]
+    roots: list[int]
+    mesh: dict[str, Any]
+    materials: list[dict[str, Any]]
+    errors_px: tuple[float, float]
+    skins: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Animation:
+    """Channels of nodes, whose values are those of the rows with a head."""
+
+    def __init__(self, buffer: Buffer, time: NDArray[np.float64]) -> None:
+        self.buffer, self.times = buffer, buffer.add(time, "SCALAR", bounds=True)
+        self.samplers: list[dict[str, Any]] = []
+        self.channels: list[dict[str, Any]] = []
+
+    def add(self, node: int, path: str, values: ArrayLike, times: int | None = None, steps: bool = False) -> None:
+        """Animate ``path`` of a node; quaternions are made to take the short way."""
+        array = np.asarray(values)
+        kind = {"rotation": "VEC4", "weights": "SCALAR"}.get(path, "VEC3")
+        self.channels.append({"sampler": len(self.samplers), "target": {"node": node, "path": path}})
+        self.samplers.append(
+            {
+                "input": self.times if times is None else times,
+                "output": self.buffer.add(_continuous(array) if path == "rotation" else array, kind),
+                "interpolation": "STEP" if steps else "LINEAR",
+            }
+        )
 
 
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the file ``target``."""
     track, rows = run.track, present_rows(run)
-    morphs = named_morphs(run, rows, progress) or fit_morphs(run, rows, progress)
-    buffer = _Buffer()
-    mesh = _mesh(buffer, morphs, options)
+    buffer, clock = Buffer(), track.time - track.time[0]
+    animation = _Animation(buffer, clock[rows])
+    if surface_of(run).template is not None:
+        head = _rigged(run, rows, buffer, animation, options, progress)
+    else:
+        head = _found(run, rows, buffer, animation, options, progress)
+
     R, t = options.head_pose(track.R[rows], track.t[rows])
-    rotations = _continuous(Rotation.from_matrix(R).as_quat())
+    rotations = Rotation.from_matrix(R).as_quat()
+    head.nodes[0] |= {"rotation": rotations[0].tolist(), "translation": t[0].tolist()}
+    animation.add(0, "rotation", rotations)
+    animation.add(0, "translation", t)
+    if len(rows) < len(track):
+        seen = np.repeat((track.status != Status.LOST).astype(np.float32)[:, None], 3, 1)
+        animation.add(0, "scale", seen, buffer.add(clock, "SCALAR", bounds=True), steps=True)
+
     tilt = Rotation.from_matrix(options.axes).as_quat()
     content = {
-        "asset": {"generator": GENERATOR, "version": "2.0", "extras": _extras(track, morphs, options)},
+        "asset": {"generator": GENERATOR, "version": "2.0", "extras": _extras(track, head, options)},
         "scene": 0,
-        "scenes": [{"nodes": [0, 1]}],
-        "nodes": [
-            {"name": "head", "mesh": 0, "rotation": rotations[0].tolist(), "translation": t[0].tolist()},
-            {"name": "camera", "camera": 0, "rotation": tilt.tolist()},
-        ],
+        "scenes": [{"nodes": [*head.roots, len(head.nodes)]}],
+        "nodes": [*head.nodes, {"name": "camera", "camera": 0, "rotation": tilt.tolist()}],
         "cameras": [_camera(track, options)],
-        "materials": [SKIN, PAINTED],
-        "meshes": [mesh],
-        "animations": [_animation(buffer, track, rows, rotations, t, morphs.weights)],
+        "materials": head.materials,
+        "meshes": [head.mesh],
+        "animations": [{"name": "performance", "samplers": animation.samplers, "channels": animation.channels}],
         "accessors": buffer.accessors,
         "bufferViews": buffer.views,
         "buffers": [{"byteLength": buffer.length}],
     }
-    _write_chunks(target, content, buffer)
+    if head.skins:
+        content["skins"] = head.skins
+    write_chunks(target, content, buffer)
+
     K, (width, height) = track.K, track.image_size
     shift = float(np.hypot(K[0, 2] - width / 2, K[1, 2] - height / 2))
     if shift > 0.05 or track.distortion.any():
         progress.note(f"glTF cameras are centred and free of distortion: this one is {shift:.1f} px off centre")
-    count, share = len(morphs.targets), f"{100 * SHARE:g} % of the vertices"
-    progress.note(
-        f"{count} morph targets: {share} within {morphs.error_px:.3f} px, all {morphs.largest_error_px:.3f} px"
-    )
+    count, share = len(head.mesh["primitives"][0].get("targets", ())), f"{100 * SHARE:g} % of the vertices"
+    progress.note(f"{count} morph targets: {share} within {head.errors_px[0]:.3f} px, all {head.errors_px[1]:.3f} px")
 
 
-class _Buffer:
-    """The binary chunk: arrays with their accessors."""
-
-    def __init__(self) -> None:
-        self.parts: list[bytes] = []
-        self.length = 0
-        self.views: list[dict[str, int]] = []
-        self.accessors: list[dict[str, Any]] = []
-
-    def add(self, values: ArrayLike, type: str, *, target: int | None = None, bounds: bool = False) -> int:
-        """Index of the accessor of an array: float32, or uint32 for integers; rows are elements."""
-        array = np.asarray(values)
-        integer = array.dtype.kind in "iu"
-        array = np.ascontiguousarray(array, "<u4" if integer else "<f4")
-        width = {"SCALAR": 1, "VEC3": 3, "VEC4": 4}[type]
-        accessor = {
-            "bufferView": self._view(array, target),
-            "componentType": UINT if integer else FLOAT,
-            "count": array.size // width,
-            "type": type,
-        }
-        if bounds:
-            table = array.reshape(-1, width)
-            accessor |= {"min": table.min(0).tolist(), "max": table.max(0).tolist()}
-        self.accessors.append(accessor)
-        return len(self.accessors) - 1
-
-    def add_sparse(self, points: NDArray[np.floating], moving: NDArray[np.integer]) -> int:
-        """Index of the accessor of points [V, 3] of which only the rows ``moving`` [M] are not zero."""
-        values = np.ascontiguousarray(points[moving], "<f4")
-        self.accessors.append(
-            {
-                "componentType": FLOAT,
-                "count": len(points),
-                "type": "VEC3",
-                "min": values.min(0, initial=0).tolist(),
-                "max": values.max(0, initial=0).tolist(),
-                "sparse": {
-                    "count": len(moving),
-                    "indices": {"bufferView": self._view(moving.astype("<u4")), "componentType": UINT},
-                    "values": {"bufferView": self._view(values)},
-                },
-            }
-        )
-        return len(self.accessors) - 1
-
-    def _view(self, array: NDArray[Any], target: int | None = None) -> int:
-        self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": array.nbytes})
-        if target is not None:
-            self.views[-1]["target"] = target
-        self.parts.append(array.tobytes())
-        self.length += array.nbytes  # all components have four bytes: alignment is kept
-        return len(self.views) - 1
+def _found(
+    run: Run, rows: NDArray[np.int64], buffer: Buffer, animation: _Animation, options: ExportOptions, progress: Progress
+) -> _Head:
+    """A mesh whose morph targets are found in the motion."""
+    morphs = fit_morphs(run, rows, progress)
+    node = {"name": "head", "mesh": 0}
+    if morphs.weights.shape[1]:
+        animation.add(0, "weights", morphs.weights.ravel())
+    errors = (morphs.error_px, morphs.largest_error_px)
+    return _Head([node], [0], _mesh(buffer, morphs, options), [_material("skin", SKIN_COLOUR)], errors)
 
 
-def _mesh(buffer: _Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, Any]:
-    def points(values: NDArray[np.float32]) -> int:
-        return buffer.add(options.points(values), "VEC3", target=VERTEX_DATA, bounds=True)
-
-    normals = vertex_normals(morphs.neutral, morphs.faces)
-    normals[~normals.any(1)] = (0, 0, 1)  # glTF wants unit length of unused vertices too
+def _mesh(buffer: Buffer, morphs: Morphs, options: ExportOptions) -> dict[str, Any]:
+    normals = _normals(morphs.neutral, morphs.faces)
+    base = options.points(morphs.base)
     primitive: dict[str, Any] = {
         "attributes": {
-            "POSITION": points(morphs.base),
+            "POSITION": buffer.add(base, "VEC3", target=VERTEX_DATA, bounds=True),
             "NORMAL": buffer.add(normals @ options.axes.T, "VEC3", target=VERTEX_DATA),
         },
         "indices": buffer.add(morphs.faces.ravel(), "SCALAR", target=INDEX_DATA),
         "material": 0,
     }
-    if morphs.names:
-        primitive["attributes"]["COLOR_0"] = buffer.add(
-            load_template().colours_on(SKIN_COLOUR[:3]), "VEC3", target=VERTEX_DATA
-        )
-        primitive["material"] = 1
     mesh: dict[str, Any] = {"name": "head", "primitives": [primitive]}
-
-    def displacements(target: NDArray[np.float32]) -> int:
-        moving = np.flatnonzero(target.any(1))
-        few = len(moving) and sparse(len(moving), len(target))
-        return buffer.add_sparse(options.points(target), moving) if few else points(target)
-
     if len(morphs.targets):
-        primitive["targets"] = [{"POSITION": displacements(target)} for target in morphs.targets]
+        primitive["targets"] = [{"POSITION": buffer.displacements(options.points(target))} for target in morphs.targets]
         mesh["weights"] = morphs.rest.tolist()
-        mesh["extras"] = {"targetNames": list(morphs.names) or [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
+        mesh["extras"] = {"targetNames": [f"motion_{k:02d}" for k in range(len(morphs.targets))]}
     return mesh
 
 
-def _animation(
-    buffer: _Buffer,
-    track: Track,
-    rows: NDArray[np.int64],
-    rotations: NDArray[np.float64],
-    translations: NDArray[np.float64],
-    weights: NDArray[np.float32],
-) -> dict[str, Any]:
-    samplers: list[dict[str, Any]] = []
-    channels: list[dict[str, Any]] = []
+def _rigged(
+    run: Run, rows: NDArray[np.int64], buffer: Buffer, animation: _Animation, options: ExportOptions, progress: Progress
+) -> _Head:
+    """The person's rig: a skinned mesh, whose joints are the first nodes."""
+    take = rigged_take(run, rows, progress)
+    axes, mesh_node = options.axes, len(JOINTS)
+    places = options.points(take.places)
+    nodes = [{"name": name, "translation": place.tolist()} for name, place in zip(JOINTS, places, strict=True)]
+    nodes[0]["children"] = list(range(1, len(JOINTS)))  # type: ignore[assignment]
+    for j in range(1, len(JOINTS)):
+        turned = axes @ take.turns[:, j].astype(np.float64) @ axes.T
+        animation.add(j, "rotation", Rotation.from_matrix(turned).as_quat())
+        if take.shifts[:, j].any():
+            animation.add(j, "translation", places[j] + options.points(take.shifts[:, j]))
+    animation.add(mesh_node, "weights", take.weights.ravel())
+    nodes.append({"name": "head_mesh", "mesh": 0, "skin": 0})  # type: ignore[dict-item]
 
-    def animate(path: str, times: int, values: int, interpolation: str = "LINEAR") -> None:
-        channels.append({"sampler": len(samplers), "target": {"node": 0, "path": path}})
-        samplers.append({"input": times, "output": values, "interpolation": interpolation})
+    unbound = np.tile(np.eye(4), (len(JOINTS), 1, 1))
+    unbound[:, 3, :3] = -places  # glTF's matrices are stored by columns
+    skin = {
+        "joints": list(range(len(JOINTS))),
+        "skeleton": 0,
+        "inverseBindMatrices": buffer.add(unbound.reshape(-1, 16), "MAT4"),
+    }
+    pixels = pixels_per_metre(run, rows).max()
+    errors = (take.error[0] * pixels, take.error[1] * pixels)
+    materials = [_material(name, (1.0, 1.0, 1.0, 1.0)) for name in GROUPS]  # vertices have the colours
+    return _Head(nodes, [0, mesh_node], _skinned(buffer, take, options), materials, errors, [skin])
 
-    clock = track.time - track.time[0]
-    times = buffer.add(clock[rows], "SCALAR", bounds=True)
-    animate("rotation", times, buffer.add(rotations, "VEC4"))
-    animate("translation", times, buffer.add(translations, "VEC3"))
-    if weights.shape[1]:
-        animate("weights", times, buffer.add(weights.ravel(), "SCALAR"))
-    if len(rows) < len(track):
-        seen = np.repeat((track.status != Status.LOST).astype(np.float32)[:, None], 3, 1)
-        animate("scale", buffer.add(clock, "SCALAR", bounds=True), buffer.add(seen, "VEC3"), "STEP")
-    return {"name": "performance", "samplers": samplers, "channels": channels}
+
+def _skinned(buffer: Buffer, take: RiggedTake, options: ExportOptions) -> dict[str, Any]:
+    """The mesh, a primitive for each group of parts; vertices on seams of the texture coordinates are there twice."""
+    template, faces = take.template, take.template.faces
+    normals = _normals(take.neutral, faces)
+    changes = [_normals(take.neutral + target, faces) - normals for target in take.targets]
+    colours = template.colours_on(SKIN_COLOUR[:3])
+    joint, (group, in_tile) = take.joint_of_vertex, take.tiles(faces, template.face_uv)
+
+    def turned(vectors: Array) -> Array:
+        return vectors @ options.axes.T
+
+    primitives = []
+    for g in range(len(GROUPS)):
+        corners = np.stack([faces[group == g], template.face_uv[group == g]], -1).reshape(-1, 2)
+        own, first, indices = np.unique(corners, axis=0, return_index=True, return_inverse=True)
+        v, uv = own[:, 0], in_tile[group == g].reshape(-1, 2)[first]
+        uv[:, 1] = 1 - uv[:, 1]  # glTF counts from the top
+        skinned = np.zeros((2, len(v), 4), np.uint8)
+        skinned[0, :, 0], skinned[1, :, 0] = joint[v], 255
+        points, shaded = options.points(take.neutral[v]), turned(normals[v])
+        weights = buffer.add(skinned[1], "VEC4", target=VERTEX_DATA)
+        buffer.accessors[weights]["normalized"] = True
+        targets = []
+        for target, change in zip(take.targets, changes, strict=True):
+            bent = np.where(np.abs(change[v]).max(1, keepdims=True) > NORMAL_TURN, change[v], 0)
+            targets.append(
+                {
+                    "POSITION": buffer.displacements(options.points(target[v])),
+                    "NORMAL": buffer.displacements(turned(bent)),
+                }
+            )
+        primitives.append(
+            {
+                "attributes": {
+                    "POSITION": buffer.add(points, "VEC3", target=VERTEX_DATA, bounds=True),
+                    "NORMAL": buffer.add(shaded, "VEC3", target=VERTEX_DATA),
+                    "TEXCOORD_0": buffer.add(uv, "VEC2", target=VERTEX_DATA),
+                    "COLOR_0": buffer.add(colours[v], "VEC3", target=VERTEX_DATA),
+                    "JOINTS_0": buffer.add(skinned[0], "VEC4", target=VERTEX_DATA),
+                    "WEIGHTS_0": weights,
+                },
+                "indices": buffer.add(indices.ravel(), "SCALAR", target=INDEX_DATA),
+                "material": g,
+                "targets": targets,
+            }
+        )
+    rest, names = [0.0] * len(take.names), list(take.names)
+    return {"name": "head", "primitives": primitives, "weights": rest, "extras": {"targetNames": names}}
+
+
+def _normals(vertices: Array, faces: NDArray[np.integer]) -> Array:
+    """Unit normals [V, 3]; glTF wants some of unused vertices too."""
+    normals = vertex_normals(vertices, faces)
+    normals[~normals.any(1)] = (0, 0, 1)
+    return normals
+
+
+def _material(name: str, colour: tuple[float, ...]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "doubleSided": True,
+        "pbrMetallicRoughness": {"baseColorFactor": list(colour), "metallicFactor": 0.0, "roughnessFactor": 0.6},
+    }
 
 
 def _camera(track: Track, options: ExportOptions) -> dict[str, Any]:
@@ -215,14 +259,14 @@ def _camera(track: Track, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _extras(track: Track, morphs: Morphs, options: ExportOptions) -> dict[str, Any]:
+def _extras(track: Track, head: _Head, options: ExportOptions) -> dict[str, Any]:
     return {
         **options.described(),
         "camera": camera(track),
         "start_time": float(track.time[0]),
         **({"images": track.image.tolist()} if len(track.image) else {}),
-        "morph_error_px": round(morphs.error_px, 4),
-        "morph_largest_error_px": round(morphs.largest_error_px, 4),
+        "morph_error_px": round(head.errors_px[0], 4),
+        "morph_largest_error_px": round(head.errors_px[1], 4),
     }
 
 
@@ -231,13 +275,3 @@ def _continuous(quaternions: NDArray[np.float64]) -> NDArray[np.float64]:
     flips = np.sign((quaternions[1:] * quaternions[:-1]).sum(1))
     flips[flips == 0] = 1
     return quaternions * np.cumprod(np.r_[1.0, flips])[:, None]
-
-
-def _write_chunks(path: Path, content: dict[str, Any], buffer: _Buffer) -> None:
-    text = json.dumps(content, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 4)
-    with open(path, "wb") as file:
-        file.write(struct.pack("<4sII", b"glTF", 2, 28 + len(text) + buffer.length))
-        file.write(struct.pack("<I4s", len(text), b"JSON") + text)
-        file.write(struct.pack("<I4s", buffer.length, b"BIN\0"))
-        file.writelines(buffer.parts)

@@ -1,17 +1,16 @@
-"""A sequence of heads as one mesh and morph targets: the person's rig, or what a truncated SVD of the motion gives."""
+"""A sequence of heads as one mesh and morph targets, by a truncated SVD of the motion."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from nphm_track.export.frames import canonical, vertices
+from nphm_track.export.glb_file import sparse
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
-from nphm_track.tracking.surface import model_of, open_rig, surface_of
 
 SAMPLE = 320
 """Frames the targets are found in at a time: spread over the clip, then those that are worst; this bounds memory."""
@@ -45,35 +44,6 @@ class Morphs:
     rest: NDArray[np.float32]  # [K] weights of the neutral head, 0..1
     error_px: float  # distance from the mesh on screen, pixels, that ``SHARE`` of the vertices keep in every frame
     largest_error_px: float  # of any vertex in any frame
-    names: tuple[str, ...] = ()  # of the targets; left out, they are only numbered
-
-
-def named_morphs(run: Run, rows: NDArray[np.int64], progress: Progress) -> Morphs | None:
-    """The rig of the run's person as morph targets by ARKit's names, and its weights in the frames of ``rows``.
-
-    None for a run whose meshes are no template's. Targets are linear where a frame's jaw and eyes are turned, and
-    weights beyond 0 and 1 are replaced (``within_bounds``): the errors tell what that costs. Raises InputError when
-    the head model has changed.
-    """
-    if surface_of(run).template is None:
-        return None
-    model, track = model_of(run), run.track
-    rig = open_rig(model, track.z_id)
-    gaze = track.gaze[rows] if len(track.gaze) else None
-    shapes = rig.arkit_shapes()
-    targets = np.stack(list(shapes.values()))
-    weights = within_bounds(rig.arkit_weights(rig.weights(model, torch.from_numpy(track.z_ex[rows]), gaze)), targets)
-    progress.stage("morph targets", len(rows))
-    errors = np.empty((len(rows), 2))
-    drawn = np.unique(rig.faces)
-    for i, (row, points) in enumerate(vertices(run, rows)):
-        made = rig.neutral + np.tensordot(weights[i], targets, 1)
-        off = np.linalg.norm((made - points)[drawn], axis=1) * _pixels_per_metre(run, row)
-        errors[i] = np.quantile(off, SHARE), off.max()
-        progress.advance()
-    rest = np.zeros(len(targets), np.float32)
-    worst, largest = errors.max(0).tolist()
-    return Morphs(rig.neutral, rig.neutral, rig.faces, targets, weights, rest, worst, largest, tuple(shapes))
 
 
 def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int | None = None) -> Morphs:
@@ -88,7 +58,7 @@ def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int 
         for i, (_, points) in enumerate(vertices(run, rows[chosen])):
             motion[i] = (points - neutral).ravel()
             progress.advance()
-        full = targets.extend(motion, _pixels_per_metre(run, rows[chosen]), most)
+        full = targets.extend(motion, pixels_per_metre(run, rows[chosen]), most)
         del motion
         basis, shown = targets.arrays()
         weights = np.empty((len(rows), len(basis)), np.float32)
@@ -96,7 +66,7 @@ def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int 
         for i, (row, points) in enumerate(vertices(run, rows)):
             moved = (points - neutral).ravel()
             weights[i] = basis @ moved
-            off = np.linalg.norm((moved - weights[i] @ shown).reshape(-1, 3), axis=1) * _pixels_per_metre(run, row)
+            off = np.linalg.norm((moved - weights[i] @ shown).reshape(-1, 3), axis=1) * pixels_per_metre(run, row)
             errors[i] = np.quantile(off, SHARE), off.max()
             progress.advance()
         chosen = np.sort(np.argsort(-errors[:, 0])[: min(SAMPLE, int((errors[:, 0] > TOLERANCE_PX).sum()))])
@@ -112,25 +82,6 @@ def fit_morphs(run: Run, rows: NDArray[np.int64], progress: Progress, most: int 
     base = neutral + (low @ shown).reshape(neutral.shape)
     weights = np.clip((weights - low) / span, 0, 1)  # no more than rounding is clipped
     return Morphs(neutral, base, faces, displacements, weights, -low / span, *errors.max(0).tolist())
-
-
-def within_bounds(weights: NDArray[np.float32], targets: NDArray[np.float32], sweeps: int = 40) -> NDArray[np.float32]:
-    """Weights [N, K] within 0 and 1 that move vertices most like those given do, targets being [K, V, 3].
-
-    Least squares by coordinate descent, all frames at once: what one shape may not undo, others do as far as they can.
-    """
-    flat = targets.reshape(len(targets), -1)
-    gram = flat @ flat.T
-    out = np.clip(weights, 0, 1)
-    for _ in range(sweeps):
-        for k in np.flatnonzero(np.diag(gram) > 0):
-            out[:, k] = np.clip(out[:, k] - (out - weights) @ gram[:, k] / gram[k, k], 0, 1)
-    return out
-
-
-def sparse(moving: int, vertices: int) -> bool:
-    """Whether a target that moves so many of the vertices takes less room with their numbers beside them."""
-    return 16 * moving < 12 * vertices
 
 
 class _Targets:
@@ -191,7 +142,7 @@ def _good_enough(motion: NDArray[np.float32], pixels: NDArray[np.float64]) -> bo
     return bool((np.quantile(off, SHARE, axis=1) * pixels).max() <= 0.9 * TOLERANCE_PX)  # the rest is for STILL_PX
 
 
-def _pixels_per_metre(run: Run, rows: NDArray[np.int64] | int) -> NDArray[np.float64]:
+def pixels_per_metre(run: Run, rows: NDArray[np.int64] | int) -> NDArray[np.float64]:
     """On-screen size of a metre across the line of sight, at the head's origin."""
     track = run.track
     return np.asarray(max(track.K[0, 0], track.K[1, 1]) / track.t[rows, ..., 2])

@@ -1,11 +1,12 @@
-"""USD (binary): ``head.usdc`` with time-sampled points, head pose, camera and background plate (extra ``usd``).
+"""USD (binary): ``head.usdc`` with the head, its pose, camera and background plate (extra ``usd``).
 
-The world is the camera-fixed one; the stage states its unit and up axis. ``/World/Head`` carries the pose,
-``/World/Head/Mesh`` the points in the head-fixed world, ``/World/Camera`` the lens (36 mm wide film; the principal
-point is an aperture offset, the distortion an attribute ``lens:distortion``). Time codes count frames of the clip's
-nominal rate from its first frame, fractions included, so that variable rates survive. While the head is lost it is
-invisible, and pose and points have no samples. USD has no schema for a background plate: ``plate:file`` of the camera
-names the clip, from the stage's folder, or each frame's picture: of a folder of images, and with ``images``.
+The world is the camera-fixed one; the stage states its unit and up axis. A run in the template's topology is the
+person's rig (``usd_rig``). Of another, ``/World/Head`` carries the pose and ``/World/Head/Mesh`` time-sampled points in
+the head-fixed world. ``/World/Camera`` is the lens (36 mm wide film; the principal point is an aperture offset, the
+distortion an attribute ``lens:distortion``). Time codes count frames of the clip's nominal rate from its first frame,
+fractions included, so that variable rates survive. While the head is lost it is invisible, and pose and points have no
+samples. USD has no schema for a background plate: ``plate:file`` of the camera names the clip, from the stage's folder,
+or each frame's picture: of a folder of images, and with ``images``.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from nphm_track.errors import InputError
 from nphm_track.export.frames import IMAGES, canonical, frame_names, frame_rate, present_rows, vertices, write_images
 from nphm_track.export.manifest import GENERATOR, write_manifest
 from nphm_track.export.options import METRES_PER_UNIT, ExportOptions
+from nphm_track.export.usd_rig import write_rig
 from nphm_track.files.names import text_of
 from nphm_track.tracking.clip import find_clip
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, relative_path
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import surface_of
 
 if TYPE_CHECKING:
     from pxr import Usd
@@ -56,7 +59,11 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     stage.SetEndTimeCode(float(codes[-1]))
     stage.SetDefaultPrim(UsdGeom.Xform.Define(stage, "/World").GetPrim())
     _camera(stage, run, target, options, codes)
-    _head(stage, run, options, codes, progress)
+    if surface_of(run).template is not None:
+        write_rig(stage, run, options, codes, progress)
+    else:
+        _head(stage, run, options, codes, progress)
+    _hide_while_lost(stage, run, codes)
     stage.Save()
     if options.images:
         write_images(run, target, progress, lost=True, clip=options.clip)
@@ -89,7 +96,13 @@ def _head(stage: Usd.Stage, run: Run, options: ExportOptions, codes: NDArray[np.
         if i % FLUSH == 0:
             stage.Save()
         progress.advance()
-    visible, lost = UsdGeom.Imageable(head).CreateVisibilityAttr(), track.status == Status.LOST
+
+
+def _hide_while_lost(stage: Usd.Stage, run: Run, codes: NDArray[np.float64]) -> None:
+    from pxr import UsdGeom
+
+    visible = UsdGeom.Imageable.Get(stage, "/World/Head").CreateVisibilityAttr()
+    lost = run.track.status == Status.LOST
     if lost.any():
         for row in np.flatnonzero(np.diff(lost, prepend=not lost[0])).tolist():
             visible.Set(UsdGeom.Tokens.invisible if lost[row] else UsdGeom.Tokens.inherited, float(codes[row]))

@@ -41,6 +41,10 @@ eyeballs, 14.6 mm: turned by the whole angle, its irises would leave those of th
 ROUNDING = 1e-6
 """Metres: less motion than this is rounding."""
 JAW = ("jawOpen", "jawForward", "jawLeft", "jawRight")
+TONGUE = "tongueOut"
+"""The one of ARKit's shapes that neither ICT-FaceKit nor MediaPipe has."""
+TONGUE_OUT = 0.034
+"""Metres that the tip of the tongue comes forward at a weight of 1 of tongueOut, which is made for an open mouth."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ class Rig:
         index, flat = self._moving
         v[index] += (np.asarray(weights, np.float32) @ flat).reshape(-1, 3)
         mouth = self.template.mouth
-        rotation, shift = self._jaw_motion(weights)
+        rotation, shift = self.jaw_motion(weights)
         rest, share = self.neutral[mouth], self.template.jaw[mouth, None]
         v[mouth] = rest + share * (rest @ (rotation - np.eye(3, dtype=np.float32)).T + shift)
         if gaze is not None and np.isfinite(gaze).all():
@@ -140,7 +144,7 @@ class Rig:
         x = x - x.mean(0)
         return index, moved.mean(1), np.einsum("jvc,vd->jcd", moved, x), x.T @ x
 
-    def _jaw_motion(self, weights: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def jaw_motion(self, weights: NDArray[np.floating]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Rotation [3, 3] and translation [3] that move the lower teeth most like their linear shapes (Kabsch)."""
         index, shift, product, own = self._jaw
         w = np.asarray(weights, np.float64)[index]
@@ -164,7 +168,8 @@ class Rig:
     def arkit_shapes(self) -> dict[str, NDArray[np.float32]]:
         """Displacements [V, 3] at weight 1 by ARKit's names, then those of shapes that ARKit lacks.
 
-        Teeth go with the jaw and eyeballs with eyeLook; :func:`arkit_weights` are the weights for them.
+        Teeth go with the jaw; eyeLook moves lids alone, since eyes turn. :meth:`arkit_weights` are the weights for
+        them, where tongueOut, which the head model does not know, is 0.
         """
         eye = np.eye(len(self.names), dtype=np.float32)
         combine = arkit_maps(self.names)[0].astype(np.float32)
@@ -172,19 +177,36 @@ class Rig:
         named |= {_arkit_name(n): eye[self.names.index(n)] for n in self.names if n.startswith(BEYOND_ARKIT)}
         out = {}
         for name, weights in named.items():
-            gaze = np.tile(np.array([0, 0, 1.0]), (2, 1))
-            if name.startswith("eyeLook"):
-                gaze[0 if name.endswith("Left") else 1] = _looking(name)
-            moved = self.vertices(weights, gaze) - self.neutral
+            moved = self.vertices(weights) - self.neutral
             out[name] = np.where(np.abs(moved).max(1, keepdims=True) > ROUNDING, moved, 0)
+        return {name: self._tongue_out() if name == TONGUE else out[name] for name in self.arkit_names}
+
+    @property
+    def arkit_names(self) -> tuple[str, ...]:
+        """The 52 of ARKit, then those of shapes that it lacks."""
+        return (*ARKIT_BLENDSHAPES, TONGUE, *(_arkit_name(n) for n in self.names if n.startswith(BEYOND_ARKIT)))
+
+    def _tongue_out(self) -> NDArray[np.float32]:
+        """Displacements [V, 3] that put the tongue out, over the lower teeth and down at its tip; thinner on the way.
+
+        From its root at z = 0 of the template to its tip.
+        """
+        template, out = self.template, np.zeros_like(self.neutral)
+        own = template.tongue
+        x, y, z = template.neutral[own].T
+        along = np.clip(z / z.max(), 0, 1)
+        thin = 0.5 * np.clip(along / 0.6, 0, 1)
+        out[own, 0] = -0.25 * along * x
+        out[own, 1] = thin * (y.max() - y) + 0.006 * np.sin(np.pi * np.minimum(along / 0.7, 1) / 2) - 0.012 * along**4
+        out[own, 2] = TONGUE_OUT * along**1.2
         return out
 
     def arkit_weights(self, weights: NDArray[np.floating]) -> NDArray[np.float32]:
-        """Weights [..., 57] of :meth:`arkit_shapes` for the rig's own [..., K].
+        """Weights [..., 58] of :meth:`arkit_shapes` for the rig's own [..., K].
 
         What ARKit has once for both sides gets the smaller of both; the rest of the larger goes to that side's own.
         """
-        names = [*ARKIT_BLENDSHAPES, *(_arkit_name(n) for n in self.names if n.startswith(BEYOND_ARKIT))]
+        names = self.arkit_names
         out = np.zeros((*weights.shape[:-1], len(names)), np.float32)
         for i, name in enumerate(self.names):
             out[..., names.index(_arkit_name(name))] = weights[..., i]
@@ -204,16 +226,6 @@ def look_weights(gaze: NDArray[np.floating], side: str) -> dict[str, NDArray[np.
     outward, upward = (yaw if side == "L" else -yaw) / LOOK_ANGLE, pitch / LOOK_ANGLE  # +x is the face's left
     turns = {"Out": outward, "In": -outward, "Up": upward, "Down": -upward}
     return {f"eyeLook{name}": np.clip(turn, 0, 1) for name, turn in turns.items()}
-
-
-def _looking(name: str) -> NDArray[np.float64]:
-    """Unit vector [3] along which the eye of an eyeLook shape looks at weight 1."""
-    outward = 1 if name.endswith("Left") else -1
-    s, c = np.sin(LOOK_ANGLE), np.cos(LOOK_ANGLE)
-    x = {"Out": s * outward, "In": -s * outward}
-    y = {"Up": s, "Down": -s}
-    stem = name.removeprefix("eyeLook").removesuffix("Left").removesuffix("Right")
-    return np.array([x.get(stem, 0.0), y.get(stem, 0.0), c])
 
 
 def _arkit_name(name: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import dijkstra
+from scipy.sparse.csgraph import connected_components, dijkstra
 
 from nphm_track.conventions import LIPS, N_LANDMARKS
 from nphm_track.errors import ModelError
@@ -54,6 +54,8 @@ TRUSTED = 0.9
 """Trust from which the network's surface is followed rather than the linear shapes."""
 GAMMA = 2.2
 """Of screens."""
+MIDDLE = 0.005
+"""Metres from the middle of the mouth within which its lower part is tongue above all."""
 NECK = 0.02
 """Metres above the plane of the cut within which there is neck alone."""
 Part = tuple[int, int]
@@ -139,16 +141,50 @@ class Template:
         return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)
 
     @cached_property
-    def faces(self) -> NDArray[np.int32]:
-        """Triangles [F', 3] of all parts but ``CARDS`` and what lies behind the eyes' outer shells."""
-        q = self.quads
+    def drawn(self) -> NDArray[np.int64]:
+        """Places in ``quads`` of what is drawn: all parts but ``CARDS`` and what lies behind the eyes' outer shells."""
         behind = np.zeros(len(self.neutral), bool)
         for side in ("left", "right"):
             behind[self.part(f"lashes_{side}")] = True
             start, stop = self.parts[f"eye_{side}"]
             behind[start + self.eye_shell : stop] = True
-        q = q[~behind[q[:, 0]]]
-        return np.concatenate([q[:, :3], q[q[:, 3] >= 0][:, [0, 2, 3]]]).astype(np.int32)
+        return np.flatnonzero(~behind[self.quads[:, 0]])
+
+    @cached_property
+    def faces(self) -> NDArray[np.int32]:
+        """Triangles [F', 3] of what is ``drawn``."""
+        return self.quads[self.drawn].ravel()[self._corners].reshape(-1, 3).astype(np.int32)
+
+    @cached_property
+    def face_uv(self) -> NDArray[np.int32]:
+        """Places in ``uv`` [F', 3] of the corners of ``faces``."""
+        return self.quad_uv[self.drawn].ravel()[self._corners].reshape(-1, 3).astype(np.int32)
+
+    @property
+    def _corners(self) -> NDArray[np.int64]:
+        """Places of the corners of triangles among those of the quads that are drawn."""
+        quads = np.arange(4 * len(self.drawn)).reshape(-1, 4)
+        return np.concatenate([quads[:, :3], quads[self.quads[self.drawn, 3] >= 0][:, [0, 2, 3]]]).ravel()
+
+    @cached_property
+    def tongue(self) -> NDArray[np.int64]:
+        """Vertices of the tongue: the chart of texture coordinates with the highest point that moves with the jaw.
+
+        In the middle of the mouth.
+        """
+        own = self.quads[:, 0]
+        start, stop = self.parts["gums"]
+        inside = (own >= start) & (own < stop)
+        quads, uv = self.quads[inside], self.quad_uv[inside]
+        ring = np.where(quads[:, 3:] < 0, [0, 1, 2, 2], [0, 1, 2, 3])
+        uv, quads = np.take_along_axis(uv, ring, 1), np.take_along_axis(quads, ring, 1)
+        steps = np.concatenate([uv[:, [k, (k + 1) % 4]] for k in range(4)])
+        graph = coo_matrix((np.ones(len(steps)), steps.T), (len(self.uv), len(self.uv)))
+        chart = connected_components(graph, directed=False)[1][uv[:, 0]]
+        middle = np.abs(self.neutral[start:stop, 0]) < MIDDLE
+        lower = start + np.flatnonzero(middle & (self.jaw[start:stop] > 0.99))
+        top = lower[self.neutral[lower, 1].argmax()]
+        return np.unique(quads[chart == chart[(quads == top).any(1)][0]])
 
     @cached_property
     def head_faces(self) -> NDArray[np.int32]:

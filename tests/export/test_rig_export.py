@@ -1,4 +1,4 @@
-"""A run in the template's topology as an animated GLB: the person's rig by ARKit's names."""
+"""A run in the template's topology as animated GLB and USD: the person's rig, by rules of their readers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from nphm_track import Run, TrackOptions
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.formats import export
-from nphm_track.export.morphs import within_bounds
+from nphm_track.export.rig import GROUPS, JOINTS, within_bounds
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
+from nphm_track.kd_tree import kd_tree
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.records import InputInfo, Track
@@ -23,7 +25,8 @@ from nphm_track.tracking.surface import open_surface
 
 pygltflib = pytest.importorskip("pygltflib")
 
-EXPRESSIONS = ({"jawOpen": 0.3}, {"mouthSmile_L": 0.7, "browDown_R": 0.5}, {"eyeBlink_L": 1.0})
+EXPRESSIONS = ({"jawOpen": 0.3}, {}, {"mouthSmile_L": 0.7, "browDown_R": 0.5}, {"eyeBlink_L": 1.0})
+LOST, SEEN = 1, (0, 2, 3)
 
 
 @pytest.fixture(scope="module")
@@ -44,39 +47,178 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     clip = InputInfo(path=str(path / "clip.mp4"), sha256="0", size=1, width=320, height=240, fps=25)
     models = {"nphm-small": sha256(resolve("nphm-small"))}
     folder = RunFolder.open(path / "run", clip, TrackOptions(overlay=False), models=models)
+    track.status[LOST], track.z_ex[LOST], track.R[LOST], track.t[LOST], track.gaze[LOST] = 2, *(4 * (np.nan,))
     track.save(folder.track)
     surface = open_surface(model, track, "template")
     write_ply(folder.canonical, surface.mesh.vertices, surface.mesh.faces)
     folder.mesh_path(0).parent.mkdir()
-    for row in range(n):
+    for row in SEEN:
         write_ply(folder.mesh_path(row), surface.vertices_of(row), surface.mesh.faces)
     return folder.finish(quality=track.quality())
 
 
-def test_glb_has_arkits_shapes_by_name_and_their_weights(run: Run, tmp_path: Path) -> None:
-    glb = pygltflib.GLTF2().load(str(export(run, "glb", tmp_path / "head.glb")))
-    mesh = glb.meshes[0]
-    names = mesh.extras["targetNames"]
-    assert names[: len(ARKIT_BLENDSHAPES)] == list(ARKIT_BLENDSHAPES)
-    assert len(mesh.primitives[0].targets) == len(names) and not any(mesh.weights)
-    animation = glb.animations[0]
-    (weights,) = (c for c in animation.channels if c.target.path == "weights")
-    accessor = glb.accessors[animation.samplers[weights.sampler].output]
-    view = glb.bufferViews[accessor.bufferView]
-    start = (view.byteOffset or 0) + (accessor.byteOffset or 0)
-    values = np.frombuffer(glb.binary_blob(), "<f4", accessor.count, start).reshape(len(EXPRESSIONS), -1)
+class Glb:
+    """A rigged GLB as glTF 2.0 says that it is to be read."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = pygltflib.GLTF2().load(str(path))
+        self.mesh = self.file.meshes[0]
+        self.names = self.mesh.extras["targetNames"]
+        self.channels = {
+            (self.file.nodes[c.target.node].name, c.target.path): c for c in self.file.animations[0].channels
+        }
+
+    def array(self, index: int) -> np.ndarray:
+        accessor = self.file.accessors[index]
+        width = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}[accessor.type]
+        kind = {5121: "u1", 5125: "<u4", 5126: "<f4"}[accessor.componentType]
+        out = np.zeros((accessor.count, width))
+        if accessor.bufferView is not None:
+            out[:] = self._view(accessor.bufferView, kind, accessor.count * width).reshape(-1, width)
+        if accessor.sparse:
+            count, places = accessor.sparse.count, accessor.sparse.indices.bufferView
+            out[self._view(places, "<u4", count)] = self._view(
+                accessor.sparse.values.bufferView, kind, 3 * count
+            ).reshape(-1, 3)
+        return out / 255 if accessor.normalized else out
+
+    def _view(self, index: int, kind: str, count: int) -> np.ndarray:
+        return np.frombuffer(self.file.binary_blob(), kind, count, self.file.bufferViews[index].byteOffset or 0)
+
+    def values(self, node: str, path: str) -> np.ndarray:
+        sampler = self.file.animations[0].samplers[self.channels[node, path].sampler]
+        out = self.array(sampler.output)
+        return out.reshape(len(self.array(sampler.input)), -1)
+
+    def world(self, frame: int) -> list[np.ndarray]:
+        """Vertices of each primitive in a frame: targets, then joints."""
+        matrices = []
+        for j, name in enumerate(JOINTS):
+            node, matrix = self.file.nodes[j], np.eye(4)
+            assert node.name == name
+            matrix[:3, :3] = Rotation.from_quat(self.values(name, "rotation")[frame]).as_matrix()
+            moves = (name, "translation") in self.channels
+            matrix[:3, 3] = self.values(name, "translation")[frame] if moves else node.translation
+            matrices.append(matrix if j == 0 else matrices[0] @ matrix)
+        skin = self.file.skins[0]
+        assert skin.joints == list(range(len(JOINTS))) and self.file.nodes[0].children == skin.joints[1:]
+        unbind = self.array(skin.inverseBindMatrices).reshape(-1, 4, 4).transpose(0, 2, 1)
+        skinning, weights, out = np.stack(matrices) @ unbind, self.values("head_mesh", "weights")[frame], []
+        for primitive in self.mesh.primitives:
+            points = self.array(primitive.attributes.POSITION)
+            for weight, target in zip(weights, primitive.targets, strict=True):
+                points = points + weight * self.array(target["POSITION"])
+            share = self.array(primitive.attributes.WEIGHTS_0)
+            np.testing.assert_array_equal(share.sum(1), 1)
+            turn = (skinning[self.array(primitive.attributes.JOINTS_0).astype(int)] * share[..., None, None]).sum(1)
+            out.append(np.einsum("vij,vj->vi", turn, np.c_[points, np.ones(len(points))])[:, :3])
+        return out
+
+
+@pytest.fixture(scope="module")
+def glb(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Glb:
+    return Glb(export(run, "glb", tmp_path_factory.mktemp("glb") / "head.glb"))
+
+
+def in_world(run: Run, row: int) -> np.ndarray:
+    """Vertices of a frame in the camera-fixed world, y up."""
+    points = run.mesh(row)[0] @ run.track.R[row].T + run.track.t[row]
+    return points * (1, -1, -1)
+
+
+def test_glb_has_arkits_shapes_by_name_and_their_weights(glb: Glb) -> None:
+    names = glb.names
+    assert names[:52] == [*ARKIT_BLENDSHAPES, "tongueOut"] and "corrective_00" in names
+    assert all(len(p.targets) == len(names) for p in glb.mesh.primitives) and not any(glb.mesh.weights)
+    values = glb.values("head_mesh", "weights")
     assert values[0, names.index("jawOpen")] == pytest.approx(0.3, abs=0.02)
     assert values[1, names.index("mouthSmileLeft")] == pytest.approx(0.7, abs=0.02)
     assert values[1, names.index("browDownRight")] == pytest.approx(0.5, abs=0.02)
     assert values[2, names.index("eyeBlinkLeft")] > 0.9
 
 
-def test_glb_tells_parts_by_colour(run: Run, tmp_path: Path) -> None:
-    glb = pygltflib.GLTF2().load(str(export(run, "glb", tmp_path / "head.glb")))
-    (primitive,) = glb.meshes[0].primitives
-    colours = glb.accessors[primitive.attributes.COLOR_0]
-    assert colours.count == glb.accessors[primitive.attributes.POSITION].count
-    assert glb.materials[primitive.material].name == "parts"
+def test_glb_performs_as_the_meshes_of_the_run_do(run: Run, glb: Glb) -> None:
+    for i, row in enumerate(SEEN):
+        points = np.concatenate(glb.world(i))
+        want = in_world(run, row)[np.unique(run.mesh(row)[1])]
+        near, _ = kd_tree(points).query(want)
+        assert near.max() < 2e-4
+        near, _ = kd_tree(want).query(points)
+        assert near.max() < 2e-4  # and nothing beside
+
+
+def test_glb_has_a_material_and_one_tile_of_texture_for_each_group_of_parts(glb: Glb) -> None:
+    assert [material.name for material in glb.file.materials] == list(GROUPS)
+    for g, primitive in enumerate(glb.mesh.primitives):
+        assert primitive.material == g
+        uv = glb.array(primitive.attributes.TEXCOORD_0)
+        assert len(uv) == glb.file.accessors[primitive.attributes.POSITION].count
+        assert uv.min() >= 0 and uv.max() <= 1
+        assert glb.array(primitive.indices).max() == len(uv) - 1
+
+
+def test_glb_turns_one_eye_and_moves_its_tongue_by_hand(run: Run, glb: Glb) -> None:
+    turns = Rotation.from_quat(glb.values("eye_right", "rotation")).magnitude()
+    assert turns.min() > 0.05 and Rotation.from_quat(glb.values("eye_left", "rotation")).magnitude().max() < 1e-6
+    k, groups = glb.names.index("tongueOut"), list(GROUPS)
+    assert not glb.values("head_mesh", "weights")[:, k].any()
+    moved = [np.abs(glb.array(p.targets[k]["POSITION"])).max() for p in glb.mesh.primitives]
+    assert moved[groups.index("gums")] > 0.02 and np.count_nonzero(moved) == 1
+
+
+@pytest.fixture(scope="module")
+def usd(run: Run, tmp_path_factory: pytest.TempPathFactory) -> str:
+    pytest.importorskip("pxr")
+    return str(export(run, "usd", tmp_path_factory.mktemp("usd") / "usd") / "head.usdc")
+
+
+def test_usd_performs_as_the_meshes_of_the_run_do(run: Run, usd: str) -> None:
+    from pxr import Usd, UsdGeom, UsdSkel
+
+    stage = Usd.Stage.Open(usd)
+    assert UsdSkel.BakeSkinning(UsdSkel.Root.Get(stage, "/World/Head"))  # USD's own reading of shapes and joints
+    mesh = UsdGeom.Mesh.Get(stage, "/World/Head/Mesh")
+    drawn = np.unique(mesh.GetFaceVertexIndicesAttr().Get())
+    np.testing.assert_array_equal(drawn, np.unique(run.mesh(0)[1]))
+    for row in SEEN:
+        points = np.array(mesh.GetPointsAttr().Get(row))
+        matrix = np.array(mesh.ComputeLocalToWorldTransform(row))
+        off = np.linalg.norm((np.c_[points, np.ones(len(points))] @ matrix)[:, :3] - in_world(run, row), axis=1)[drawn]
+        assert off.max() < 2e-4
+
+
+def test_usd_has_arkits_shapes_joints_and_materials(usd: str) -> None:
+    from pxr import Usd, UsdGeom, UsdSkel
+
+    stage = Usd.Stage.Open(usd)
+    mesh = UsdGeom.Mesh.Get(stage, "/World/Head/Mesh")
+    names = list(UsdSkel.BindingAPI(mesh.GetPrim()).GetBlendShapesAttr().Get())
+    assert names[:52] == [*ARKIT_BLENDSHAPES, "tongueOut"]
+    performance = UsdSkel.Animation.Get(stage, "/World/Head/Rig/Performance")
+    assert list(performance.GetBlendShapesAttr().Get()) == names
+    assert list(performance.GetJointsAttr().Get()) == ["head", "head/jaw", "head/eye_left", "head/eye_right"]
+    subsets = UsdGeom.Subset.GetAllGeomSubsets(mesh)
+    assert [s.GetPrim().GetName() for s in subsets] == list(GROUPS)
+    counts = mesh.GetFaceVertexCountsAttr().Get()
+    assert sum(len(s.GetIndicesAttr().Get()) for s in subsets) == len(counts) and set(counts) == {3, 4}
+    st = np.array(UsdGeom.PrimvarsAPI(mesh).GetPrimvar("st").Get())
+    assert len(st) == sum(counts) and st.min() >= 0 and st.max() <= 1
+
+
+def test_a_lost_head_is_hidden_in_glb_at_once(glb: Glb) -> None:
+    assert glb.values("head", "scale").any(1).tolist() == [True, False, True, True]
+    assert len(glb.values("head_mesh", "weights")) == len(SEEN)
+
+
+def test_a_lost_head_is_hidden_in_usd_at_once_by_visibility_and_by_scale(usd: str) -> None:
+    from pxr import Usd, UsdGeom, UsdSkel
+
+    stage = Usd.Stage.Open(usd)
+    scales = UsdSkel.Animation.Get(stage, "/World/Head/Rig/Performance").GetScalesAttr()
+    size = [scales.Get(code)[0][0] for code in (0, 0.99, 1, 1.5, 1.99, 2, 3)]
+    np.testing.assert_allclose(size, [1, 1, 0, 0, 0, 1, 1], atol=1e-3)
+    head = UsdGeom.Imageable.Get(stage, "/World/Head")
+    assert [head.ComputeVisibility(code) for code in range(4)] == ["inherited", "invisible", "inherited", "inherited"]
 
 
 def test_weights_that_would_be_clamped_are_made_up_for_by_other_shapes() -> None:
@@ -92,7 +234,7 @@ def test_weights_that_would_be_clamped_are_made_up_for_by_other_shapes() -> None
 
 def test_a_lost_frame_and_a_track_without_a_head_have_the_rig_alone(run: Run) -> None:
     model, track = load_head_model(), copy.deepcopy(run.track)
-    for lost in ([1], [0, 1, 2]):
+    for lost in ([1, 2], [0, 1, 2, 3]):
         track.status[lost] = 2
         track.z_ex[lost] = np.nan
         surface = open_surface(model, track, "template")

@@ -45,6 +45,9 @@ def openings(rig: Rig, vertices: np.ndarray, edge: np.ndarray) -> np.ndarray:
     return vertices[upper, 1] - np.interp(vertices[upper, 0], vertices[lower, 0], vertices[lower, 1])
 
 
+SIDES = ("left", "right")
+
+
 def test_head_at_rest_is_the_neutral_one(rig: Rig) -> None:
     np.testing.assert_allclose(rig.vertices(weights(rig)), rig.neutral, atol=1e-7)
 
@@ -125,20 +128,28 @@ def test_lids_follow_the_eyes_and_stay_as_open(rig: Rig, model: NphmDecoder) -> 
 def test_arkits_shapes_and_weights_make_the_same_frame(rig: Rig) -> None:
     w = weights(rig, browInnerUp_L=0.7, browInnerUp_R=0.2, cheekPuff_R=0.5, cheekRaiser_L=0.3, mouthSmile_L=0.6)
     shapes = rig.arkit_shapes()
-    assert list(shapes)[: len(ARKIT_BLENDSHAPES)] == list(ARKIT_BLENDSHAPES)
+    assert list(shapes)[:52] == [*ARKIT_BLENDSHAPES, "tongueOut"]
     named = dict(zip(shapes, rig.arkit_weights(w), strict=True))
     assert named["browInnerUp"] == pytest.approx(0.2) and named["browInnerUpLeft"] == pytest.approx(0.5)
     made = rig.neutral + sum(weight * shapes[name] for name, weight in named.items())
     np.testing.assert_allclose(made, rig.vertices(w), atol=2e-6)
 
 
-def test_arkits_jaw_and_eyes_move_teeth_and_eyeballs(rig: Rig) -> None:
+def test_arkits_jaw_moves_the_teeth_and_no_shape_the_eyeballs(rig: Rig) -> None:
     shapes = rig.arkit_shapes()
     assert np.linalg.norm(shapes["jawOpen"][rig.template.part("teeth_lower")], axis=1).min() > 0.005
-    left, right = (rig.template.part(f"eye_{side}") for side in ("left", "right"))
-    front = rig.neutral[left][:, 2].argmax()
-    assert shapes["eyeLookOutLeft"][left][front, 0] > 0.005 and not shapes["eyeLookOutLeft"][right].any()
-    assert shapes["eyeLookUpLeft"][left][front, 1] > 0.005
+    assert not any(shape[rig.template.part(f"eye_{side}")].any() for shape in shapes.values() for side in SIDES)
+
+
+def test_tongue_out_moves_the_tongue_alone_and_past_the_lips(rig: Rig) -> None:
+    template, moved = rig.template, rig.arkit_shapes()["tongueOut"]
+    assert set(np.flatnonzero(moved.any(1))) <= set(template.tongue) <= set(range(*template.parts["gums"]))
+    posed = rig.neutral + moved
+    lips = template.landmarks(rig.neutral)[13, 2]
+    tip = posed[template.tongue][posed[template.tongue, 2].argmax()]
+    assert lips + 0.01 < tip[2] < lips + 0.03 and abs(tip[0]) < 0.002
+    root = template.neutral[template.tongue, 2] < 0
+    assert not moved[template.tongue][root].any()
 
 
 def test_weights_of_many_frames_are_those_of_each(rig: Rig, model: NphmDecoder) -> None:

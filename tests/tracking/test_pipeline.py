@@ -352,7 +352,7 @@ class TestRun:
         frame = next(iter(open_video(clip)))
         Image.fromarray(frame.image).save(tmp_path / "face.png")
         monkeypatch.setattr("nphm_track.tracking.surface._rig_of", wrapped_again)
-        take = self.track(tmp_path / "face.png", tmp_path / "take", identity=undisturbed.path)
+        take = track(tmp_path / "face.png", tmp_path / "take", identity=undisturbed.path)
         assert validate_run(take.path) == []
         known, own = rig_of(undisturbed), rig_of(take)
         assert known is not None and own is not None
