@@ -30,6 +30,9 @@ MAX_GROWTH = 1.6
 MAX_MEMORY = 100.0  # frames the remembered appearance averages
 THOROUGH_EVERY = 10  # frames without the person between searches in tiles
 
+MOST_LOOKS = 6  # at a face that was found, until its roi stays
+STAYS = np.radians(4)
+
 MIN_EYE_DISTANCE = 6.0  # px, outer corners
 MIN_INSIDE = 0.4  # share of the landmarks inside the frame
 
@@ -210,13 +213,27 @@ class FaceFollower:
         place = self._memory["place"] if self._memory["mode"] == NEAR else None
         detections = self.landmarker.detect(image, thorough=thorough, place=place)
         rois = np.array([roi_from_detection(d.box, d.keypoints) for d in detections], np.float32).reshape(-1, 5)
-        rois = np.array([f.next_roi for f in self.landmarker.observe(image, rois) if _plausible(f, image)], np.float32)
+        rois = self._settled(image, rois)
         found: list[tuple[FaceObservation, np.ndarray]] = []
         for face, signature in self._observe(image, rois.reshape(-1, 5)):
             known = np.array([other.box for other, _ in found]).reshape(-1, 4)
             if _plausible(face, image) and not same_face(face.box, known).any():
                 found.append((face, signature))
         return sorted(found, key=lambda pair: float(pair[0].landmarks[:, 0].mean()))
+
+    def _settled(self, image: np.ndarray, rois: np.ndarray) -> np.ndarray:
+        """Rois [N, 5] of the faces' own landmarks, from those of the detector, which can be far off in how faces on
+        their side are turned: looked through again until they stay.
+        """
+        for _ in range(MOST_LOOKS):
+            before = rois
+            faces = self.landmarker.observe(image, rois)
+            plausible = np.array([_plausible(face, image) for face in faces], bool)
+            rois = np.array([face.next_roi for face in faces], np.float32).reshape(-1, 5)[plausible]
+            turned = rois[:, 4] - before[plausible, 4]
+            if (np.abs(np.arctan2(np.sin(turned), np.cos(turned))) < STAYS).all():
+                break
+        return rois
 
     def _observe(self, image: np.ndarray, rois: np.ndarray) -> list[tuple[FaceObservation, np.ndarray]]:
         if not len(rois):

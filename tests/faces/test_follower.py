@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
 from nphm_track.errors import InputError
 from nphm_track.faces.follower import Choice, FaceFollower
+from nphm_track.faces.landmarker import FaceLandmarker
 
 SIZE = (360, 640)
 
@@ -156,3 +159,20 @@ def test_a_face_may_have_gone_far_between_frames_that_are_far_apart(landmarker, 
     steps = [quick.step(frame, time).status for frame, time in zip(frames, (0.0, 0.04), strict=True)]
     assert steps[0] == "tracked"
     assert [slow.step(frame, time).status for frame, time in zip(frames, (0.0, 1.0), strict=True)] == ["tracked"] * 2
+
+
+@pytest.mark.parametrize("off", [-45, -30])
+def test_a_face_on_its_side_is_looked_at_until_it_is_upright(landmarker, astronaut, monkeypatch, off):
+    """Tiles cut such faces, and what is left of them points to the detector as if they were half upright."""
+    picture = np.ascontiguousarray(np.rot90(astronaut[:300, 80:380]))
+    right = FaceFollower(landmarker).step(picture, 0.0).observation.landmarks
+    turn = Rotation.from_euler("z", off, degrees=True).as_matrix()[:2, :2]
+
+    def turned(image, **_):
+        (found, *_others) = FaceLandmarker.detect(landmarker, image)
+        middle = found.keypoints.mean(0)
+        return [replace(found, keypoints=(found.keypoints - middle) @ turn.T + middle)]
+
+    monkeypatch.setattr(landmarker, "detect", turned)
+    seen = FaceFollower(landmarker).step(picture, 0.0).observation.landmarks
+    assert np.linalg.norm(seen - right, axis=1).mean() < 0.01 * np.ptp(right[:, 1])
