@@ -28,9 +28,11 @@ _COEFFICIENTS = (
     "D1",
 )  # fmt: skip
 _NAMED = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
-_MODELS = ("camera_model", "distortion_model", "model", "type")
+_MODELS = ("camera_model", "distortion_model", "model", "type", "camera_type", "Camera.type", "lens_model")
+_FISHEYES = ("is_fisheye", "fisheye_model", "fisheye")
+"""Names under which instant-ngp, OpenCV's sample and others say yes or no."""
 _OTHER_LENSES = re.compile(
-    r"fisheye|equidist|equi|kannala|omni|spherical|sphere|^ds$|eucm|mei|fov|f_?theta|thin_prism|ortho|panoram"
+    r"fisheye|equidist|equi|kannala|^kb\d?|omni|spherical|sphere|^ds$|eucm|mei|fov|f_?theta|thin_prism|ortho|panoram"
 )
 _OTHER_POLYNOMIALS = re.compile(r"inverse_brown|modified_brown|division")
 _COLMAP: dict[str, tuple[str, ...]] = {
@@ -76,6 +78,7 @@ def from_colmap(rows: list[list[str]]) -> Calibration:
     if len(cameras) > 1:
         raise ValueError(f"it holds {len(cameras)} cameras; keep the one of this clip")
     _, model, width, height, *parameters = rows[0]
+    _refuse_fisheyes([model])
     if model not in _COLMAP:
         raise ValueError(f"the lens model {model} is another than a pinhole with k1, k2, p1, p2, k3")
     if len(parameters) != len(_COLMAP[model]):
@@ -91,7 +94,7 @@ def _from_frames(data: Data) -> Calibration:
     frames = data["frames"]
     if not frames:
         raise KeyError("fl_x")
-    names = {"fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", *_NAMED}
+    names = {"fl_x", "fl_y", "cx", "cy", "w", "h", "camera_angle_x", *_MODELS, *_FISHEYES, *_NAMED}
     cameras = [{name: frame[name] for name in names & frame.keys()} for frame in frames]
     if any(camera != cameras[0] for camera in cameras):
         raise ValueError("its frames have different cameras; a clip is tracked with one")
@@ -161,12 +164,23 @@ def _size(data: Data) -> tuple[int, int] | None:
     return None
 
 
+def _refuse_fisheyes(models: list[str]) -> None:
+    """Raises ValueError when one of the lens models is no pinhole's."""
+    for model in models:
+        if _OTHER_LENSES.search(model.lower()):
+            raise ValueError(
+                f"its lens is a fisheye ({model}), which a pinhole camera cannot hold: undistort the clip by it"
+            )
+
+
+def _is_true(value: Any) -> bool:
+    return str(value).lower() not in ("none", "0", "false", "")
+
+
 def _distortion(data: Data) -> NDArray[np.float64] | None:
     """OpenCV's ``k1, k2, p1, p2, k3``. Raises ValueError for other models instead of cutting them short."""
     models = [data[name].lower() for name in _MODELS if isinstance(data.get(name), str)]
-    fisheye = [model for model in models if _OTHER_LENSES.search(model)]
-    if fisheye or data.get("is_fisheye"):
-        raise ValueError(f"its lens is a fisheye ({(*fisheye, 'is_fisheye')[0]}), which a pinhole camera cannot hold")
+    _refuse_fisheyes([*models, *(name for name in _FISHEYES if _is_true(data.get(name)))])
     name = next((name for name in _COEFFICIENTS if name in data), None)
     if name is None and not any(key in data for key in _NAMED):
         return None
