@@ -38,6 +38,7 @@ def export(
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
+    textured: Annotated[bool, typer.Option("--textured", help="Colour a GLB's skin from the clip.")] = False,
     flame_model: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for format flame.")
     ] = None,
@@ -57,14 +58,9 @@ def export(
 
     with show_progress(quiet) as progress:
         options = ExportOptions(
-            unit=unit,
-            up=up,
-            images=images,
-            frames=frame_range(frames),
-            clip=clip,
-            flame_model=flame_model,
-            gnm_model=gnm_model,
-        )
+            unit=unit, up=up, images=images, frames=frame_range(frames), clip=clip, textured=textured,
+            flame_model=flame_model, gnm_model=gnm_model,
+        )  # fmt: skip
         written = formats.export(read_run(run), format, output, options, progress, overwrite)
     if not quiet:
         typer.echo(written)

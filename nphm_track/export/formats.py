@@ -64,6 +64,7 @@ FORMATS = {
     "mattes": Format(
         "pictures of where person, hair and the head's mesh are", "mattes", "mattes", spatial=False, meshes=True
     ),
+    "texture": Format("colours of the skin from the clip, a picture for each tile", "texture", "texture", meshes=True),
     "flame": Format(
         "FLAME parameters fitted to the heads (--flame-model)", "parametric", "flame.npz", (".npz",),
         b"nphm_track.npy", spatial=False, meshes=True, model="flame_model",
@@ -127,6 +128,8 @@ def export(
     if options.images and not kind.images:
         able = ", ".join(name for name, other in FORMATS.items() if other.images)
         raise InputError(f"format {format} carries no images; --images goes with {able}")
+    if options.textured and format != "glb":
+        raise InputError(f"format {format} carries no texture; --textured goes with glb")
     for name in ("flame_model", "gnm_model"):
         given = getattr(options, name) is not None
         if given != (kind.model == name):

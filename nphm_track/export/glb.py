@@ -26,6 +26,7 @@ from nphm_track.export.manifest import GENERATOR, camera
 from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, pixels_per_metre
 from nphm_track.export.options import ExportOptions
 from nphm_track.export.rig import GROUPS, JOINTS, RiggedTake, rigged_take
+from nphm_track.export.texture import png, skin_pictures, template_of
 from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
@@ -49,6 +50,8 @@ class _Head:
     mesh: dict[str, Any]
     materials: list[dict[str, Any]]
     errors_px: tuple[float, float]
+    pictures: list[NDArray[np.uint8]] = field(default_factory=list)
+    """Of the first materials; vertices of these have no colours."""
     skins: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -79,6 +82,8 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     track, rows = run.track, present_rows(run)
     buffer, clock = Buffer(), track.time - track.time[0]
     animation = _Animation(buffer, clock[rows])
+    if options.textured:
+        template_of(run)
     if surface_of(run).template is not None:
         head = _rigged(run, rows, buffer, animation, options, progress)
     else:
@@ -101,6 +106,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
         "nodes": [*head.nodes, {"name": "camera", "camera": 0, "rotation": tilt.tolist()}],
         "cameras": [_camera(track, options)],
         "materials": head.materials,
+        **_textures(buffer, head.pictures),
         "meshes": [head.mesh],
         "animations": [{"name": "performance", "samplers": animation.samplers, "channels": animation.channels}],
         "accessors": buffer.accessors,
@@ -177,7 +183,12 @@ def _rigged(
     pixels = pixels_per_metre(run, rows).max()
     errors = (take.error[0] * pixels, take.error[1] * pixels)
     materials = [_material(name, (1.0, 1.0, 1.0, 1.0)) for name in GROUPS]  # vertices have the colours
-    return _Head(nodes, [0, mesh_node], _skinned(buffer, take, options), materials, errors, [skin])
+    pictures = skin_pictures(run, options, progress) if options.textured else []
+    mesh = _skinned(buffer, take, options)
+    for tile in range(len(pictures)):
+        materials[tile]["pbrMetallicRoughness"]["baseColorTexture"] = {"index": tile}
+        del mesh["primitives"][tile]["attributes"]["COLOR_0"]
+    return _Head(nodes, [0, mesh_node], mesh, materials, errors, pictures, [skin])
 
 
 def _skinned(buffer: Buffer, take: RiggedTake, options: ExportOptions) -> dict[str, Any]:
@@ -243,6 +254,13 @@ def _material(name: str, colour: tuple[float, ...]) -> dict[str, Any]:
         "doubleSided": True,
         "pbrMetallicRoughness": {"baseColorFactor": list(colour), "metallicFactor": 0.0, "roughnessFactor": 0.6},
     }
+
+
+def _textures(buffer: Buffer, pictures: list[NDArray[np.uint8]]) -> dict[str, Any]:
+    if not pictures:
+        return {}
+    images = [{"bufferView": buffer.add_file(png(picture)), "mimeType": "image/png"} for picture in pictures]
+    return {"images": images, "textures": [{"source": index} for index in range(len(images))]}
 
 
 def _camera(track: Track, options: ExportOptions) -> dict[str, Any]:

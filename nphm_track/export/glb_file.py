@@ -73,6 +73,12 @@ class Buffer:
         )
         return len(self.accessors) - 1
 
+    def add_file(self, data: bytes) -> int:
+        """Index of the view of a file."""
+        view = self._view(np.frombuffer(data + bytes(-len(data) % 4), np.uint8))
+        self.views[view]["byteLength"] = len(data)
+        return view
+
     def _view(self, array: NDArray[Any], target: int | None = None) -> int:
         self.views.append({"buffer": 0, "byteOffset": self.length, "byteLength": array.nbytes})
         if target is not None:

@@ -44,6 +44,8 @@ class ExportOptions:
     clip: Path | None = None
     """Where the run's clip is, for ``images``; by default it is looked for (``tracking.clip.find_clip``)."""
 
+    textured: bool = False
+    """Colour the skin from the clip; for format glb."""
     flame_model: Path | None = None
     """The user's file of FLAME 2020 or 2023, ``.npz`` or ``.pkl``; for format flame."""
     gnm_model: Path | None = None

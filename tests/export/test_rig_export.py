@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from nphm_track import Run, TrackOptions
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.formats import export
+from nphm_track.export.options import ExportOptions
 from nphm_track.export.rig import GROUPS, JOINTS, within_bounds
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
@@ -239,3 +242,23 @@ def test_a_lost_frame_and_a_track_without_a_head_have_the_rig_alone(run: Run) ->
         track.z_ex[lost] = np.nan
         surface = open_surface(model, track, "template")
         assert np.isfinite(surface.vertices_of(1)).all()
+
+
+def test_textured_skin_has_pictures_instead_of_colours(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = [np.full((4, 4, 3), shade, np.uint8) for shade in (50, 200)]
+    monkeypatch.setattr("nphm_track.export.glb.skin_pictures", lambda *given: pictures)
+    glb = pygltflib.GLTF2().load(str(export(run, "glb", tmp_path / "head.glb", ExportOptions(textured=True))))
+    blob = glb.binary_blob()
+    for primitive in glb.meshes[0].primitives:
+        material = glb.materials[primitive.material]
+        texture = material.pbrMetallicRoughness.baseColorTexture
+        if material.name not in ("face", "head"):
+            assert texture is None and primitive.attributes.COLOR_0 is not None
+            continue
+        assert primitive.attributes.COLOR_0 is None and primitive.attributes.TEXCOORD_0 is not None
+        view = glb.bufferViews[glb.images[glb.textures[texture.index].source].bufferView]
+        data = blob[view.byteOffset : view.byteOffset + view.byteLength]
+        expected = 50 if material.name == "face" else 200
+        assert (np.asarray(Image.open(io.BytesIO(data))) == expected).all()
