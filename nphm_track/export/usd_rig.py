@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from pxr import Usd
 
 SKIN_COLOUR = (0.8, 0.72, 0.66)
-NOTHING = 1e-4
-"""Scale of a head that is lost: programs take scales apart, which they cannot do with 0."""
-AT_ONCE = 1e-3
-"""Frames within which a head comes and goes."""
+NOTHING = 1e-3
+"""Scale of a head that is lost: programs take matrices apart, which they cannot do with less."""
+AT_ONCE = 0.05
+"""Frames within which a head comes and goes: Blender takes keys within 0.01 for one."""
 Array = NDArray[np.floating]
 
 
