@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from nphm_track.export.frames import vertices
 from nphm_track.heads.correctives import CorrectedFrames
-from nphm_track.heads.rig import TONGUE, Rig, eye_turn
+from nphm_track.heads.rig import Rig, eye_turn
 from nphm_track.heads.template import Template
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
@@ -42,7 +42,7 @@ class RiggedTake:
         neutral: [V, 3].
         names: of the K targets: 52 of ARKit, then others.
         targets: [K, V, 3] displacements at weight 1.
-        weights: [N, K] of the rows asked for; 0..1, those of correctives of any size.
+        weights: [N, K] of the rows asked for: the run's own, which are now and then a little below 0 or above 1.
         places: [J, 3] of ``JOINTS`` at rest.
         turns, shifts: [N, J, 3, 3] and [N, J, 3] of the joints about their places, relative to the head; of the head
             itself, none.
@@ -83,7 +83,6 @@ class RiggedTake:
 def rigged_take(run: Run, rows: NDArray[np.int64], progress: Progress) -> RiggedTake:
     """The rig of a run's person and what it does in the frames of ``rows`` [N], which have a head.
 
-    Weights of ARKit's shapes beyond 0 and 1 are replaced (:func:`within_bounds`); the errors tell what that costs.
     Raises InputError when the head model has changed.
     """
     person, model, track = person_of(run), model_of(run), run.track
@@ -93,8 +92,7 @@ def rigged_take(run: Run, rows: NDArray[np.int64], progress: Progress) -> Rigged
     own = rig.weights(model, codes, gaze if len(track.gaze) else None)
     shapes = rig.arkit_shapes()
     targets = np.stack(list(shapes.values()))
-    known = targets * (np.array(list(shapes)) != TONGUE)[:, None, None]  # no other shape's part is to be played by it
-    weights = within_bounds(rig.arkit_weights(own), known)
+    weights = rig.arkit_weights(own)
     jaw = _jaw_corrective(rig)
     beside = np.zeros((len(correctives.basis), *rig.neutral.shape), np.float32)
     if len(beside):
@@ -160,17 +158,3 @@ def _joints(rig: Rig, weights: Array, gaze: NDArray[np.floating]) -> tuple[Array
             if np.isfinite(gaze[i, j]).all():
                 turns[i, 2 + j] = eye_turn(gaze[i, j])
     return places.astype(np.float32), turns, shifts
-
-
-def within_bounds(weights: Array, targets: Array, sweeps: int = 40) -> Array:
-    """Weights [N, K] within 0 and 1 that move vertices most like those given do, targets being [K, V, 3].
-
-    Least squares by coordinate descent, all frames at once: what one shape may not undo, others do as far as they can.
-    """
-    flat = targets.reshape(len(targets), -1)
-    gram = flat @ flat.T
-    out = np.clip(weights, 0, 1)
-    for _ in range(sweeps):
-        for k in np.flatnonzero(np.diag(gram) > 0):
-            out[:, k] = np.clip(out[:, k] - (out - weights) @ gram[:, k] / gram[k, k], 0, 1)
-    return out

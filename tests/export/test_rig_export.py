@@ -16,7 +16,7 @@ from nphm_track import Run, TrackOptions
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.formats import export
 from nphm_track.export.options import ExportOptions
-from nphm_track.export.rig import GROUPS, JOINTS, within_bounds
+from nphm_track.export.rig import GROUPS, JOINTS
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
 from nphm_track.kd_tree import kd_tree
@@ -222,17 +222,6 @@ def test_a_lost_head_is_hidden_in_usd_at_once_by_visibility_and_by_scale(usd: st
     np.testing.assert_allclose(size, [1, 1, 0, 0, 0, 1, 1], atol=2e-3)
     head = UsdGeom.Imageable.Get(stage, "/World/Head")
     assert [head.ComputeVisibility(code) for code in range(4)] == ["inherited", "invisible", "inherited", "inherited"]
-
-
-def test_weights_that_would_be_clamped_are_made_up_for_by_other_shapes() -> None:
-    left, right, brow = (np.zeros((4, 3), np.float32) for _ in range(3))
-    left[0], right[0], brow[2] = (0.02, 0.001, 0), (-0.02, 0.001, 0), (0, 0.01, 0)
-    targets = np.stack([left, right, brow])
-    wanted = np.array([[-0.2, 0.1, 0.5], [0.3, 0.0, 1.0]], np.float32)
-    found = within_bounds(wanted, targets)
-    assert found.min() >= 0 and found.max() <= 1
-    np.testing.assert_allclose(found[0], [0, 0.3, 0.5], atol=0.01)
-    np.testing.assert_allclose(found[1], wanted[1], atol=1e-6)
 
 
 def test_a_lost_frame_and_a_track_without_a_head_have_the_rig_alone(run: Run) -> None:
