@@ -142,7 +142,7 @@ def test_meshes_that_were_not_written_are_made_from_the_codes(made, monkeypatch:
     vertices, faces = made.run.canonical()
     read = {row: made.run.mesh(row)[0] for row in np.flatnonzero(made.run.track.status != Status.LOST)}
     surface = Surface(CanonicalMesh(vertices, faces), read.__getitem__)
-    monkeypatch.setattr("nphm_track.tracking.surface.open_surface", lambda *given: surface)
+    monkeypatch.setattr("nphm_track.tracking.surface.open_surface", lambda *given, **options: surface)
     monkeypatch.setattr("nphm_track.tracking.surface.model_of", lambda run: None)
     for change in ({"meshes": False}, {"meshes": True, "mesh_every": 4}):
         run = read_run(made.run.path)
