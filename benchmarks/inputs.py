@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -15,13 +16,14 @@ import av
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
 
 from benchmarks.harness import Out, Report, table
 from nphm_track import tracker
 from nphm_track.batch.plan import find_takes, passed_over
 from nphm_track.cameras.intrinsics import Intrinsics, focal_from_exif
 from nphm_track.errors import InputError
-from nphm_track.tracking.records import Track
+from nphm_track.tracking.records import Status, Track
 from nphm_track.video.reader import open_video
 from nphm_track.video.writer import VideoWriter
 
@@ -30,6 +32,8 @@ WithTracking = Annotated[bool, typer.Option("--track", help="Measure tracked hea
 
 SAME_POSE, SAME_COLOUR = 0.3, 6.0
 """Degrees, and levels of 255."""
+SIDEWAYS = 5.0
+"""Degrees from the upright clip up to which a turned one is tracked rightly."""
 CAMERAS = {
     "arkit.json": (1280, 720), "colmap_cameras.txt": (1280, 720), "cv.json": (1280, 720), "cv.xml": (1280, 720),
     "kalibr.yaml": (1280, 720), "kalibr_like.json": (1280, 720), "np_savetxt.txt": (1280, 720),
@@ -172,6 +176,14 @@ def _heads(inputs: Path, out: Path) -> Iterator[Row]:
               bool(off.mean() < SAME_POSE and off.max() < max(SAME_POSE, noise.max())))  # fmt: skip
     apart = float(np.abs(ana.blendshapes - sq.blendshapes).mean())
     yield Row("ana.mp4, expression", f"weights {apart:.3f} off sq.mp4", "below 0.02", apart < 0.02)
+    for turns in (1, 2, 3):
+        turned = tracked(_written_anew(inputs / "sq.mp4", out / f"sq_turned_{turns}.mp4", turns=turns))
+        both = (turned.status == Status.TRACKED) & (sq.status == Status.TRACKED)
+        about = Rotation.from_euler("z", -90 * turns, degrees=True).as_matrix()  # the picture turns counter-clockwise
+        off = _degrees(turned, replace(sq, R=about @ sq.R))[both]
+        found = f"{both.sum()} of {len(sq)} tracked, at most {off.max(initial=0):.1f} degrees off"
+        right = "as it is turned, or lost"
+        yield Row(f"sq.mp4, turned {90 * turns}", found, right, bool(off.max(initial=0) < SIDEWAYS))
     hanging = tracked(inputs / "upside.mp4")
     down = float(np.nanmean(hanging.R[:, 1, 1]))  # head's y axis along the camera's, which points down
     yield Row(
@@ -191,12 +203,15 @@ def _sounds(path: Path) -> list[bytes]:
     return [b"".join(packets) for packets in found.values()]
 
 
-def _written_anew(clip: Path, path: Path, *, with_sound: bool = False) -> Path:
-    """The same pictures through an encoder, whose noise nobody sees."""
-    sound = clip if with_sound else None
-    with open_video(clip) as source, VideoWriter(path, (source.info.width, source.info.height), source=sound) as writer:
-        for frame in source:
-            writer.write(frame.image, frame.time)
+def _written_anew(clip: Path, path: Path, *, with_sound: bool = False, turns: int = 0) -> Path:
+    """The same pictures, turned a quarter so often, through an encoder, whose noise nobody sees."""
+    with open_video(clip) as source:
+        width, height = source.info.width, source.info.height
+        with VideoWriter(
+            path, (height, width) if turns % 2 else (width, height), source=clip if with_sound else None
+        ) as writer:
+            for frame in source:
+                writer.write(np.ascontiguousarray(np.rot90(frame.image, turns)), frame.time)
     return path
 
 

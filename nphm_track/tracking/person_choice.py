@@ -38,6 +38,8 @@ def chosen_follower(landmarker: FaceLandmarker, clip: Path | str, options: Track
         return follower
     around = options.model_copy(update={"start": moment, "end": moment + PATIENCE_S, "every": 1})
     with open_input(clip, around) as source:
+        if source.info.duration is not None and moment >= source.info.duration:
+            raise InputError(f"{clip}: no face at {moment:g} s: it lasts {source.info.duration:g} s")
         for frame in source:
             if follower.look_for(frame.image, frame.time):
                 return follower

@@ -138,7 +138,10 @@ class ImageSource(FrameSource):
         image = read_image(picture)
         if image.shape[:2] != (self.info.height, self.info.width):
             size = f"{image.shape[1]}x{image.shape[0]}"
-            raise InputError(f"{picture}: {size}, but the first image is {self.info.width}x{self.info.height}")
+            raise InputError(
+                f"{picture}: {size}, but the first image is {self.info.width}x{self.info.height}; "
+                "--photos takes images of any size"
+            )
         return self._matted(image, self.mattes[picture]) if picture in self.mattes else image
 
     def _matted(self, image: NDArray[np.uint8], file: Path) -> NDArray[np.uint8]:
