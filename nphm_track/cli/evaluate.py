@@ -121,12 +121,20 @@ def nersemble(
 def video(
     run: Annotated[Path, typer.Argument(metavar="RUN_A", help="A finished run folder.")],
     other: Annotated[Path | None, typer.Argument(metavar="[RUN_B]", help="Another run of the same clip.")] = None,
+    referee: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|face-alignment",
+            help="Who else judges the expressions: the detector of that extra, or an .npz of its points.",
+        ),
+    ] = None,
     out: Annotated[Path | None, RESULT_OPTION] = None,
     json: Annotated[bool, JSON_OPTION] = False,
     quiet: Annotated[bool, QUIET_OPTION] = False,
 ) -> None:
-    """Quality of tracked video: landmark error, jitter, temporal consistency; two runs side by side."""
+    """Quality of tracked video: landmark error, jitter, how expressions follow the picture; two runs side by side."""
     from nphm_track.cli.progress import show_progress
+    from nphm_track.evaluation.following import referee_of
     from nphm_track.evaluation.results import provenance, provenance_text
     from nphm_track.evaluation.video import compare_runs, quality_table
     from nphm_track.tracking.run_folder import read_run
@@ -134,7 +142,11 @@ def video(
     runs = [read_run(path) for path in (run, other) if path is not None]
     models = {name: digest for opened in runs for name, digest in opened.info.models.items()}
     with show_progress(quiet) as progress:
-        facts = {"protocol": "video quality", **provenance(_command(), models), **compare_runs(runs, progress)}
+        facts = {
+            "protocol": "video quality",
+            **provenance(_command(), models),
+            **compare_runs(runs, progress, None if referee is None else referee_of(referee, progress)),
+        }
     text = quality_table(facts)
     _tell(facts, text, "\n\n".join(["# Video quality", provenance_text(facts), text]), out, json, quiet)
 

@@ -7,6 +7,7 @@ with it, which ``motion_kept`` tells.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
+from nphm_track.evaluation.following import Following, follow
 from nphm_track.evaluation.results import table
 from nphm_track.landmark_model import eye_distance
 from nphm_track.rendering.rasteriser import vertex_normals
@@ -111,10 +113,15 @@ def video_quality(run: Run, progress: Progress, frames: NDArray[np.int64] | None
     )
 
 
-def compare_runs(runs: list[Run], progress: Progress) -> dict[str, Any]:
+Referee = Callable[[Run], FloatArray]
+"""Gives iBUG-68 points [T, 68, 2] of another detector for the rows of a run."""
+
+
+def compare_runs(runs: list[Run], progress: Progress, referee: Referee | None = None) -> dict[str, Any]:
     """Quality of one run or two, as JSON values; two runs of one clip are compared on the frames both have.
 
-    Raises InputError when they have no frame in common.
+    ``referee`` judges the expressions beside the tracker's own landmarks, and these too. Raises InputError when the
+    runs have no frame in common.
     """
     frames = None
     same = len({run.info.input.sha256 for run in runs}) == 1
@@ -132,15 +139,44 @@ def compare_runs(runs: list[Run], progress: Progress) -> dict[str, Any]:
                 "models": run.info.models,
                 "options": run.info.options,
                 **asdict(video_quality(run, progress, frames)),
+                "following": {
+                    which: {name: asdict(found) for name, found in of.items()}
+                    for which, of in compared(run, frames, referee).items()
+                },
             }
             for run in runs
         ],
     }
 
 
+def compared(
+    run: Run, frames: NDArray[np.int64] | None = None, referee: Referee | None = None
+) -> dict[str, dict[str, Following]]:
+    """Which points follow which, by name: the head's the tracker's and, with a ``referee``, both the referee's.
+
+    Over tracked frames, or those of them whose number is in ``frames``.
+    """
+    track = run.track
+    rows = track.status == Status.TRACKED
+    if frames is not None:
+        rows &= np.isin(track.frame, frames)
+    head, observed = track.landmarks_fit[rows], track.landmarks[rows][:, list(IBUG68_FROM_478)]
+    out = {"head, observed": follow(head, observed)}
+    if referee is not None:
+        judged = referee(run)[rows]
+        out |= {"head, referee": follow(head, judged), "observed, referee": follow(observed, judged)}
+    return out
+
+
 def quality_table(facts: dict[str, Any]) -> str:
     runs = facts["runs"]
     rows = [[label, *(run[name] for run in runs)] for name, label in LABELS.items()]
+    for which in runs[0]["following"]:
+        for name in runs[0]["following"][which]:
+            of = [run["following"][which][name] for run in runs]
+            rows.append(
+                [f"{name} ({which}): correlation, slope", *(f"{f['correlation']:.2f}, {f['slope']:.2f}" for f in of)]
+            )
     note = "" if facts["same_clip"] else "\n\nThe runs are of different clips: their jitter holds different motion."
     return table(["measure", *(run["run"] for run in runs)], rows) + note
 

@@ -8,6 +8,7 @@ it inverts the network's own deformation. Lengths are metres, head space.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -217,6 +218,27 @@ class Rig:
             out[..., left] -= both
             out[..., right] -= both
         return out
+
+
+class RigLandmarks:
+    """Some of the 478 landmarks of a rigged head, ready to be posed: linear in its weights.
+
+    Args:
+        model: whose expression codes are given.
+        rig: the person's.
+        points: which landmarks; those of the eyeballs stay at rest.
+    """
+
+    def __init__(self, model: NphmDecoder, rig: Rig, points: Sequence[int]) -> None:
+        self.model, self.rig = model, rig
+        some = list(points)
+        self.neutral = rig.template.landmarks(rig.neutral)[some]
+        self.shapes = rig.template.landmarks(rig.shapes)[:, some]
+
+    def __call__(self, z_ex: Tensor) -> Tensor:
+        """Points [B, N, 3], metres, head space, for expressions z_ex [B, D_ex]."""
+        weights = self.rig.weights(self.model, z_ex)
+        return torch.from_numpy(self.neutral + np.tensordot(weights, self.shapes, 1)).to(z_ex)
 
 
 def look_weights(gaze: NDArray[np.floating], side: str) -> dict[str, NDArray[np.floating]]:

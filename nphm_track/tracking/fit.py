@@ -18,6 +18,7 @@ from nphm_track.conventions import FACE_OUTLINE, IBUG68_FROM_478, NOSE_TIP, OUTE
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.mononphm import known_landmarks
+from nphm_track.heads.rig import RigLandmarks
 from nphm_track.landmark_model import eye_distance
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.identity import IdentityVotes, merge_identity
@@ -26,7 +27,9 @@ from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.rest import frame_weights, landmark_effects, landmark_evidence, rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
+from nphm_track.tracking.surface import can_wrap, open_rig
 
+Carrier = LandmarkCarrier | RigLandmarks
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
 REST_FRAMES = 24
@@ -141,15 +144,17 @@ def ibug_rows(model: NphmDecoder) -> NDArray[np.int64]:
     return np.array([i for i, p in enumerate(IBUG68_FROM_478) if p in known])
 
 
-def landmark_carrier(model: NphmDecoder, z_id: NDArray) -> LandmarkCarrier:
-    """The fit points of one identity."""
+def landmark_carrier(model: NphmDecoder, z_id: NDArray) -> Carrier:
+    """The fit points of one identity: on its rig or, where the template cannot be wrapped, carried by the network."""
+    if can_wrap(model):
+        return RigLandmarks(model, open_rig(model, z_id), fit_points(model))
     code = torch.as_tensor(z_id, dtype=torch.float32, device=model.mean_anchors.device)
     return LandmarkCarrier(model, code, fit_points(model))
 
 
-def head_landmarks(carry: LandmarkCarrier, z_ex: NDArray, batch: int = 64) -> NDArray[np.float32]:
+def head_landmarks(carry: Carrier, z_ex: NDArray, batch: int = 64) -> NDArray[np.float32]:
     """The fit points of each frame [T, N, 3], metres, head space."""
-    parts = torch.as_tensor(z_ex, dtype=torch.float32, device=carry.z_id.device).split(batch)
+    parts = torch.as_tensor(z_ex, dtype=torch.float32, device=carry.model.mean_anchors.device).split(batch)
     return np.concatenate([carry(part).cpu().numpy() for part in parts])
 
 
@@ -217,7 +222,7 @@ def fit_clip(
 
 
 def solve_camera(
-    carry: LandmarkCarrier, log: NDArray, z_ex: NDArray[np.float32], size: tuple[int, int], progress: Progress
+    carry: Carrier, log: NDArray, z_ex: NDArray[np.float32], size: tuple[int, int], progress: Progress
 ) -> Intrinsics:
     """A camera with the most probable focal length for a head with expressions z_ex [T, D_ex]."""
     some, index = spread_rows(column(log, "seen"), FOCAL_FRAMES), list(fit_points(carry.model))
@@ -230,27 +235,26 @@ def solve_camera(
 
 
 def _rest_code(
-    carry: LandmarkCarrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
+    carry: Carrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
 ) -> NDArray[np.float32]:
     """Code [D_ex] of the person's rest expression, to be added to every frame."""
     some = spread_rows(seen, REST_FRAMES)
     landmarks = log["landmarks"][some][:, :, :2]
     pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
     eyes = float(np.median(eye_distance(landmarks)))
-    weight = landmark_model.REST.of(FIT_POINTS).astype(np.float32).astype(np.float64)  # as exact as those of the poses
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[some].mean(0))
     added: NDArray[np.float64] = np.zeros(basis.shape[1])
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + (basis @ added).astype(np.float32))
         R, t = _solve_poses(points, pixels, camera, point_weights())
-        evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
+        evidence = landmark_evidence(effect, points, pixels, R, t, camera, FIT_POINTS, landmark_model.REST, eyes)
         added = rest_weights(evidence, added)
     return (basis @ added).astype(np.float32)
 
 
 def _frame_codes(
-    carry: LandmarkCarrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
+    carry: Carrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
 ) -> NDArray[np.float32]:
     """Codes [T, D_ex] to be added to the single frames: what their landmarks show and the predicted codes miss.
 
@@ -259,7 +263,7 @@ def _frame_codes(
     basis = carry.model.expression_basis.detach().cpu().numpy()
     spread = spread_rows(seen, REST_FRAMES)
     effect = landmark_effects(carry, z_ex[spread].mean(0))
-    pose_weight, weight = point_weights(), landmark_model.FRAME.of(FIT_POINTS)
+    pose_weight = point_weights()
     inverse = np.linalg.pinv(basis).T
 
     def in_range(start: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -277,7 +281,7 @@ def _frame_codes(
         for _ in range(2):
             points = head_landmarks(carry, z_ex[some] + ((wanted - start) @ basis.T).astype(np.float32))
             R, t = _solve_poses(points, pixels, camera, pose_weight)
-            evidence = landmark_evidence(effect, points, pixels, R, t, camera, weight, eyes)
+            evidence = landmark_evidence(effect, points, pixels, R, t, camera, FIT_POINTS, landmark_model.FRAME, eyes)
             wanted = in_range(start, wanted + frame_weights(evidence))
         return start, wanted
 

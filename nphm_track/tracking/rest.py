@@ -8,6 +8,7 @@ poses eliminated.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 from nphm_track import expression_prior
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.landmarks import LandmarkCarrier
-from nphm_track.landmark_model import REST as LANDMARKS
+from nphm_track.heads.rig import RigLandmarks
+from nphm_track.landmark_model import REST, LandmarkModel, openings
 
 STEP = 0.15
 """Weight by which an expression is moved to see what it does to the landmarks."""
@@ -26,7 +28,7 @@ STEP = 0.15
 def rest_weights(evidence: Evidence, now: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
     """Weights [E] of the expression to add to all frames, where ``now`` [E] has been added before the evidence."""
     frames, n = evidence.gradient.shape
-    share = (LANDMARKS.sigma / LANDMARKS.shared_sigma) ** 2 / frames
+    share = (REST.sigma / REST.shared_sigma) ** 2 / frames
     hessian = share * evidence.hessian.sum(0)
     wanted = share * evidence.gradient.sum(0) + hessian @ np.broadcast_to(now, n)
     prior = expression_prior.REST
@@ -55,7 +57,8 @@ def landmark_evidence(
     R: NDArray[np.float64],
     t: NDArray[np.float64],
     camera: Intrinsics,
-    weights: NDArray[np.float64],
+    index: Sequence[int],
+    model: LandmarkModel,
     eye_distance: float | NDArray[np.floating],
 ) -> Evidence:
     """Normal equations of the weights, whatever the pose.
@@ -66,31 +69,39 @@ def landmark_evidence(
         pixels: [F, N, 2] the observed ones, undistorted.
         R, t: [F, 3, 3], [F, 3] the poses that fit best.
         camera: intrinsics.
-        weights: [N] trust in the points.
+        index: which of the 478 landmarks they are [N].
+        model: what is believed of them.
         eye_distance: between the outer eye corners, pixels, one or [F].
     """
-    frames, n = len(points), len(effect)
+    frames = len(points)
     focal = np.array([camera.K[0, 0], camera.K[1, 1]])
     turned = points @ R.swapaxes(-1, -2)
     x = turned + t[:, None]
-    residual = (pixels - (x[..., :2] / x[..., 2:] * focal + camera.K[:2, 2])).reshape(frames, -1, 1)
+    residual = pixels - (x[..., :2] / x[..., 2:] * focal + camera.K[:2, 2])
     to_pixels = np.zeros((*x.shape[:2], 2, 3))
     to_pixels[..., [0, 1], [0, 1]] = focal / x[..., 2:]
     to_pixels[..., 2] = -x[..., :2] * focal / x[..., 2:] ** 2
     slope = to_pixels @ R[:, None]  # [F, N, 2, 3]
-    jacobian = (slope @ effect.transpose(1, 2, 0)).reshape(frames, -1, n)
+    jacobian = slope @ effect.transpose(1, 2, 0)
     turn = np.cross(np.eye(3), turned[:, :, None])  # d(omega x p) / d omega_i = e_i x p
-    pose = np.concatenate([to_pixels @ turn.swapaxes(-1, -2), to_pixels], -1).reshape(frames, -1, 6)
-    root = np.repeat(np.sqrt(weights), 2)[:, None]
-    jacobian, pose, residual = jacobian * root, pose * root, residual * root
+    pose = np.concatenate([to_pixels @ turn.swapaxes(-1, -2), to_pixels], -1)
+
+    # Rows of single points and, where rims face each other, of the gap between them; all in standard deviations.
+    root, upper_lower = np.sqrt(model.of(index)) / model.sigma, openings(index)
+
+    def rows(of_points: NDArray[np.float64]) -> NDArray[np.float64]:
+        gaps = np.diff(of_points[:, upper_lower], axis=2)[:, :, 0] / model.opening
+        return np.concatenate([of_points * root[:, None, None], gaps], 1).reshape(frames, -1, of_points.shape[-1])
+
+    jacobian, pose, residual = rows(jacobian), rows(pose), rows(residual[..., None])
     q, _ = np.linalg.qr(pose)
     jacobian, residual = (a - q @ (q.swapaxes(-1, -2) @ a) for a in (jacobian, residual))
-    scale = np.broadcast_to(1 / (LANDMARKS.sigma * np.asarray(eye_distance)) ** 2, frames)[:, None]
+    scale = np.broadcast_to(1 / np.asarray(eye_distance) ** 2, frames)[:, None]
     across = jacobian.swapaxes(-1, -2)
     return Evidence(scale[..., None] * (across @ jacobian), scale * (across @ residual)[..., 0])
 
 
-def landmark_effects(carry: LandmarkCarrier, mean: NDArray[np.float32]) -> NDArray[np.float64]:
+def landmark_effects(carry: LandmarkCarrier | RigLandmarks, mean: NDArray[np.float32]) -> NDArray[np.float64]:
     """Motion of the landmarks [E, N, 3] (metres) for a unit of each expression, near the mean expression."""
     basis = carry.model.expression_basis.detach().T  # [E, D_ex]
     base = torch.from_numpy(mean).to(basis)

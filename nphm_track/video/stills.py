@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import struct
 import zlib
 from collections.abc import Iterator
@@ -140,6 +141,7 @@ def _shown(values: NDArray[Any], white: float) -> NDArray[np.uint8]:
 
 def _deep_tiff(path: Path) -> NDArray[Any] | None:
     """Values of a TIFF with more than 8 bits a sample, of which Pillow keeps the upper 8; None for others."""
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it reports every tag that is wrong; one line says it all
     try:
         with tifffile.TiffFile(path) as file:
             page = file.pages[0]
