@@ -89,11 +89,12 @@ the expression, which is not known well yet."""
 FOCAL = LandmarkModel(np.nan, "pixels", outlier=3, evidence=20, weights=POSE.weights)
 """Focal length of a clip (``cameras.focal``)."""
 
-REST = LandmarkModel(0.035, "eyes", shared_sigma=0.05, weights=POSE.weights | {"lids": 3.0})
+REST = LandmarkModel(0.035, "eyes", shared_sigma=0.05, opening=0.01, weights=POSE.weights | {"lids": 3.0})
 """A person's rest expression (``tracking.rest``). ``sigma`` is the error from frame to frame, also that of another view
 of a head, which the networks tell from another expression better than landmarks do; the shared error is that of the
 landmark network and of a predicted identity: taken for an expression it would bend the head. A blink is seen by few
-points, so lids count more."""
+points, so lids count more. With the openings closed lips end 0 to 0.5 % of the eyes' distance apart, without them 2 %
+through each other (ten clips)."""
 
 FRAME = LandmarkModel(0.015, "eyes", opening=0.006, weights={"outline": 0.05, "lids": 3.0})
 """What a frame's expression has beyond the rest expression (``tracking.rest``). The mouth counts in full here: it is

@@ -45,12 +45,14 @@ class Following:
         spread: standard deviation of the observed distance, eye distances.
         correlation: of the head's with the observed; NaN when that is still.
         slope: of the head's against the observed, by least squares: 1 when the motion has the picture's size.
+        offset: by how much the head's is larger in the mean, eye distances.
     """
 
     frames: int
     spread: float
     correlation: float
     slope: float
+    offset: float
 
 
 def follow(points: NDArray[np.floating], observed: NDArray[np.floating]) -> dict[str, Following]:
@@ -153,7 +155,8 @@ def _compare(ours: FloatArray, theirs: FloatArray) -> Following:
     known = np.isfinite(ours) & np.isfinite(theirs)
     a, b = ours[known], theirs[known]
     frames = int(known.sum())
-    spread = float(b.std()) if frames else float("nan")
+    spread, offset = (float(b.std()), float((a - b).mean())) if frames else (float("nan"), float("nan"))
     if frames < LEAST_FRAMES or spread < LEAST or a.std() == 0:
-        return Following(frames, spread, float("nan"), float("nan"))
-    return Following(frames, spread, float(np.corrcoef(a, b)[0, 1]), float(np.cov(a, b)[0, 1] / b.var(ddof=1)))
+        return Following(frames, spread, float("nan"), float("nan"), offset)
+    slope = np.cov(a, b)[0, 1] / b.var(ddof=1)
+    return Following(frames, spread, float(np.corrcoef(a, b)[0, 1]), float(slope), offset)
