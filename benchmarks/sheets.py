@@ -4,6 +4,9 @@ Without --run: eight random identities from the front and from the side, one of 
 from one identity to another. With --run: rows of tracked frames; the normals of E_n turned by the tracked pose and the
 mesh's (x right, y up, z towards the viewer), the points of E_p (red, green, blue: x, y, z in head space),
 and the mesh; what the networks do not take for the face fades out. Pixels of a clip are shown with --frames only.
+
+With --truth: a held-out head of ICT-FaceKit, neutral and in 16 expressions, above the rig of the head model's code for
+it, with the network's own deformation where that is the better witness.
 """
 
 from __future__ import annotations
@@ -27,14 +30,20 @@ from nphm_track.faces.roi import crop_rois, roi_from_landmarks
 from nphm_track.geometry.networks import GeometryNet
 from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.carry import MeshCarrier
+from nphm_track.heads.correctives import CorrectedFrames
 from nphm_track.heads.editing import expression_code, interpolate, random_identities
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
+from nphm_track.heads.rig import Rig
+from nphm_track.heads.template import Template, load_template
+from nphm_track.heads.wrap import wrap
+from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.shading import backdrop
 from nphm_track.tracking.clip import open_clip
 from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import Run, read_run
+from nphm_track.training.ict import sample_identity
 
 EXPRESSIONS = (
     "jawOpen", "mouthSmile", "mouthFrown", "mouthPucker", "mouthFunnel", "mouthStretch", "mouthUpperUp",
@@ -42,6 +51,8 @@ EXPRESSIONS = (
     "eyeWide",
 )  # fmt: skip
 COLUMNS, TILE, SMALL = 8, 200, 160
+ABREAST, TRUE_HEAD = 6, 900_602
+"""Tiles in a row of the sheet with a true head, and the seed of its shape."""
 PIVOT = np.array([0.0, -0.01, -0.045])
 """Metres, head space: what the views turn about, the middle of the head."""
 MARGIN, SURE = 1.4, 0.5
@@ -57,10 +68,15 @@ def run(
     runs: Annotated[list[Path], typer.Option("--run", help="A finished run whose clip is still there.")] = [],  # noqa: B006
     frames: Annotated[bool, typer.Option("--frames", help="Show the frames of the runs too.")] = False,
     count: Annotated[int, typer.Option(help="Frames of each run.")] = 4,
+    truth: Annotated[bool, typer.Option("--truth", help="A known head beside the model's.")] = False,
 ) -> Report:  # fmt: skip
-    """Writes ``sheet.jpg``."""
+    """Writes ``sheet.jpg``; with --truth, ``truth.webp``."""
     prepare_torch()
     out.mkdir(parents=True, exist_ok=True)
+    if truth:
+        Image.fromarray(truth_sheet(head_model)).save(out / "truth.webp", quality=70, method=6)
+        size = (out / "truth.webp").stat().st_size
+        return Report({"bytes": size}, [f"{out / 'truth.webp'}: {size / 1000:.0f} kB"])
     sheet = geometry_sheet(runs, frames, count) if runs else head_sheet(head_model, seed)
     Image.fromarray(sheet).save(out / "sheet.jpg", quality=85, optimize=True)
     size = (out / "sheet.jpg").stat().st_size
@@ -82,12 +98,48 @@ def head_sheet(name: str, seed: int) -> Picture:
     return np.vstack([np.hstack(tiles[k : k + COLUMNS]) for k in range(0, len(tiles), COLUMNS)])
 
 
-def draw(vertices: Array, faces: NDArray[np.int32], yaw: float = 0.0, caption: str = "") -> Picture:
-    """A head [TILE, TILE, 3] from a metre away, turned by ``yaw`` degrees to its own left."""
+def truth_sheet(name: str) -> Picture:
+    """Rows in pairs: the true head, and below it the model's."""
+    model, template = load_head_model(name), load_template()
+    w = sample_identity(np.random.default_rng(TRUE_HEAD), 1)[0].astype(np.float32)
+    z_id = (model.identity_basis[:, : len(w)] @ torch.from_numpy(w)).detach()
+    head = wrap(template, model, z_id)
+    true = Rig(template, template.person(w), template.expression, head.eyes)
+    own = Rig.of(template, head)
+    codes = torch.stack([expression_code(model, {e: 1.0} if e else {}) for e in ("", *EXPRESSIONS)]).detach()
+    weights = own.weights(model, codes)
+    correct = CorrectedFrames(model, own, z_id, codes, weights)
+    correct.learn(np.arange(len(codes)))
+    beside = correct(np.arange(len(codes)))
+
+    rows: list[list[Picture]] = [[], []]
+    for k, expression in enumerate(("", *EXPRESSIONS)):
+        exact = [n.partition("_")[0] == expression for n in template.expression_names]
+        heads = [true.vertices(np.array(exact, np.float32)), own.vertices(weights[k])]
+        heads[1][: template.skin_size] += beside[k]
+        for row, vertices in zip(rows, heads, strict=True):
+            caption = (expression or "neutral") if row is rows[0] else ""
+            row.append(draw(vertices, template.head_faces, 0.0, caption, template))
+            if not expression:
+                row.append(draw(vertices, template.head_faces, 45.0, "", template))
+    lines = [np.hstack(row[k : k + ABREAST]) for k in range(0, len(rows[0]), ABREAST) for row in rows]
+    return np.vstack(lines)
+
+
+def draw(
+    vertices: Array, faces: NDArray[np.int32], yaw: float = 0.0, caption: str = "", template: Template | None = None
+) -> Picture:
+    """A head [TILE, TILE, 3] from a metre away, turned by ``yaw`` degrees to its own left; a template's
+    is nearer and in its colours.
+    """
     c, s = np.cos(np.radians(yaw)), np.sin(np.radians(yaw))
     R = np.diag([1.0, -1.0, -1.0]) @ np.array([[c, 0, s], [0, 1, 0], [-s, 0, c]])
-    K = np.array([[3.4 * TILE, 0, TILE / 2], [0, 3.4 * TILE, TILE / 2], [0, 0, 1]])
+    zoom = 3.4 if template is None else 4.4
+    K = np.array([[zoom * TILE, 0, TILE / 2], [0, zoom * TILE, TILE / 2], [0, 0, 1]])
     painter = OverlayRenderer(faces, K, (TILE, TILE), "mesh", 1.0)
+    if template is not None:
+        painter.albedo, painter.prepare = template.colours, template.cut_at_neck
+        painter.occlusion = ambient_occlusion(vertices, faces)
     picture = painter.draw(
         backdrop((TILE, TILE)), np.asarray(vertices, np.float32), R, np.array([0, 0.02, 1]) - R @ PIVOT
     )
