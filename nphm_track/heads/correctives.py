@@ -108,7 +108,7 @@ class CorrectedFrames:
         if len(c.basis):
             chosen = chosen[self._weights(chosen)[1]]
         if len(chosen) and len(c.basis) < MOST_DIRECTIONS:
-            self.correctives = c.extended(np.stack([self._missing(int(row), c.index) for row in chosen]))
+            self.correctives = c.extended(np.stack([self._missing(int(row)) for row in chosen]))
 
     @cached_property
     def field(self) -> SkinField:
@@ -129,13 +129,13 @@ class CorrectedFrames:
         found, lacking = self._weights(rows)
         out = np.tensordot(found, self.spread, 1)
         for i in np.flatnonzero(lacking):
-            out[i] = self._spread_out(self._missing(int(rows[i]), self.correctives.index))
+            out[i] = self._spread_out(self._missing(int(rows[i])))
         return out
 
     def _weights(self, rows: NDArray[np.int64]) -> tuple[Array, NDArray[np.bool_]]:
         """Weights [R, K] of the correctives in frames ``rows`` [R], and whether a frame needs more than those [R]."""
         c = self.correctives
-        at_probes = self._missing_in_all(rows, c.index[c.probes])
+        at_probes = self._missing_in_all(rows, c.probes)
         found = at_probes.reshape(len(rows), -1) @ c.solver
         left = np.linalg.norm(at_probes - np.tensordot(found, c.basis[:, c.probes], 1), axis=2)
         return found, (left.mean(1) > ENOUGH_MEAN) | (left.max(1) > ENOUGH_MOST)
@@ -147,13 +147,24 @@ class CorrectedFrames:
         out[own] = displacements
         return out
 
-    def _missing(self, row: int, index: NDArray[np.int64]) -> Array:
-        return self._missing_in_all(np.array([row]), index)[0]
+    @cached_property
+    def _shapes(self) -> Array:
+        """[K, N, 3] of the rig, at the correctives' vertices."""
+        return np.ascontiguousarray(self.rig.shapes[:, self.correctives.index])
 
-    def _missing_in_all(self, rows: NDArray[np.int64], index: NDArray[np.int64]) -> Array:
-        """Displacements [R, N, 3] of vertices ``index`` from where the shapes put them to the network's own place."""
+    def _missing(self, row: int) -> Array:
+        return self._missing_in_all(np.array([row]))[0]
+
+    def _missing_in_all(self, rows: NDArray[np.int64], places: NDArray[np.int64] | None = None) -> Array:
+        """Displacements [R, N, 3] from where the shapes put vertices to the network's own place.
+
+        Of the correctives' vertices, or those at ``places`` among them.
+        """
+        index, shapes = self.correctives.index, self._shapes
+        if places is not None:
+            index, shapes = index[places], shapes[:, places]
         device, rest = self.z_ex.device, self.rig.neutral[index]
-        linear = rest + np.tensordot(self.weights[rows], self.rig.shapes[:, index], 1)
+        linear = rest + (self.weights[rows] @ shapes.reshape(len(shapes), -1)).reshape(len(rows), -1, 3)
         canonical = torch.from_numpy(rest / MODEL_UNIT).to(device)
         start = torch.from_numpy(linear / np.float32(MODEL_UNIT)).to(device)
         codes, z_id = self.z_ex[rows], self.z_id

@@ -43,7 +43,7 @@ def test_frames_lie_where_the_deformation_puts_them_whether_learned_from_or_not(
     index = frames.correctives.index
     found = frames(np.arange(4))[:, index]
     for row in range(4):
-        exact = frames._missing(row, index)
+        exact = frames._missing(row)
         off = np.linalg.norm(found[row] - exact, axis=1)
         assert off.mean() < 5e-5 and np.quantile(off, 0.999) < 3e-4
         assert np.linalg.norm(exact, axis=1).mean() > 1e-4  # what would be off without
@@ -55,7 +55,7 @@ def test_frames_that_the_directions_miss_are_inverted_whole(
     monkeypatch.setattr(correctives, "ENOUGH_MEAN", np.inf)
     monkeypatch.setattr(correctives, "ENOUGH_MOST", np.inf)
     index = frames.correctives.index
-    off = np.linalg.norm(frames(np.array([3, 3]))[0, index] - frames._missing(3, index), axis=1)
+    off = np.linalg.norm(frames(np.array([3, 3]))[0, index] - frames._missing(3), axis=1)
     assert off.mean() > 1e-4
 
 
