@@ -151,6 +151,54 @@ def video(
     _tell(facts, text, "\n\n".join(["# Video quality", provenance_text(facts), text]), out, json, quiet)
 
 
+@app.command("leakage")
+def leakage(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
+    out: Annotated[Path | None, RESULT_OPTION] = None,
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
+) -> None:
+    """Pose leakage: how far blinks, smiles and the jaw move the tracked head."""
+    from nphm_track.evaluation import leakage
+    from nphm_track.evaluation.results import provenance, provenance_text
+    from nphm_track.tracking.run_folder import read_run
+
+    opened = read_run(run)
+    facts = {
+        "protocol": "pose leakage",
+        **provenance(_command(), opened.info.models),
+        **leakage.measure(opened.track),
+    }
+    text = leakage.leakage_table(facts)
+    _tell(facts, text, "\n\n".join(["# Pose leakage", provenance_text(facts), text]), out, json, quiet)
+
+
+@app.command("emotion")
+def emotion(
+    dataset: Annotated[Path, typer.Option(metavar="FOLDER", help="AffectNet, with train_set and val_set.")],
+    out: Annotated[Path, OUT_OPTION],
+    train_images: Annotated[
+        int | None, typer.Option(metavar="N", min=2, help="Learn from the first N images. (default: all)")
+    ] = None,
+    codes: Annotated[Codes | None, CODES_OPTION] = None,
+    refine: Annotated[bool, REFINE_OPTION] = False,
+    device: Annotated[str, DEVICE_OPTION] = "cpu",
+    json: Annotated[bool, JSON_OPTION] = False,
+    quiet: Annotated[bool, QUIET_OPTION] = False,
+) -> None:
+    """Emotion from expression codes on AffectNet: accuracy, valence and arousal, as the paper's table 4 has them."""
+    from nphm_track.cli.progress import show_progress
+    from nphm_track.evaluation.emotion import evaluate_emotion
+    from nphm_track.evaluation.predict import CodePredictor
+
+    with show_progress(quiet) as progress:
+        predictor = CodePredictor(_options(codes, refine, device))
+        facts = evaluate_emotion(
+            dataset, out, predictor, progress, command=_command(), models=predictor.models, train_images=train_images
+        )
+    _tell_written(facts, out, json, quiet)
+
+
 def _options(codes: str | None, refine: bool, device: str, **others: Any) -> Any:
     """Options of the tracker; only those that were chosen, since they are what a folder of results is told by."""
     from nphm_track.tracking.options import TrackOptions

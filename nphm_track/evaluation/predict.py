@@ -101,6 +101,20 @@ class ImagePredictor:
             return self.reader.of(run, 0)
 
 
+class CodePredictor:
+    """One image in, its expression code [D_ex] out. ``models`` maps names to SHA-256."""
+
+    def __init__(self, options: TrackOptions) -> None:
+        self.options = TrackOptions.build(options, overlay=False, meshes=False)
+        self.models = {name: sha256(resolve(name)) for name in models_of(self.options)}
+
+    def __call__(self, image: Path) -> FloatArray:
+        """Raises NoFaceError or InputError when the image shows no face or cannot be read."""
+        with TemporaryDirectory(prefix="nphm-track-") as folder:
+            run = track(image, Path(folder) / "run", options=self.options)
+            return run.track.z_ex[0]
+
+
 @dataclass(frozen=True)
 class Item:
     """An image of a data set and where its predictions go."""
