@@ -162,7 +162,7 @@ def person_of(run: Run) -> PersonRig:
 
     Raises InputError when it has to be made and the head model has changed.
     """
-    made = rig_of(run)
+    made = surface_of(run).person or rig_of(run)
     if made is None:
         made = open_surface(model_of(run), run.track, "template").person
     assert made is not None, "the run's meshes are not the template's"
