@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
-from nphm_track.conventions import BLENDSHAPE_NAMES
+from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.options import ExportOptions
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, Track
@@ -61,7 +61,7 @@ Array = NDArray[np.float64]
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the file ``target``."""
     track = run.track
-    weights = apple_weights(track.blendshapes)
+    weights = apple_weights(arkit_weights(track))
     values = np.hstack([weights, head_angles(track.R), *eye_angles(track, weights)])
     values[track.status == Status.LOST] = np.nan
 
@@ -84,11 +84,16 @@ def write_beside(run: Run, target: Path) -> None:
             table.writerow([*cells, *track.image[row : row + 1]])
 
 
-def apple_weights(blendshapes: NDArray[np.float32]) -> Array:
-    """Scores [T, 52] in the order of ``BLENDSHAPE_NAMES`` as weights [T, 52] in ``APPLE_ORDER``, NaN included."""
-    weights = np.zeros((len(blendshapes), len(APPLE_ORDER)))
-    for column, name in enumerate(APPLE_ORDER[:-1]):  # tongueOut is the one the network does not score
-        weights[:, column] = blendshapes[:, BLENDSHAPE_NAMES.index(name)]
+def arkit_weights(track: Track) -> NDArray[np.float32]:
+    """Weights [T, 51] of ``ARKIT_BLENDSHAPES``: the head's or, of a run without them, the landmark network's."""
+    return track.arkit if len(track.arkit) else track.blendshapes[:, 1:]
+
+
+def apple_weights(weights51: NDArray[np.float32]) -> Array:
+    """Weights [T, 51] of ``ARKIT_BLENDSHAPES`` as [T, 52] in ``APPLE_ORDER``, NaN included."""
+    weights = np.zeros((len(weights51), len(APPLE_ORDER)))
+    for column, name in enumerate(APPLE_ORDER[:-1]):  # tongueOut is not measured
+        weights[:, column] = weights51[:, ARKIT_BLENDSHAPES.index(name)]
     weights[np.isnan(weights).any(1)] = np.nan
     return weights
 

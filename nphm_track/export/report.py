@@ -22,6 +22,7 @@ from PIL import Image
 from nphm_track.cameras.intrinsics import fov_from_focal
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.errors import InputError
+from nphm_track.export.blendshapes import arkit_weights
 from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR
 from nphm_track.export.morphs import fit_morphs
@@ -82,7 +83,7 @@ def write_report(run: Run, output: str | Path | None = None, *, overwrite: bool 
 
 def _data(run: Run, folder: Path) -> dict[str, Any]:
     track = run.track
-    shapes = track.blendshapes[:, 1:]  # without _neutral
+    shapes = arkit_weights(track)
     coded = np.where(np.isfinite(shapes), np.round(254 * np.clip(shapes, 0, 1)), UNKNOWN).astype(np.uint8)
     return {
         "summary": _summary(run),

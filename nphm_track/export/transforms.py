@@ -121,6 +121,8 @@ def _write_heads(run: Run, rows: list[int], target: Path, options: ExportOptions
         write_ply(target / MESHES / f"{names[row]}.ply", options.points(points), faces)
         gaze = track.gaze[row] if len(track.gaze) else np.zeros((0, 3), np.float32)
         parameters = {"z_id": track.z_id, "z_ex": track.z_ex[row], "blendshapes": track.blendshapes[row], "gaze": gaze}
+        if len(track.arkit):
+            parameters["arkit"] = track.arkit[row]
         np.savez(target / PARAMETERS / f"{names[row]}.npz", **parameters)
         progress.advance()
 

@@ -41,6 +41,8 @@ centre that eyes turn about (13.5 mm behind the cornea); that of the template, w
 eyeballs, 14.6 mm: turned by the whole angle, its irises would leave those of the picture behind."""
 ROUNDING = 1e-6
 """Metres: less motion than this is rounding."""
+SWEEPS = 40
+"""Of coordinate descent: weights move less than 0.001 then."""
 JAW = ("jawOpen", "jawForward", "jawLeft", "jawRight")
 TONGUE = "tongueOut"
 """The one of ARKit's shapes that neither ICT-FaceKit nor MediaPipe has."""
@@ -219,6 +221,23 @@ class Rig:
             out[..., left] -= both
             out[..., right] -= both
         return out
+
+    def bounded_arkit_weights(self, weights: NDArray[np.floating]) -> NDArray[np.float32]:
+        """Weights [T, 51] of ``ARKIT_BLENDSHAPES`` alone, within 0 and 1, for the rig's own [T, K].
+
+        They move the head most like the rig's own do: least squares over all vertices, by coordinate descent. What a
+        shape may not do below 0 or beyond 1, and shapes that ARKit lacks, others do as far as they can.
+        """
+        shapes, n = np.stack(list(self.arkit_shapes().values())), len(ARKIT_BLENDSHAPES)
+        flat = shapes.reshape(len(shapes), -1)
+        gram = (flat[:n] @ flat.T).astype(np.float64)
+        wanted = self.arkit_weights(weights)
+        pull, own = wanted @ gram.T, gram[:, :n]
+        out = np.clip(wanted[:, :n], 0, 1).astype(np.float64)
+        for _ in range(SWEEPS):
+            for k in np.flatnonzero(own.diagonal()):
+                out[:, k] = np.clip(out[:, k] + (pull[:, k] - out @ own[k]) / own[k, k], 0, 1)
+        return out.astype(np.float32)
 
 
 class RigLandmarks:

@@ -57,6 +57,7 @@ def _shapes(track: Track) -> Iterator[str]:
     }  # fmt: skip
     m = n if len(track.rolled_back) else 0
     expected["gaze"] = (n if len(track.gaze) else 0, 2, 3)
+    expected["arkit"] = (n if len(track.arkit) else 0, 51)
     expected["image"] = (n if len(track.image) else 0,)
     expected |= {"refine_before": (m, 3), "refine_after": (m, 3), "rolled_back": (m,)}
     for name, array in arrays.items():
@@ -102,8 +103,7 @@ def _numbers(info: RunInfo, track: Track) -> Iterator[str]:
     present, tracked = track.status != Status.LOST, track.status == Status.TRACKED
     rows = dict.fromkeys(("R", "t", "z_ex", "landmarks_fit"), present)
     rows |= dict.fromkeys(("landmarks", "blendshapes", "landmark_error_px"), tracked)
-    if len(track.gaze):
-        rows["gaze"] = present
+    rows |= {name: present for name in ("gaze", "arkit") if len(getattr(track, name))}
     known = np.isfinite(track.landmarks_fit[present]).any((0, 2))
     if present.any() and not known.any():
         yield "landmarks_fit is empty"

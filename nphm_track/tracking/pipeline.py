@@ -54,7 +54,7 @@ from nphm_track.tracking.run_folder import (
     RunFolder,
     default_output,
 )
-from nphm_track.tracking.surface import RESOLUTION, Surface, can_wrap, open_rig, open_surface, rig_in
+from nphm_track.tracking.surface import RESOLUTION, Surface, arkit_of, can_wrap, open_rig, open_surface, rig_in
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import lacking_files
 from nphm_track.tracking.written import WrittenFiles
@@ -242,6 +242,7 @@ class Job:
                 known = self._known_rig(track)
                 rig = known.rig if known else open_rig(model, track.z_id)
                 track.gaze = gaze_of(rig.eyes, track, self.options.smooth, column(log, "shot"))
+                track.arkit = arkit_of(rig, model, track)
             track.save(self.folder.track)
         return track
 

@@ -76,7 +76,8 @@ class Track:
     """[T, 68, 2] the fitted head's own iBUG-68 points, projected, pixels; NaN for points that the head model does not
     know (one with MonoNPHM's anchors knows those of ``conventions.ANCHOR_LANDMARKS``)."""
     blendshapes: NDArray[np.float32]
-    """[T, 52] scores 0..1 in the order of ``conventions.BLENDSHAPE_NAMES``, of the face's own sides."""
+    """[T, 52] the landmark network's scores 0..1 in the order of ``conventions.BLENDSHAPE_NAMES``, of the face's own
+    sides. What the head itself does is in ``arkit``."""
     landmark_error_px: NDArray[np.float32]
     """[T] mean distance of the known ``landmarks_fit`` to the observed points, pixels; NaN where none were seen."""
     normal_error_deg: NDArray[np.float32]
@@ -86,6 +87,9 @@ class Track:
     gaze: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 2, 3), np.float32))
     """[T, 2, 3] unit vectors in head space along which left and right eye look, +z straight ahead; empty where the head
     model's heads have no eyes of their own."""
+    arkit: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 51), np.float32))
+    """[T, 51] weights 0..1 of ``conventions.ARKIT_BLENDSHAPES`` that move the person's rig most like the head moves,
+    NaN in lost frames; empty where the template cannot be wrapped on the head model's heads."""
     refine_before: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 3), np.float32))
     """[T, 3] normal error (degrees), point error (mm) and landmark error (px) of the feed-forward state; NaN where not
     measured. This and the next two are empty in a run that was not refined."""
@@ -169,7 +173,7 @@ def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> No
 
 _OF_THE_CLIP = frozenset({"z_id", "K", "image_size", "distortion"})
 """Arrays that have no row for each frame."""
-_REPORT = frozenset({"gaze", "refine_before", "refine_after", "rolled_back", "image"})
+_REPORT = frozenset({"gaze", "arkit", "refine_before", "refine_after", "rolled_back", "image"})
 """Arrays that runs of earlier versions do not have."""
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from nphm_track.conventions import MODEL_UNIT
+from nphm_track.conventions import ARKIT_BLENDSHAPES, MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.heads.carry import Carried, MeshCarrier
 from nphm_track.heads.correctives import CorrectedFrames, Correctives
@@ -91,6 +91,15 @@ def _rig_of(model: NphmDecoder, code: bytes) -> Rig:
     template = load_template()
     z_id = torch.from_numpy(np.frombuffer(code, np.float32).copy()).to(model.mean_anchors.device)
     return Rig.of(template, wrap(template, model, z_id))
+
+
+def arkit_of(rig: Rig, model: NphmDecoder, track: Track) -> NDArray[np.float32]:
+    """``Track.arkit`` of a track whose person has this rig."""
+    out = np.full((len(track), len(ARKIT_BLENDSHAPES)), np.nan, np.float32)
+    present = track.status != Status.LOST
+    codes = torch.from_numpy(np.asarray(track.z_ex[present], np.float32)).to(model.mean_anchors.device)
+    out[present] = rig.bounded_arkit_weights(rig.weights(model, codes, track.gaze[present]))
+    return out
 
 
 def open_surface(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import ARKIT_BLENDSHAPES, BLENDSHAPE_NAMES
-from nphm_track.export.blendshapes import APPLE_ORDER, app_angles, head_angles, hold, timecode, turns_of_weights
+from nphm_track.export.blendshapes import (
+    APPLE_ORDER,
+    app_angles,
+    arkit_weights,
+    head_angles,
+    hold,
+    timecode,
+    turns_of_weights,
+)
 from nphm_track.export.formats import export
 
 
@@ -35,6 +44,12 @@ class TestBlendshapes:
             for name in ARKIT_BLENDSHAPES:
                 expected = track.blendshapes[i, BLENDSHAPE_NAMES.index(name)]
                 assert float(rows[i][name[0].upper() + name[1:]]) == pytest.approx(expected, abs=1e-6)
+
+    def test_weights_are_the_heads_where_a_run_has_them(self, made) -> None:
+        track = made.run.track
+        head = np.random.default_rng(0).uniform(0, 1, (len(track), 51)).astype(np.float32)
+        np.testing.assert_array_equal(arkit_weights(replace(track, arkit=head)), head)
+        np.testing.assert_array_equal(arkit_weights(track), track.blendshapes[:, 1:])
 
     def test_a_frame_without_a_face_holds_the_last_value_and_is_marked(self, made, tmp_path: Path) -> None:
         rows = rows_of(export(made.run, "blendshapes", tmp_path / "out.csv"))

@@ -172,3 +172,23 @@ def _towards(yaw: float, pitch: float) -> np.ndarray:
     """Unit vector [3] turned by degrees to +x and to +y from +z."""
     a, b = np.deg2rad([yaw, pitch])
     return np.array([np.sin(a) * np.cos(b), np.sin(b), np.cos(a) * np.cos(b)])
+
+
+def test_weights_by_arkits_names_are_the_rigs_own_where_these_are_weights(rig: Rig) -> None:
+    w = weights(rig, jawOpen=0.4, mouthSmile_L=0.6, browDown_R=0.3, browInnerUp_L=0.5, browInnerUp_R=0.5)
+    (found,) = rig.bounded_arkit_weights(w[None])
+    want = {"jawOpen": 0.4, "mouthSmileLeft": 0.6, "browDownRight": 0.3, "browInnerUp": 0.5}
+    np.testing.assert_allclose(found, [want.get(name, 0) for name in ARKIT_BLENDSHAPES], atol=0.01)
+
+
+def test_what_no_weight_may_do_others_do_as_far_as_they_can(rig: Rig) -> None:
+    w = weights(rig, mouthSmile_L=-0.3, mouthSmile_R=-0.3, jawOpen=1.3, eyeSquint_L=0.5)
+    (found,) = rig.bounded_arkit_weights(w[None])
+    assert found.min() >= 0 and found.max() <= 1
+    shapes = np.stack([rig.arkit_shapes()[name] for name in ARKIT_BLENDSHAPES])
+    skin = slice(0, rig.template.skin_size)
+    wanted = np.tensordot(w, rig.shapes, 1)[skin]
+    clipped = np.clip(rig.arkit_weights(w)[: len(shapes)], 0, 1)
+    missed, without = (np.linalg.norm(np.tensordot(x, shapes, 1)[skin] - wanted) for x in (found, clipped))
+    assert missed < 0.8 * without
+    assert found[ARKIT_BLENDSHAPES.index("mouthFrownLeft")] > 0.05
