@@ -15,9 +15,7 @@ export OMP_WAIT_POLICY ?= passive
 
 demo: $(VENV)/.installed
 	rm -rf demo
-	$(BIN)/python examples/demo_clip.py demo
-	$(BIN)/nphm-track demo/clip.mp4 -o demo/run
-	$(BIN)/python examples/demo_clip.py demo --compare demo/run
+	PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh demo
 
 test: lint
 	$(BIN)/python -m pytest -n auto --dist worksteal --durations=15
