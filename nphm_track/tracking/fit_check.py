@@ -14,8 +14,8 @@ Of the 2,650 frames with a face of the ten development clips none is lost; they 
 fit-check``), and other people's good frames need room. A face that stands on its head, seen as an upright one, has 0.06
 to 0.08: the detector has to turn it. The distance between the eyes would not do as the measure: it vanishes in profile.
 
-The maps of a refinement, which fits heads to them, tell no more: where a picture is squeezed to 0.7 normals are 4.6 to
-5.9 degrees off and points 1.8 to 3.0 mm, where it is as it was 3.6 to 6.0 and 1.1 to 2.0 (with ``--maps``, two clips).
+The maps of a refinement, which fits heads to them, tell no more: where a picture is squeezed to 0.7 normals are 4.4 to
+5.9 degrees off and points 1.8 to 3.0 mm, where it is as it was 3.6 to 6.0 and 1.1 to 2.7 (``--maps``, three clips).
 """
 WRITTEN_MISFIT = 0.14
 """The same of the head that is written, which smoothing may keep from following a fast turn (0.122 in the darkest of
