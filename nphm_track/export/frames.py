@@ -114,10 +114,14 @@ def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
 
 
 def silhouette(run: Run, row: int) -> NDArray[np.bool_]:
-    """[H, W] silhouette of a frame's head, True inside, drawn where the lens puts it."""
+    """[H, W] silhouette of a frame's head, True inside, drawn where the lens puts it; without a template's bust, which
+    does not go with the person's shoulders.
+    """
     track = run.track
     surface = surface_of(run)
     points, faces = surface.vertices_of(row), surface.mesh.faces
+    if surface.template is not None:
+        points, faces = surface.template.cut_at_neck(points), surface.template.head_faces
     in_camera = points @ track.R[row].T + track.t[row]
     width, height = (int(n) for n in track.image_size)
     if track.distortion.any():

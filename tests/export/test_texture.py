@@ -15,6 +15,7 @@ from nphm_track import Run, TrackOptions
 from nphm_track.errors import InputError
 from nphm_track.export import texture
 from nphm_track.export.formats import export
+from nphm_track.export.frames import silhouette
 from nphm_track.export.options import ExportOptions
 from nphm_track.faces.mattes import MatteNetworks
 from nphm_track.heads.template import load_template
@@ -122,6 +123,15 @@ def test_obj_names_its_pictures(out: Path) -> None:
     )
     corners = np.array([[int(n) for c in line.split()[1:] for n in c.split("/")] for line in text if line[:2] == "f "])
     assert corners[:, ::2].max() <= load_template().skin_size and corners[:, 1::2].max() <= len(load_template().uv)
+
+
+def test_silhouettes_end_at_the_neck(run: Run) -> None:
+    template, head = load_template(), silhouette(run, 2)
+    drawn = rasterise(template.neutral @ run.track.R[2].T + run.track.t[2], template.faces, run.track.K, SIZE)
+    whole = drawn.face_id >= 0
+    assert not (head & ~whole).any() and whole.sum() - head.sum() > 1000
+    assert np.flatnonzero(head.any(1))[-1] < np.flatnonzero(whole.any(1))[-1] - 10
+    np.testing.assert_array_equal(head[:100], whole[:100])
 
 
 def test_runs_without_the_template_have_no_texture(made, tmp_path: Path) -> None:
