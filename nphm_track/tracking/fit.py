@@ -18,7 +18,7 @@ from nphm_track.conventions import FACE_OUTLINE, IBUG68_FROM_478, NOSE_TIP, OUTE
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.mononphm import known_landmarks
-from nphm_track.heads.rig import RigLandmarks
+from nphm_track.heads.rig import Rig, RigLandmarks
 from nphm_track.landmark_model import eye_distance
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.identity import IdentityVotes, merge_identity
@@ -144,10 +144,10 @@ def ibug_rows(model: NphmDecoder) -> NDArray[np.int64]:
     return np.array([i for i, p in enumerate(IBUG68_FROM_478) if p in known])
 
 
-def landmark_carrier(model: NphmDecoder, z_id: NDArray) -> Carrier:
+def landmark_carrier(model: NphmDecoder, z_id: NDArray, rig: Rig | None = None) -> Carrier:
     """The fit points of one identity: on its rig or, where the template cannot be wrapped, carried by the network."""
     if can_wrap(model):
-        return RigLandmarks(model, open_rig(model, z_id), fit_points(model))
+        return RigLandmarks(model, rig or open_rig(model, z_id), fit_points(model))
     code = torch.as_tensor(z_id, dtype=torch.float32, device=model.mean_anchors.device)
     return LandmarkCarrier(model, code, fit_points(model))
 
@@ -171,16 +171,18 @@ def fit_clip(
     camera: Intrinsics | None,
     strength: float,
     progress: Progress,
+    rig: Rig | None = None,
 ) -> ClipFit:
     """Smooth the expressions, solve the focal length and every pose; ``camera`` is kept when it is given.
 
-    ``log`` has at least one frame in which the face was seen. It is read in pieces.
+    ``rig`` is the person's, where it is known. ``log`` has at least one frame in which the face was seen. It is read in
+    pieces.
     """
     seen, times, shots, confidence = (column(log, name) for name in ("seen", "time", "shot", "confidence"))
     filled = fill_gaps(seen, times, shots)
     trusted = np.where(seen, confidence, 0.0)
     z_ex = smooth_codes(codes.z_ex, times, trusted, strength, shots).astype(np.float32)
-    carry = landmark_carrier(model, codes.z_id)
+    carry = landmark_carrier(model, codes.z_id, rig)
     if camera is None:
         camera = solve_camera(carry, log, z_ex, size, progress)
     if codes.predicted and model.config.expression_names:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nphm_track._runtime import flushed_denormals, usable_device
 from nphm_track.cameras.intrinsics import Intrinsics
@@ -21,6 +22,7 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.rig import Rig
 from nphm_track.heads.rig_file import PersonRig, rig_key, save_rig
 from nphm_track.models import resolve, sha256
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
@@ -239,8 +241,7 @@ class Job:
                     "with a face are not those of one; is it a face, and is the camera that was given its own?"
                 )
             if can_wrap(model):
-                known = self._known_rig(track)
-                rig = known.rig if known else open_rig(model, track.z_id)
+                rig = self._rig(model, track.z_id)
                 track.gaze = gaze_of(rig.eyes, track, self.options.smooth, column(log, "shot"))
                 track.arkit = arkit_of(rig, model, track)
             track.save(self.folder.track)
@@ -260,7 +261,8 @@ class Job:
             camera = camera or mean_camera(model, log, self.size, self.progress, identity)
             codes = fitted_codes(model, log, camera, self.progress, identity)
         self.progress.stage("fit", int(column(log, "seen").sum()))
-        return fit_clip(model, codes, log, self.size, camera, self.options.smooth, self.progress)
+        rig = self._rig(model, codes.z_id) if can_wrap(model) else None
+        return fit_clip(model, codes, log, self.size, camera, self.options.smooth, self.progress, rig)
 
     def _refine(
         self, model: NphmDecoder, log: np.ndarray, fit: ClipFit, camera_known: bool, identity_known: bool
@@ -344,7 +346,7 @@ class Job:
             self.progress.stage("canonical head", 1)
             head_model = self.folder.info.models[o.head]
             own = rig_in(self.folder.path, track.z_id, head_model)
-            known = own or self._known_rig(track)
+            known = own or self._known_rig(track.z_id)
             surface = open_surface(model, track, o.topology, o.mesh_resolution / RESOLUTION, known, learn=own is None)
             if surface.person is not None and own is None:
                 with replacing(self.folder.rig) as partial:
@@ -355,10 +357,14 @@ class Job:
         with self._timed("draw"), self.folder.written() as written:
             self._draw_with(surface, track, written)
 
-    def _known_rig(self, track: Track) -> PersonRig | None:
+    def _rig(self, model: NphmDecoder, z_id: NDArray[np.float32]) -> Rig:
+        known = self._known_rig(z_id)
+        return known.rig if known else open_rig(model, z_id)
+
+    def _known_rig(self, z_id: NDArray[np.float32]) -> PersonRig | None:
         """The person's rig of the run that gave the identity, where one did."""
         given = self.options.identity
-        return None if given is None else rig_in(Path(given), track.z_id, self.folder.info.models[self.options.head])
+        return None if given is None else rig_in(Path(given), z_id, self.folder.info.models[self.options.head])
 
     def _draw_with(self, surface: Surface, track: Track, written: WrittenFiles) -> None:
         mesh, carry = surface.mesh, surface.vertices_of
