@@ -151,7 +151,6 @@ class Rig:
         """Rotation [3, 3] and translation [3] that move the lower teeth most like their linear shapes (Kabsch)."""
         index, shift, product, own = self._jaw
         w = np.asarray(weights, np.float64)[index]
-        w[0] = max(w[0], 0)  # a mouth that is closed more than at rest presses the lips; teeth stop at teeth
         u, _, vt = np.linalg.svd(own + np.tensordot(w, product, 1))
         rotation = u @ np.diag([1, 1, np.linalg.det(u @ vt)]) @ vt
         centre = self.neutral[self.template.part("teeth_lower")].mean(0)
