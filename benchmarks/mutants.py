@@ -37,10 +37,10 @@ MUTANTS = {
         "tracking/observe.py", 'follower.restore(last["state"])', "pass", "tests/tracking/test_observe.py",
     ),
     "shots are counted anew": Mutant(
-        "tracking/observe.py", 'shot = int(last["shot"])', "pass", "tests/tracking/test_observe.py",
+        "tracking/observe.py", 'self.shot = int(last["shot"])', "pass", "tests/tracking/test_observe.py",
     ),
     "logs end in mid-batch": Mutant(
-        "tracking/observe.py", "log.truncate(len(log) // BATCH * BATCH)", "pass", "tests/tracking/test_observe.py",
+        "tracking/observe.py", "done = done // BATCH * BATCH", "pass", "tests/tracking/test_observe.py",
     ),
     "workers outlive their driver": Mutant(
         "batch/workers.py", "os._exit(1)  # the session has ended", "pass",

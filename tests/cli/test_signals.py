@@ -24,12 +24,13 @@ def track(input, output, *, options, progress, **_):
     with RunFolder.open(output, info, options) as folder:
         with replacing(folder.track) as partial:
             partial.write_text("half of it")
-            print("at work", flush=True)
             try:
+                print("at work", flush=True)
                 time.sleep(60)
             finally:
                 while not enough.exists():  # putting things in order takes a while
                     time.sleep(0.01)
+                (Path(output).parent / "in order").touch()
 tracker.track = track
 sys.modules["nphm_track.tracker"] = tracker
 import nphm_track
@@ -80,8 +81,10 @@ def test_a_second_request_at_once_does_not_disturb_the_first(tmp_path: Path) -> 
     for _ in range(3):
         process.send_signal(signal.SIGINT)
         time.sleep(0.03)
+    assert not (tmp_path / "in order").exists()
     (tmp_path / "enough").touch()
     check(tmp_path, process, 130)
+    assert (tmp_path / "in order").exists()
 
 
 def test_a_second_request_on_the_way_out_does_not_change_the_exit_code(tmp_path: Path) -> None:
