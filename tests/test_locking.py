@@ -231,12 +231,16 @@ def test_never_two_owners(tmp_path: Path, links: bool, left: bool) -> None:
         )
         for _ in range(2)
     ]
-    for k in range(rounds):
-        if left:
-            leave(tmp_path / f"{k}.lock", pid=2**22 + 1)
-        (tmp_path / f"{k}.go").touch()
+    try:
+        for k in range(rounds):
+            if left:
+                leave(tmp_path / f"{k}.lock", pid=2**22 + 1)
+            (tmp_path / f"{k}.go").touch()
+            for racer in racers:
+                assert racer.stdout
+                assert racer.stdout.readline().strip() in ("held", "refused")
+        assert [racer.wait(20) for racer in racers] == [0, 0]
+    finally:
         for racer in racers:
-            assert racer.stdout
-            assert racer.stdout.readline().strip() in ("held", "refused")
-    assert [racer.wait(20) for racer in racers] == [0, 0]
+            racer.kill()
     assert not list(tmp_path.glob("*.lock*"))
