@@ -8,7 +8,7 @@ Pictures of heads that turn are compared as they are, since both sets of points 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,24 +85,28 @@ def distances(points: NDArray[np.floating]) -> dict[str, FloatArray]:
     }
 
 
-def onto_mean_shape(points: NDArray[np.floating]) -> FloatArray:
-    """Points [T, 68, 2] moved by the similarity that brings the ``STILL`` ones onto their mean shape, whose outer eye
-    corners are 1 apart on a level line."""
+def onto_mean_shape(points: NDArray[np.floating], still: Sequence[int] = STILL) -> FloatArray:
+    """Points [T, 68, 2] moved by the similarity that brings the ``still`` ones onto their mean shape, whose outer eye
+    corners are 1 apart on a level line; NaN where a frame has none."""
     known = np.isfinite(points).all((1, 2))
     out = np.full(points.shape, np.nan)
     if not known.any():
         return out
     z = points[known].astype(np.float64) @ [1, 1j]
-    z -= z[:, STILL].mean(1, keepdims=True)
-    shape = z[len(z) // 2, STILL]
-    right, left = (STILL.index(i) for i in OUTER_EYES)
+    own = list(still)
+    z -= z[:, own].mean(1, keepdims=True)
+    fixed = z[:, own]
+    shape = fixed[len(fixed) // 2]
+    right, left = (own.index(i) for i in OUTER_EYES)
+
+    def onto(target: NDArray[np.complexfloating]) -> NDArray[np.complexfloating]:
+        """Turn and size [T, 1] of the similarities, as complex factors."""
+        return ((fixed.conj() * target).sum(1) / (fixed.conj() * fixed).sum(1).real)[:, None]
+
     for _ in range(3):
-        still = z[:, STILL]
-        turn = (still.conj() * shape).sum(1) / (still.conj() * still).sum(1).real
-        shape = (still * turn[:, None]).mean(0)
-        shape /= shape[left] - shape[right]  # also turns the line between the eyes level
-    still = z[:, STILL]
-    z *= ((still.conj() * shape).sum(1) / (still.conj() * still).sum(1).real)[:, None]
+        shape = (fixed * onto(shape)).mean(0)
+        shape /= shape[left] - shape[right]  # turns the line between the eyes level, too
+    z *= onto(shape)
     out[known] = np.stack([z.real, z.imag], -1)
     return out
 

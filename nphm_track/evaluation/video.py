@@ -17,7 +17,7 @@ from scipy.spatial.transform import Rotation
 
 from nphm_track.conventions import IBUG68_FROM_478
 from nphm_track.errors import InputError
-from nphm_track.evaluation.following import Following, follow
+from nphm_track.evaluation.following import Following, follow, onto_mean_shape
 from nphm_track.evaluation.results import table
 from nphm_track.landmark_model import eye_distance
 from nphm_track.rendering.rasteriser import vertex_normals
@@ -31,8 +31,6 @@ VERTICES = 2000
 """Vertices looked at, spread over the mesh."""
 GAP = 2.5
 """Frames further apart than so many usual steps are no neighbours."""
-OUTER_EYES = 36, 45
-"""Of the iBUG-68 points."""
 
 
 @dataclass(frozen=True)
@@ -188,20 +186,7 @@ def _landmark_percent(track: Track, rows: NDArray[np.int64]) -> FloatArray:
 
 def _normalised(points: NDArray[np.float32]) -> FloatArray:
     """Landmarks [T, N, 2] of each frame moved, turned and scaled onto their mean shape, whose eyes are 1 apart."""
-    known = np.isfinite(points).all((1, 2))
-    out = np.full(points.shape, np.nan)
-    if not known.any():
-        return out
-    z = points[known].astype(np.float64) @ [1, 1j]
-    z = z - z.mean(1, keepdims=True)
-    shape = z[len(z) // 2]
-    for _ in range(3):
-        turn = (z.conj() * shape).sum(1) / (z.conj() * z).sum(1).real
-        shape = (z * turn[:, None]).mean(0)
-        shape /= abs(shape[OUTER_EYES[0]] - shape[OUTER_EYES[1]])
-    z = z * ((z.conj() * shape).sum(1) / (z.conj() * z).sum(1).real)[:, None]
-    out[known] = np.stack([z.real, z.imag], -1)
-    return out
+    return onto_mean_shape(points, range(points.shape[1]))
 
 
 def _surfaces(
