@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 IDENTITY_OPTIONS = ("identity", "identity_sha256")
 """What ``TrackOptions.identity`` adds to a fingerprint."""
+REFINE_OPTIONS = ("refine", "refine_config", "refine_config_sha256")
+"""What ``TrackOptions.refine`` adds to a fingerprint."""
 FILE_OPTIONS = ("intrinsics", "identity", "refine_config")
 """Options that are files; ``head_model`` may be one."""
 
@@ -131,7 +133,7 @@ class TrackOptions(BaseModel):
     refine: bool = Field(
         default=False,
         description="Refine the result against normals and points seen in each frame; half a minute a clip for the "
-        "person and about a second a frame.",
+        "person and about a second a frame. A run that is done is refined without being tracked again.",
     )
     refine_config: Path | None = Field(
         default=None, description="TOML file with other stages and weights for --refine; see Configuration."

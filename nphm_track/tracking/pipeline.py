@@ -35,6 +35,7 @@ from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.gaze import gaze_of
 from nphm_track.tracking.identity import IdentityVotes, load_identity
+from nphm_track.tracking.kept import keep_observations, kept_observations
 from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
@@ -228,6 +229,8 @@ class Job:
         """Observe the clip, fit the head to what was seen, and save the result."""
         identity = self._given_identity(model.config.identity_dim)
         log = self.observe()
+        if not self.options.refine:
+            keep_observations(self.folder.observations, log)
         with self._timed("fit"):
             fit = self._fit(model, log, camera, identity)
         refined = self._refine(model, log, fit, camera is not None, identity is not None)
@@ -245,6 +248,8 @@ class Job:
                 track.gaze = gaze_of(rig.eyes, track, self.options.smooth, column(log, "shot"))
                 track.arkit = arkit_of(rig, model, track)
             track.save(self.folder.track)
+        if refined:
+            self.folder.observations.unlink(missing_ok=True)
         return track
 
     def _is_drawn(self, track: Track) -> bool:
@@ -290,6 +295,10 @@ class Job:
         return log
 
     def _observe(self) -> np.ndarray:
+        kept = kept_observations(self.folder.observations, self.folder.earlier_track)
+        if kept is not None:
+            self.progress.note("the clip was observed before: going on from there")
+            return kept
         landmarker = FaceLandmarker.from_pretrained(device=self.device)
         clip = self.source.info.path
         follower = chosen_follower(landmarker, clip, self.options)

@@ -119,9 +119,7 @@ class Track:
 
     def save(self, path: str | Path) -> None:
         """Write ``track.npz`` atomically. Arrays may be memory maps: they are streamed, not loaded."""
-        with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
-            for f in fields(self):
-                _write_array(archive, f.name, np.asanyarray(getattr(self, f.name)))
+        save_arrays(path, {f.name: np.asanyarray(getattr(self, f.name)) for f in fields(self)})
 
     @classmethod
     def load(cls, path: str | Path) -> Track:
@@ -160,6 +158,13 @@ def lost_words(quality: Mapping[str, float | int | None]) -> str:
     """How many frames are lost and why, from a run's ``quality``."""
     lost, misfit = quality.get("lost") or 0, quality.get("misfit") or 0
     return f"{lost} lost" + (f" ({lost - misfit} without a face, {misfit} whose head does not fit)" if misfit else "")
+
+
+def save_arrays(path: str | Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an ``.npz`` atomically, uncompressed. Arrays may be memory maps: they are streamed, not loaded."""
+    with replacing(Path(path)) as partial, zipfile.ZipFile(partial, "w") as archive:
+        for name, array in arrays.items():
+            _write_array(archive, name, array)
 
 
 def _write_array(archive: zipfile.ZipFile, name: str, array: NDArray[Any]) -> None:

@@ -25,10 +25,12 @@ from nphm_track.tracking.mesh_stream import StreamReader
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.records import PARTIAL, RUN_JSON, InputInfo, RunInfo, Track, sync
-from nphm_track.tracking.sameness import check_same, differ_in_identity, difference
+from nphm_track.tracking.sameness import check_same, difference, saw_the_same
 from nphm_track.tracking.written import RECORD, WrittenFiles
 
 TRACK_NPZ = "track.npz"
+OBSERVATIONS_NPZ = "observations.npz"
+"""What a refinement needs of the observations and TRACK_NPZ does not have."""
 CANONICAL_PLY = "canonical.ply"
 RIG_NPZ = "rig.npz"
 MESHES = "meshes"
@@ -40,7 +42,10 @@ OVERLAY_PNG = "overlay.png"
 """Stands for the video when the input is a single image."""
 TRANSFORMS_JSON = "transforms.json"
 REPORT_HTML = "report.html"
-FILES = (TRACK_NPZ, RIG_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON, REPORT_HTML)
+FILES = (
+    TRACK_NPZ, OBSERVATIONS_NPZ, RIG_NPZ, CANONICAL_PLY, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG, TRANSFORMS_JSON,
+    REPORT_HTML,
+)  # fmt: skip
 LOCK = "run.lock"
 """There while a process writes the folder."""
 PATIENCE = 5.0
@@ -105,7 +110,8 @@ class RunFolder:
             if (path / RUN_JSON).exists():
                 stored = _stored_info(path, overwrite)
                 check_same(path, stored, fresh, overwrite)
-                folder.was_done = stored is not None and stored.state == "done" and not overwrite
+                same = stored is not None and not overwrite and not difference(stored, fresh)
+                folder.was_done = same and stored is not None and stored.state == "done"
                 if stored and folder.was_done and whole(Run(path, stored)):
                     folder._lock.sweep()
                     shutil.rmtree(path / WORK, ignore_errors=True)  # its writer may have been killed before it did
@@ -139,6 +145,15 @@ class RunFolder:
     @property
     def track(self) -> Path:
         return self.path / TRACK_NPZ
+
+    @property
+    def earlier_track(self) -> Path:
+        """Where ``track`` is when a run is made again of the observations that it is a part of."""
+        return self.path / WORK / TRACK_NPZ
+
+    @property
+    def observations(self) -> Path:
+        return self.path / OBSERVATIONS_NPZ
 
     @property
     def canonical(self) -> Path:
@@ -248,12 +263,19 @@ class RunFolder:
     def clear(self, *, observations: bool = True) -> None:
         """Delete what a run writes except run.json, and nothing else; killed half-way, it is still a run folder.
 
-        Without ``observations`` their log stays.
+        Without ``observations`` these stay: their log, or what was kept of it and the track beside it.
         """
         self.update(state="interrupted")
+        kept = set() if observations else {self.observations}
         if observations:
             (self.path / WORK / OBSERVATIONS_BIN).unlink(missing_ok=True)
+            self.earlier_track.unlink(missing_ok=True)
+        elif self.observations.is_file() and self.track.is_file():
+            self.earlier_track.parent.mkdir(exist_ok=True)
+            self.track.replace(self.earlier_track)
         for file in self._files():
+            if file in kept:
+                continue
             file.unlink(missing_ok=True)
             file.with_name(file.name + PARTIAL).unlink(missing_ok=True)
         (self.path / OVERLAY_MP4).with_suffix(".partial.mp4").unlink(missing_ok=True)  # ffmpeg goes by the last suffix
@@ -274,13 +296,13 @@ class RunFolder:
         return not self._new and _stored_info(self.path, overwrite) == stored
 
     def _take_over(self, stored: RunInfo | None, overwrite: bool) -> None:
-        """Go on with an earlier run, from its observations when only the identity is another, or start over."""
+        """Go on with an earlier run, from its observations when these would be the same, or start over."""
         if stored is not None and not overwrite and not difference(stored, self.info):
             self.info = stored
             return
-        keep = stored is not None and not overwrite and differ_in_identity(stored, self.info)
+        keep = stored is not None and not overwrite and saw_the_same(stored, self.info)
         if keep and stored is not None:
-            self.info = self.info.model_copy(update={"threads": stored.threads})
+            self.info = self.info.model_copy(update={"threads": stored.threads, "timings": stored.timings})
         fresh, self.info = self.info, stored or self.info
         self.clear(observations=not keep)
         self.info = fresh

@@ -306,7 +306,7 @@ class TestRun:
             track(own, tmp_path / "run", progress=Swap(), codes="landmarks", meshes=False, overlay=False)
         assert not (tmp_path / "run").exists()
 
-    def test_refinement_stopped_between_windows_ends_as_an_undisturbed_one(
+    def test_a_finished_run_refined_later_and_stopped_between_windows_ends_as_one_refined_from_the_start(
         self, clip: Path, tmp_path: Path, quick_refinement: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         try:
@@ -314,16 +314,26 @@ class TestRun:
         except ModelError as error:
             pytest.skip(str(error))
         monkeypatch.setattr("nphm_track.refine.clip.DETAIL", 0.25)
-        options = TrackOptions(
-            refine=True, refine_config=quick_refinement, codes="landmarks", meshes=False, overlay=False
-        )
+        quick = TrackOptions(codes="landmarks", meshes=False, overlay=False)
+        options = TrackOptions.build(quick, refine=True, refine_config=quick_refinement)
         whole = track(clip, tmp_path / "whole", options=options)
         assert validate_run(whole.path) == []
-        with pytest.raises(KeyboardInterrupt):  # 6 steps observe, 6 fit, then the first window
-            track(clip, tmp_path / "killed", options=options, progress=Killer(13))
+        unrefined = track(clip, tmp_path / "killed", options=quick)
+        assert not len(unrefined.track.rolled_back) and validate_run(unrefined.path) == []
+
+        def observed_again(*arguments: object) -> None:
+            raise AssertionError("what was seen of the clip is known")
+
+        monkeypatch.setattr(pipeline, "observe_clip", observed_again)
+        with pytest.raises(KeyboardInterrupt):  # 6 steps fit, then the first window
+            track(clip, tmp_path / "killed", options=options, progress=Killer(7))
         kept = tmp_path / "killed" / "work" / "refinement" / "frames.bin"
         assert kept.stat().st_size > 0
         killed = track(clip, tmp_path / "killed", options=options)
+        assert (killed.info.options, killed.info.models) == (whole.info.options, whole.info.models)
+        assert {path.name for path in killed.path.iterdir()} == {path.name for path in whole.path.iterdir()}
+        with pytest.raises(OutputError, match=r"other options \(refine, refine-config\)"):
+            track(clip, killed.path, options=quick)
         for field in fields(whole.track):
             a, b = getattr(whole.track, field.name), getattr(killed.track, field.name)
             np.testing.assert_array_equal(a, b, err_msg=field.name)
@@ -338,8 +348,8 @@ class TestRun:
         monkeypatch.chdir(tmp_path)
         run = self.track(Path("face.png"), tmp_path / "run")
         assert validate_run(run.path) == []
-        names = {"run.json", "track.npz", "rig.npz", "transforms.json", "canonical.ply", "meshes", "overlay.png"}
-        assert {path.name for path in run.path.iterdir()} == names | {"report.html"}
+        names = {"run.json", "track.npz", "observations.npz", "rig.npz", "transforms.json", "canonical.ply", "meshes"}
+        assert {path.name for path in run.path.iterdir()} == names | {"overlay.png", "report.html"}
         monkeypatch.chdir("/")  # a run knows its clip wherever it is opened from
         assert render.render_overlay(run.path, tmp_path / "again.jpg").exists()
 
