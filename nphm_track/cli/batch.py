@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from nphm_track.cli.export import FlameModel, Frames, GnmModel, Images, Overwrite, Textured, Unit, Up, frame_range
 from nphm_track.cli.json_output import print_json
 from nphm_track.cli.options import BREAK_LOCK_OPTION, with_track_options
 from nphm_track.cli.signals import RESUMABLE, counted, interruptible
@@ -181,13 +182,24 @@ def step(
 def export(
     session: Annotated[Path, SESSION_ARGUMENT],
     format: Annotated[str, typer.Option("-f", "--format", metavar="FORMAT", help="As of nphm-track export.")],
-    unit: Annotated[str, typer.Option(metavar="mm|cm|m", help="Unit of lengths.")] = "m",
-    up: Annotated[str, typer.Option(metavar="y|z", help="Axis that points up.")] = "y",
-    images: Annotated[bool, typer.Option("--images", help="Write the clips' frames too.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", metavar="FOLDER", help="Write PERSON/TAKE into it. (default: into each run folder)"
+        ),
+    ] = None,
+    unit: Unit = "m",
+    up: Up = "y",
+    images: Images = False,
+    frames: Frames = ":",
+    textured: Textured = False,
+    flame_model: FlameModel = None,
+    gnm_model: GnmModel = None,
+    overwrite: Overwrite = False,
     json: Annotated[bool, JSON_OPTION] = False,
     quiet: Annotated[bool, QUIET_OPTION] = False,
 ) -> None:
-    """Export every take that is done; the files are in the run folders. One that cannot be stops no other."""
+    """Export every take that is done, as 'nphm-track export' does. One that cannot be stops no other."""
     from nphm_track.batch.manifest import Manifest, State, output_path
     from nphm_track.cli.progress import show_progress
     from nphm_track.errors import NphmTrackError
@@ -195,15 +207,20 @@ def export(
     from nphm_track.export.options import ExportOptions
     from nphm_track.tracking.run_folder import read_run
 
-    options = ExportOptions(unit=unit, up=up, images=images)
-    formats.known(format)
+    options = ExportOptions(
+        unit=unit, up=up, images=images, frames=frame_range(frames), textured=textured, flame_model=flame_model,
+        gnm_model=gnm_model,
+    )  # fmt: skip
+    kind = formats.known(format)
+    name = kind.suffixes[0] if kind.suffixes else f"/{kind.name}"
     written, failed = [], []
     with interruptible(), show_progress(quiet) as progress:
         for job in Manifest.load(session).jobs:
             if job.state is State.DONE:
                 try:
                     run = read_run(output_path(session, job))
-                    written.append(text_of(formats.export(run, format, None, options, progress)))
+                    place = output and output / (job.output + name)
+                    written.append(text_of(formats.export(run, format, place, options, progress, overwrite)))
                 except NphmTrackError as error:
                     failed.append({"take": job.output, "error": str(error)})
                     progress.note(f"{job.output}: {error}")

@@ -17,6 +17,24 @@ def _formats(begun: str) -> list[str]:
     return [name for name in FORMATS if name.startswith(begun)]
 
 
+Unit = Annotated[str, typer.Option(metavar="mm|cm|m", help="Unit of lengths.")]
+Up = Annotated[str, typer.Option(metavar="y|z", help="Axis that points up.")]
+Images = Annotated[
+    bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
+]
+Frames = Annotated[
+    str, typer.Option(metavar="FIRST:LAST", help="Frames of the clip to write, as in 100:199, 100: or :199.")
+]
+Textured = Annotated[bool, typer.Option("--textured", help="Colour a GLB's skin from the clip.")]
+FlameModel = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for format flame.")
+]
+GnmModel = Annotated[Path | None, typer.Option(metavar="FILE", help="Your gnm_head.npz (GNM Head 3), for format gnm.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
+]
+
+
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A finished run folder.")],
     format: Annotated[
@@ -27,27 +45,17 @@ def export(
         Path | None,
         typer.Option("-o", "--output", metavar="OUT", help="File or folder to write. (default: in RUN/export)"),
     ] = None,
-    unit: Annotated[str, typer.Option(metavar="mm|cm|m", help="Unit of lengths.")] = "m",
-    up: Annotated[str, typer.Option(metavar="y|z", help="Axis that points up.")] = "y",
-    images: Annotated[
-        bool, typer.Option("--images", help="Write the clip's frames too, and masks and meshes where they belong.")
-    ] = False,
-    frames: Annotated[
-        str, typer.Option(metavar="FIRST:LAST", help="Frames of the clip to write, as in 100:199, 100: or :199.")
-    ] = ":",
+    unit: Unit = "m",
+    up: Up = "y",
+    images: Images = False,
+    frames: Frames = ":",
     clip: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Where the run's clip is now. (default: found by itself)")
     ] = None,
-    textured: Annotated[bool, typer.Option("--textured", help="Colour a GLB's skin from the clip.")] = False,
-    flame_model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for format flame.")
-    ] = None,
-    gnm_model: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Your gnm_head.npz (GNM Head 3), for format gnm.")
-    ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
-    ] = False,
+    textured: Textured = False,
+    flame_model: FlameModel = None,
+    gnm_model: GnmModel = None,
+    overwrite: Overwrite = False,
     quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")] = False,
 ) -> None:
     """Write a run's heads, cameras or parameters in the format of another program."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 
 import fake_steps
@@ -13,7 +14,12 @@ import pytest
 from fake_steps import InlinePool, contents, write_take
 
 from nphm_track.batch import driver, steps
+from nphm_track.cli import batch as cli_batch
+from nphm_track.cli import export as cli_export
 from nphm_track.cli import main
+from nphm_track.export import formats
+from nphm_track.export.options import ExportOptions
+from nphm_track.tracking import run_folder
 
 Run = Callable[..., int]
 
@@ -71,6 +77,38 @@ def test_programs_are_told_in_json(run: Run, tmp_path: Path, capsys: pytest.Capt
     assert run("export", "out", "-f", "colmap", "--json") == 6  # the stand-in's runs have no track that can be read
     assert len(json.loads(capsys.readouterr().out)["failed"]) == 3
     assert run("export", "out", "-f", "nothing") == 2 and "unknown format" in capsys.readouterr().err
+
+
+def test_takes_are_exported_as_single_runs_are(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("in", "-o", "out")
+    asked = []
+
+    def export(of: object, format: str, place: Path | None, options: ExportOptions, *others: object) -> Path:
+        asked.append((place, options))
+        return place or Path("in its run folder")
+
+    monkeypatch.setattr(formats, "export", export)
+    monkeypatch.setattr(run_folder, "read_run", lambda path: path)
+    given = ("--unit", "cm", "--up", "z", "--images", "--frames", "2:5", "--flame-model", "flame.npz", "--overwrite")
+    assert run("export", "out", "-f", "blendshapes", "-o", "csv", *given, "--textured", "--gnm-model", "g.npz") == 0
+    assert [place for place, _ in asked] == [
+        Path("csv") / name for name in ("anna/one.csv", "anna/two.csv", "ben/one.csv")
+    ]
+    assert asked[0][1] == ExportOptions(
+        unit="cm",
+        up="z",
+        images=True,
+        frames=(2, 5),
+        textured=True,
+        flame_model=Path("flame.npz"),
+        gnm_model=Path("g.npz"),
+    )
+    assert run("export", "out", "-f", "usd", "-o", "scenes") == 0 and asked[-1][0] == Path("scenes/ben/one/usd")
+    assert run("export", "out", "-f", "usd") == 0 and asked[-1][0] is None
+    single = {p.name for p in signature(cli_export.export).parameters.values()} - {"run", "clip"}
+    assert single <= {p.name for p in signature(cli_batch.export).parameters.values()}
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (3, 2, 1, 0)])
