@@ -77,6 +77,8 @@ FORMATS = {
     "opencv": Format(
         "OpenCV YAML camera with extrinsics per frame", "opencv", "camera.yaml", (".yaml", ".yml"), b"# nphm-track"
     ),
+    "chan": Format("Nuke channel files of head and camera", "chan", "chan"),
+    "bvh": Format("motion of the head as BVH", "bvh", "head.bvh", (".bvh",), b"ROOT nphm_head"),
     "blendshapes": Format(
         "Live Link Face CSV: ARKit weights, rotation of head and eyes", "blendshapes", "blendshapes.csv", (".csv",),
         b"Timecode,Frame,Seconds,Status", beside="_frames.csv", spatial=False,

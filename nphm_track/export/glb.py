@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.transform import Rotation
 
-from nphm_track.export.frames import present_rows
+from nphm_track.export.frames import frame_rate, present_rows
 from nphm_track.export.glb_file import INDEX_DATA, VERTEX_DATA, Buffer, write_chunks
 from nphm_track.export.manifest import GENERATOR, camera
 from nphm_track.export.morphs import SHARE, Morphs, fit_morphs, pixels_per_metre
@@ -100,7 +100,7 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
 
     tilt = Rotation.from_matrix(options.axes).as_quat()
     content = {
-        "asset": {"generator": GENERATOR, "version": "2.0", "extras": _extras(track, head, options)},
+        "asset": {"generator": GENERATOR, "version": "2.0", "extras": _extras(run, head, options)},
         "scene": 0,
         "scenes": [{"nodes": [*head.roots, len(head.nodes)]}],
         "nodes": [*head.nodes, {"name": "camera", "camera": 0, "rotation": tilt.tolist()}],
@@ -277,9 +277,12 @@ def _camera(track: Track, options: ExportOptions) -> dict[str, Any]:
     }
 
 
-def _extras(track: Track, head: _Head, options: ExportOptions) -> dict[str, Any]:
+def _extras(run: Run, head: _Head, options: ExportOptions) -> dict[str, Any]:
+    track, rate = run.track, frame_rate(run)
     return {
         **options.described(),
+        "frame_rate": rate,
+        "frames": round(float(track.time[-1] - track.time[0]) * rate) + 1,
         "camera": camera(track),
         "start_time": float(track.time[0]),
         **({"images": track.image.tolist()} if len(track.image) else {}),

@@ -21,6 +21,8 @@ from skimage import data
 from nphm_track import Run, TrackOptions, read_run, track
 from nphm_track._runtime import prepare_torch
 from nphm_track.conventions import MODEL_UNIT
+from nphm_track.export.glb_file import Buffer, write_chunks
+from nphm_track.export.manifest import GENERATOR
 from nphm_track.heads import registration
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
@@ -181,6 +183,21 @@ class TestBlender:
     def test_without_blender(self, main: Main, run: Run, tmp_path: Path) -> None:
         assert main("blender_run", run.path) == 1
         assert main("blender_run", tmp_path) == 1
+
+    def test_conversion(self, main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What Blender is told to make FBX and Alembic of an export."""
+        bpy, head = MagicMock(), tmp_path / "head.glb"
+        monkeypatch.setitem(sys.modules, "bpy", bpy)
+        asset = {"generator": GENERATOR, "extras": {"frame_rate": 30000 / 1001, "frames": 90}}
+        write_chunks(head, {"asset": asset}, Buffer())
+        scene = bpy.context.scene
+        assert main("blender_convert", head, tmp_path / "head.fbx") == 0
+        assert scene.render.fps / scene.render.fps_base == pytest.approx(30000 / 1001)
+        assert bpy.ops.export_scene.fbx.call_args.kwargs["bake_anim_simplify_factor"] == 0
+        assert main("blender_convert", head, tmp_path / "head.abc") == 0
+        assert bpy.ops.wm.alembic_export.call_args.kwargs["end"] == scene.frame_end == 89
+        for wrong in ((head,), (head, "head.usd"), (tmp_path / "no.glb", "a.fbx"), (Path(__file__), "a.fbx")):
+            assert main("blender_convert", *wrong) == 1
 
 
 def test_gaussian_avatar(main: Main, run: Run, tmp_path: Path) -> None:

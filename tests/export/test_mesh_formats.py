@@ -116,6 +116,7 @@ def test_glb(made, tmp_path: Path, options: ExportOptions) -> None:
         in_camera = glb.world(track.time[row] - track.time[0]) @ tilt
         np.testing.assert_allclose(pinhole(in_camera, "y", K), expected, atol=PX)
     assert glb.file.asset.extras["morph_largest_error_px"] < PX
+    assert (glb.file.asset.extras["frame_rate"], glb.file.asset.extras["frames"]) == (25, 13)
     normals = glb.array(glb.primitive.attributes.NORMAL)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-5)
     points = glb.array(glb.primitive.attributes.POSITION).astype(float)
