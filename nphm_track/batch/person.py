@@ -37,12 +37,13 @@ from nphm_track.refine.source import ClipMaps
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.clip import given_camera, open_input
+from nphm_track.tracking.code_fit import fitted_codes, mean_camera
 from nphm_track.tracking.fit import fit_clip, predicted_codes
 from nphm_track.tracking.identity import Identity
 from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, spread_rows
 from nphm_track.tracking.options import TrackOptions
-from nphm_track.tracking.pipeline import GEOMETRY
+from nphm_track.tracking.planning import GEOMETRY, has_regressor
 from nphm_track.tracking.progress import NullProgress, Progress
 
 VIEWS = 60
@@ -94,8 +95,8 @@ def _speed(
 
 
 @cache
-def record_of(codes: str) -> np.dtype[Any]:
-    """The record of a log of observations."""
+def record_of(codes: str | None) -> np.dtype[Any]:
+    """The record of a log of observations; ``codes`` as in ``TrackOptions``, None for those that are fitted."""
     landmarker = FaceLandmarker.from_pretrained()
     predictor = CodePredictor.from_pretrained(landmarker) if codes == "image" else None
     return observation_dtype(len(FaceFollower(landmarker, Choice()).state()), predictor)
@@ -252,10 +253,14 @@ def _fitted(
     """A take's views with camera, poses and expressions of the merged identity."""
     single = views.copy()
     single["shot"], single["seen"] = np.arange(len(views)), True
-    regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
-    codes = predicted_codes(regressor, single, size, z_id)
     with open_input(take.input, take.options) as source:
         camera = given_camera(source, take.options)
+    if has_regressor(take.options.head):
+        regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
+        codes = predicted_codes(regressor, single, size, z_id)
+    else:
+        camera = camera or mean_camera(model, single, size, NullProgress(), z_id)
+        codes = fitted_codes(model, single, camera, NullProgress(), z_id)
     fit = fit_clip(model, codes, single, size, camera, 0.0, NullProgress())
     start = State(
         torch.from_numpy(fit.z_id).to(device),

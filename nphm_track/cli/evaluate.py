@@ -17,6 +17,7 @@ app = typer.Typer(help="Measure: heads against scans, public benchmarks, the qua
 RESULT_OPTION = typer.Option("-o", "--out", metavar="OUT", help="Folder for results.json and results.md.")
 OUT_OPTION = typer.Option("-o", "--out", metavar="OUT", help="Folder for predictions and results; goes on in one.")
 CODES_OPTION = typer.Option(help="What the head codes are predicted from. (default: track's)")
+MODEL_OPTION = typer.Option(metavar="NAME|PATH", help="Head model. (default: track's)")
 REFINE_OPTION = typer.Option("--refine", help="Refine each head, as track does.")
 DEVICE_OPTION = typer.Option(help="Torch device of the networks, such as cpu or cuda.")
 JSON_OPTION = typer.Option("--json", help="Print JSON and nothing else on stdout.")
@@ -39,6 +40,7 @@ def scan(
     image: Annotated[Path | None, typer.Option(metavar="FILE", help="Compare the head tracked in this photo.")] = None,
     intrinsics: Annotated[Path | None, typer.Option(metavar="FILE", help="Camera of --image, as for track.")] = None,
     codes: Annotated[Codes | None, CODES_OPTION] = None,
+    head_model: Annotated[str | None, MODEL_OPTION] = None,
     refine: Annotated[bool, REFINE_OPTION] = False,
     device: Annotated[str, DEVICE_OPTION] = "cpu",
     out: Annotated[Path | None, RESULT_OPTION] = None,
@@ -67,7 +69,7 @@ def scan(
             head, models = single.head_of_run(opened, frame), opened.info.models
         else:
             assert image is not None
-            predictor = predict.ImagePredictor(_options(codes, refine, device, intrinsics=intrinsics))
+            predictor = predict.ImagePredictor(_options(codes, head_model, refine, device, intrinsics=intrinsics))
             head, models = predictor(image)["posed"], predictor.models
         compared = {"scan": scan, "mesh": mesh, "run": run, "frame": frame, "image": image}
         facts = single.measure(truth, head, command=_command(), models=models, **compared)
@@ -80,6 +82,7 @@ def now(
     out: Annotated[Path, OUT_OPTION],
     split: Annotated[Literal["val", "test"], typer.Option(help="Which images; the test scans are not public.")] = "val",
     codes: Annotated[Codes | None, CODES_OPTION] = None,
+    head_model: Annotated[str | None, MODEL_OPTION] = None,
     refine: Annotated[bool, REFINE_OPTION] = False,
     device: Annotated[str, DEVICE_OPTION] = "cpu",
     json: Annotated[bool, JSON_OPTION] = False,
@@ -91,7 +94,7 @@ def now(
     from nphm_track.evaluation.predict import ImagePredictor
 
     with show_progress(quiet) as progress:
-        predictor = ImagePredictor(_options(codes, refine, device))
+        predictor = ImagePredictor(_options(codes, head_model, refine, device))
         facts = evaluate_now(dataset, out, predictor, progress, split=split, command=_command())
     _tell_written(facts, out, json, quiet)
 
@@ -101,6 +104,7 @@ def nersemble(
     dataset: Annotated[Path, typer.Option(metavar="FOLDER", help="The SVFR images of the NeRSemble benchmark.")],
     out: Annotated[Path, OUT_OPTION],
     codes: Annotated[Codes | None, CODES_OPTION] = None,
+    head_model: Annotated[str | None, MODEL_OPTION] = None,
     refine: Annotated[bool, REFINE_OPTION] = False,
     device: Annotated[str, DEVICE_OPTION] = "cpu",
     json: Annotated[bool, JSON_OPTION] = False,
@@ -112,7 +116,7 @@ def nersemble(
     from nphm_track.evaluation.svfr import evaluate_svfr
 
     with show_progress(quiet) as progress:
-        predictor = ImagePredictor(_options(codes, refine, device))
+        predictor = ImagePredictor(_options(codes, head_model, refine, device))
         facts = evaluate_svfr(dataset, out, predictor, progress, command=_command())
     _tell_written(facts, out, json, quiet)
 
@@ -181,6 +185,7 @@ def emotion(
         int | None, typer.Option(metavar="N", min=2, help="Learn from the first N images. (default: all)")
     ] = None,
     codes: Annotated[Codes | None, CODES_OPTION] = None,
+    head_model: Annotated[str | None, MODEL_OPTION] = None,
     refine: Annotated[bool, REFINE_OPTION] = False,
     device: Annotated[str, DEVICE_OPTION] = "cpu",
     json: Annotated[bool, JSON_OPTION] = False,
@@ -192,18 +197,18 @@ def emotion(
     from nphm_track.evaluation.predict import CodePredictor
 
     with show_progress(quiet) as progress:
-        predictor = CodePredictor(_options(codes, refine, device))
+        predictor = CodePredictor(_options(codes, head_model, refine, device))
         facts = evaluate_emotion(
             dataset, out, predictor, progress, command=_command(), models=predictor.models, train_images=train_images
         )
     _tell_written(facts, out, json, quiet)
 
 
-def _options(codes: str | None, refine: bool, device: str, **others: Any) -> Any:
+def _options(codes: str | None, head_model: str | None, refine: bool, device: str, **others: Any) -> Any:
     """Options of the tracker; only those that were chosen, since they are what a folder of results is told by."""
     from nphm_track.tracking.options import TrackOptions
 
-    chosen = {"codes": codes, "refine": refine or None, **others}
+    chosen = {"codes": codes, "head_model": head_model, "refine": refine or None, **others}
     return TrackOptions.build(device=device, **{key: value for key, value in chosen.items() if value is not None})
 
 

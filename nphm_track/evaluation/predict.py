@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from nphm_track.conventions import MODEL_UNIT, POINTS7_478
 from nphm_track.errors import InputError, NoFaceError, OutputError
 from nphm_track.heads.decoder import NphmDecoder
-from nphm_track.heads.landmarks import LandmarkCarrier
+from nphm_track.heads.inverse import pose_points
+from nphm_track.heads.landmarks import TOLERANCE, LandmarkCarrier
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
+from nphm_track.heads.mononphm import known_landmarks
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import read_ply, write_ply
 from nphm_track.tracking.options import TrackOptions
@@ -26,6 +28,7 @@ from nphm_track.tracking.pipeline import models_of, track
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, replacing
 from nphm_track.tracking.run_folder import Run
+from nphm_track.tracking.surface import open_rig
 from nphm_track.version import __version__
 
 Kind = Literal["neutral", "posed"]
@@ -49,11 +52,20 @@ Heads = dict[Kind, Mesh7]
 
 
 class HeadReader:
-    """The heads of runs, with seven points that the head model itself places."""
+    """The heads of runs, with seven points that the head model itself places.
 
-    def __init__(self, device: str = "cpu") -> None:
-        self.model: NphmDecoder = load_head_model(device=device)
-        self.digest = sha256(resolve(DEFAULT))
+    Where a model does not know all seven (MonoNPHM's anchors are five of them), they are those of the template wrapped
+    on the person's head.
+
+    Args:
+        head_model: name or path of the runs' head model.
+        device: torch device.
+    """
+
+    def __init__(self, head_model: str = DEFAULT, device: str = "cpu") -> None:
+        self.model: NphmDecoder = load_head_model(head_model, device=device)
+        self.digest = sha256(resolve(head_model))
+        self.places_all = set(POINTS7) <= set(known_landmarks(self.model))
 
     def of(self, run: Run, row: int, kinds: Sequence[Kind] = ("neutral", "posed")) -> Heads:
         """Heads of a row of a run's track. Raises InputError when it has none, or the run is of another head model."""
@@ -69,20 +81,31 @@ class HeadReader:
             heads["neutral"] = Mesh7(*run.canonical(), self._neutral7(z_id))
         if "posed" in kinds:
             z_ex = torch.from_numpy(track.z_ex[row : row + 1]).to(z_id)
-            points7 = LandmarkCarrier(self.model, z_id, POINTS7)(z_ex)[0].cpu().numpy()
-            heads["posed"] = Mesh7(*run.mesh(row), points7)
+            heads["posed"] = Mesh7(*run.mesh(row), self._posed7(z_id, z_ex))
         return heads
 
     def mean(self) -> Heads:
         """The mean head, which stands in where nothing could be predicted."""
-        z_id = torch.zeros(self.model.config.identity_dim, device=self.model.mean_anchors.device)
+        z_id = self.model.mean_identity
         mesh = extract_canonical(self.model, z_id)
         head = Mesh7(mesh.vertices, mesh.faces, self._neutral7(z_id))
         return {"neutral": head, "posed": head}
 
     @torch.inference_mode()
     def _neutral7(self, z_id: torch.Tensor) -> FloatArray:
-        return (self.model.landmarks(z_id)[POINTS7] * MODEL_UNIT).cpu().numpy()
+        if self.places_all:
+            return (self.model.landmarks(z_id)[POINTS7] * MODEL_UNIT).cpu().numpy()
+        rig = open_rig(self.model, z_id.cpu().numpy())
+        return np.asarray(rig.template.landmarks(rig.neutral)[POINTS7], np.float32)
+
+    @torch.no_grad()
+    def _posed7(self, z_id: torch.Tensor, z_ex: torch.Tensor) -> FloatArray:
+        """Of an expression z_ex [1, D_ex]."""
+        if self.places_all:
+            return LandmarkCarrier(self.model, z_id, POINTS7)(z_ex)[0].cpu().numpy()
+        canonical = torch.from_numpy(self._neutral7(z_id) / MODEL_UNIT).to(z_id)
+        posed = pose_points(self.model, canonical[None], z_id[None], z_ex, tolerance=TOLERANCE)
+        return (posed.points[0] * MODEL_UNIT).cpu().numpy()
 
 
 class ImagePredictor:
@@ -90,7 +113,7 @@ class ImagePredictor:
 
     def __init__(self, options: TrackOptions) -> None:
         self.options = TrackOptions.build(options, overlay=False)
-        self.reader = HeadReader(options.device)
+        self.reader = HeadReader(self.options.head, options.device)
         self.models = {name: sha256(resolve(name)) for name in models_of(self.options)}
         self.mean = self.reader.mean
 

@@ -13,6 +13,7 @@ from nphm_track.evaluation.points7 import UNITS, read_points7, unit_of
 from nphm_track.evaluation.predict import HeadReader, Mesh7
 from nphm_track.evaluation.results import provenance, provenance_text, table
 from nphm_track.evaluation.scan import Scan
+from nphm_track.heads.loading import DEFAULT
 from nphm_track.scans.reading import read_scan
 from nphm_track.tracking.records import Status
 from nphm_track.tracking.run_folder import Run
@@ -67,7 +68,8 @@ def head_of_run(run: Run, frame: int | None = None) -> Mesh7:
         raise InputError(f"{run.path} has no frame {frame}; it has {track.frame[0]} to {track.frame[-1]}")
     else:
         row = int(found[0])
-    return HeadReader().of(run, row, ("posed",))["posed"]
+    head_model = str(run.info.options.get("head_model", DEFAULT))
+    return HeadReader(head_model).of(run, row, ("posed",))["posed"]
 
 
 def measure(truth: Scan, head: Mesh7, *, command: str, models: dict[str, str], **described: Any) -> dict[str, Any]:

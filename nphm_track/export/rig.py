@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nphm_track.export.frames import vertices
 from nphm_track.heads.correctives import CorrectedFrames
 from nphm_track.heads.rig import Rig, eye_turn
+from nphm_track.heads.rig_weights import rig_weights
 from nphm_track.heads.template import Template
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.run_folder import Run
@@ -89,7 +90,7 @@ def rigged_take(run: Run, rows: NDArray[np.int64], progress: Progress) -> Rigged
     rig, correctives = person.rig, person.correctives
     codes, code = torch.from_numpy(track.z_ex[rows]), torch.from_numpy(track.z_id)
     gaze = track.gaze[rows] if len(track.gaze) else np.tile(np.array([0, 0, 1], np.float32), (len(rows), 2, 1))
-    own = rig.weights(model, codes, gaze if len(track.gaze) else None)
+    own = rig_weights(rig, model, code, codes, gaze if len(track.gaze) else None)
     shapes = rig.arkit_shapes()
     targets = np.stack(list(shapes.values()))
     weights = rig.arkit_weights(own)

@@ -137,6 +137,16 @@ class NphmDecoder(nn.Module):
         c = self.config
         return z_id[..., : c.global_dim], z_id[..., c.global_dim :].unflatten(-1, (c.n_members, c.local_dim))
 
+    @property
+    def mean_identity(self) -> Tensor:
+        """The code [D_id] of the mean head, which a linear identity prior starts from."""
+        return self.mean_anchors.new_zeros(self.config.identity_dim)
+
+    @property
+    def mean_expression(self) -> Tensor:
+        """The code [D_ex] that expressions are spread about."""
+        return self.mean_anchors.new_zeros(self.config.expression_dim)
+
     def anchors(self, z_id: Tensor) -> Tensor:
         """Anchor positions [..., A, 3] on the canonical head."""
         h = z_id[..., : self.config.global_dim]

@@ -51,14 +51,15 @@ def random_identities(
     own[:] = np.random.default_rng(seed).standard_normal(own.shape).clip(-CUT, CUT)
     if source == "anny":
         own[:, 0] = 1
-    return torch.from_numpy(w).to(basis) @ basis.T
+    return model.mean_identity + torch.from_numpy(w).to(basis) @ basis.T
 
 
 def identity_weights(model: NphmDecoder, z_id: Tensor) -> tuple[Tensor, Tensor]:
     """The prior's weights [..., K] of identity codes, and the rest [..., D_id] outside the prior."""
     basis = _identity_basis(model)
-    w = z_id @ torch.linalg.pinv(basis).T
-    return w, z_id - w @ basis.T
+    beside = z_id - model.mean_identity
+    w = beside @ torch.linalg.pinv(basis).T
+    return w, beside - w @ basis.T
 
 
 def interpolate(first: Tensor, last: Tensor, steps: int) -> Tensor:
@@ -91,7 +92,7 @@ class IdentityMirror:
         if self.weights is None:
             return self._swapped(z_id)
         w, rest = identity_weights(self.model, z_id)
-        return w @ self.weights.T @ self.model.identity_basis.T + self._swapped(rest)
+        return self.model.mean_identity + w @ self.weights.T @ self.model.identity_basis.T + self._swapped(rest)
 
     def _swapped(self, z_id: Tensor) -> Tensor:
         glob, local = self.model.split_identity(z_id)
@@ -104,12 +105,14 @@ def _mirrored_weights(model: NphmDecoder) -> Tensor:
         basis = model.identity_basis.detach().clone()
         x = _surface_points(model)
         n = len(x)
-        z = basis.new_zeros(2 * n, len(basis)).requires_grad_(True)
+        z = model.mean_identity.repeat(2 * n, 1).requires_grad_(True)
         both = torch.cat([x, x * x.new_tensor([-1, 1, 1])])
         (slope,) = torch.autograd.grad(model.canonical_sdf(both[:, None], z).sum(), z)
         effect = (slope @ basis).double()  # [2n, K] change of the distance
     mirrored = torch.cat([effect[n:], effect[:n]])
-    sources = (slice(0, ICT_COLUMNS), slice(ICT_COLUMNS, None))  # each mirrors into itself
+    sources = [slice(0, ICT_COLUMNS)]  # each mirrors into itself
+    if basis.shape[1] > ICT_COLUMNS:
+        sources.append(slice(ICT_COLUMNS, None))
     return torch.block_diag(*(_least_squares(effect[:, s], mirrored[:, s]) for s in sources)).to(basis)
 
 
@@ -127,7 +130,7 @@ def _surface_points(model: NphmDecoder) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     near = torch.randint(len(anchors), (MIRROR_POINTS,), generator=generator)
     x = anchors[near.to(anchors.device)] + 0.08 * torch.randn(MIRROR_POINTS, 3, generator=generator).to(anchors)
-    z_id = anchors.new_zeros(model.config.identity_dim)
+    z_id = model.mean_identity
     for _ in range(6):
         x = x.detach().requires_grad_(True)
         sdf = model.canonical_sdf(x, z_id)
@@ -305,7 +308,7 @@ def clamp_codes(model: NphmDecoder, z_id: Tensor, z_ex: Tensor) -> tuple[Tensor,
     w, rest = identity_weights(model, z_id)
     w = w * (RMS_LIMIT / _rms(w).clamp_min(1e-9)).clamp_max(1)[..., None]
     rest = rest * (REST_LIMIT / _relative(model, rest).clamp_min(1e-9)).clamp_max(1)[..., None]
-    inside = w.clamp(-CUT, CUT) @ model.identity_basis.T + rest
+    inside = model.mean_identity + w.clamp(-CUT, CUT) @ model.identity_basis.T + rest
     return inside, expression_code(model, expression_weights(model, z_ex))
 
 

@@ -32,6 +32,8 @@ NAME = "mononphm"
 ANCHORS_NAME = "anchors_65.npy"
 CODE_NORM_BOUND = 1.0
 """The code tables were trained as embeddings with ``max_norm`` 1: a longer row was never used at that length."""
+MOST_COMPONENTS = 100
+"""Of the identity prior; nphm-small has as many of scanned heads."""
 LARGEST_ANCHOR = 1.0
 """Model units; a coordinate beyond it means anchors in another unit (the head ends at 0.95)."""
 
@@ -41,8 +43,10 @@ def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: 
 
     ``out`` defaults to ``mononphm`` among the released models, where ``--head-model mononphm`` finds it. The file's
     configuration carries the statistics of the training codes (:func:`code_statistics`) under ``codes``, by ``geo``,
-    ``app`` and ``exp``. Raises ModelError for a missing, truncated, foreign or code-carrying file, OutputError when
-    ``out`` cannot be written.
+    ``app`` and ``exp``; their principal components (:func:`code_components`) are the linear identity prior.
+
+    Raises ModelError for a missing, truncated, foreign or code-carrying file, OutputError when ``out`` cannot be
+    written.
     """
     folder = Path(folder)
     config = _read_config(folder)
@@ -55,10 +59,13 @@ def import_mononphm(folder: str | Path, out: str | Path | None = None, anchors: 
         kind: code_statistics(_code_table(parts["latent_codes"], kind, dim))
         for kind, dim in (("geo", config.identity_dim), ("app", config.identity_dim), ("exp", config.expression_dim))
     }
-    stored = {"kind": "nphm", "head": config.to_dict(), "codes": codes, "source": checkpoint_path.name}
+    basis = code_components(_code_table(parts["latent_codes"], "geo", config.identity_dim))
+    head = replace(model.config, identity_basis=basis.shape[1])
+    tensors = model.state_dict() | ({"identity_basis": basis} if basis.shape[1] else {})
+    stored = {"kind": "nphm", "head": head.to_dict(), "codes": codes, "source": checkpoint_path.name}
     out = Path(out) if out is not None else models_root() / NAME
     try:
-        write_weights(out / WEIGHTS_NAME, model.state_dict(), stored)
+        write_weights(out / WEIGHTS_NAME, tensors, stored)
     except OSError as error:
         raise OutputError(f"cannot write {out / WEIGHTS_NAME} ({error.strerror})") from None
     return out / WEIGHTS_NAME
@@ -84,14 +91,26 @@ def read_checkpoint(path: Path) -> Mapping[str, Any]:
 
 def code_statistics(table: Tensor) -> dict[str, Any]:
     """``mean`` [D], ``spread`` [D] (standard deviation), ``norm_bound``, ``count`` of codes [N, D] as used."""
-    table = table.double()
-    used = table * (CODE_NORM_BOUND / table.norm(dim=1, keepdim=True).clamp_min(CODE_NORM_BOUND))
+    used = _used(table)
     return {
         "mean": _rounded(used.mean(0)),
         "spread": _rounded(used.std(0, correction=0)),
         "norm_bound": CODE_NORM_BOUND,
         "count": len(used),
     }
+
+
+def code_components(table: Tensor) -> Tensor:
+    """Principal components [D, K] of codes [N, D] as used, for weights N(0, 1); at most ``MOST_COMPONENTS``."""
+    used = _used(table)
+    _, sizes, directions = torch.linalg.svd(used - used.mean(0), full_matrices=False)
+    count = min(MOST_COMPONENTS, int((sizes > 1e-6 * sizes[:1]).sum()))
+    return (directions[:count].T * sizes[:count] / len(used) ** 0.5).float()
+
+
+def _used(table: Tensor) -> Tensor:
+    table = table.double()
+    return table * (CODE_NORM_BOUND / table.norm(dim=1, keepdim=True).clamp_min(CODE_NORM_BOUND))
 
 
 def _rounded(values: Tensor) -> list[float]:

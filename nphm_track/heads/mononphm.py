@@ -5,7 +5,7 @@ knows beside its weights: where 35 landmarks are, and how its codes are spread.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -46,6 +46,8 @@ class AnchoredDecoder(NphmDecoder):
     Attributes:
         known_landmarks: the 35 among the 478, ascending.
         identity_codes, expression_codes: statistics of the training codes; None when the file has none.
+
+    Its linear identity prior, where the file has one, is that of the training codes: their principal components.
     """
 
     anchor_of_landmark: Tensor
@@ -62,6 +64,18 @@ class AnchoredDecoder(NphmDecoder):
         )
         self.identity_codes = CodeStatistics.from_dict(codes["geo"], config.identity_dim) if codes else None
         self.expression_codes = CodeStatistics.from_dict(codes["exp"], config.expression_dim) if codes else None
+
+    @property
+    def mean_identity(self) -> Tensor:
+        """The mean of the training codes [D_id]."""
+        known = self.identity_codes
+        return super().mean_identity if known is None else known.mean.to(self.mean_anchors)
+
+    @property
+    def mean_expression(self) -> Tensor:
+        """The mean of the training codes [D_ex]."""
+        known = self.expression_codes
+        return super().mean_expression if known is None else known.mean.to(self.mean_anchors)
 
     def landmarks(self, z_id: Tensor) -> Tensor:
         """The landmark set [..., 478, 3]; all but ``known_landmarks`` lie at the first anchor and mean nothing."""
@@ -87,8 +101,16 @@ def decoder_from_state(
 ) -> NphmDecoder:
     """Build the decoder from MonoNPHM's two state dicts (tensors by name) and its mean anchors [65, 3].
 
+    The widths of the hidden layers are the tensors' own, everything else is ``config``'s.
+
     Raises ModelError when a tensor is missing, superfluous or of another shape.
     """
+    local, deform = id_decoder.get("deepSDFensemble.layers.0.layers.0.weight"), ex_decoder.get("defDeepSDF.lin0.weight")
+    config = replace(
+        config,
+        hidden=config.hidden if local is None else len(local),
+        deform_hidden=config.deform_hidden if deform is None else len(deform),
+    )
     model = NphmDecoder(config)
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     state: dict[str, Tensor] = {"mean_anchors": torch.as_tensor(mean_anchors, dtype=torch.float32)}

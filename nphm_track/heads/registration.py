@@ -2,7 +2,8 @@
 
 Pix2NPHM Eq. 11 and MonoNPHM's registration, mean |F(x; z_id, z_ex)| on scan points with code norms, changed where few
 parameters and real scans ask for it. Identity lives in the model's linear prior plus a small local rest, expression in
-its blendshape box plus a small rest; all terms are negative log likelihoods, in millimetres of the head. Points are
+its blendshape box plus a small rest; where a model has no blendshapes, each element of the code has its own spread. All
+terms are negative log likelihoods, in millimetres of the head. Points are
 judged again and again by distance and normal, so that hair, clothes, inner layers and holes do not pull; nothing is
 asked of the model where the scan has no surface.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -24,6 +26,9 @@ from nphm_track.errors import InputError, ModelError
 from nphm_track.expression_prior import SCAN as EXPRESSION
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.mesh import BOX, NECK_PLANE
+from nphm_track.heads.mononphm import AnchoredDecoder, known_landmarks
+from nphm_track.heads.template import load_template
+from nphm_track.heads.wrap import wrap
 from nphm_track.landmark_model import SCAN as LANDMARKS
 from nphm_track.rigid import Similarity, fit_similarity, rotation
 
@@ -79,6 +84,57 @@ class Registration:
     residual: float
 
 
+@dataclass(frozen=True)
+class Freedom:
+    """Codes are mean [D] + linear prior [D, K] w + spread [D] times a rest [D]; w and the rest are N(0, 1).
+
+    Expressions have weights within ``expression_prior.SCAN`` in place of w.
+    """
+
+    mean_id: Tensor
+    basis: Tensor
+    spread_id: Tensor
+    mean_ex: Tensor
+    blend: Tensor
+    spread_ex: Tensor
+
+    @classmethod
+    def of(cls, model: NphmDecoder) -> Freedom:
+        """Of a model without a linear prior, each element varies on its own as in the training codes.
+
+        Raises ModelError for one that says nothing about its codes.
+        """
+        c = model.config
+        known = (model.identity_codes, model.expression_codes) if isinstance(model, AnchoredDecoder) else (None, None)
+        if not (c.identity_basis or known[0]) or not (c.expression_names or known[1]):
+            raise ModelError(f"head model '{c.name}' has neither linear priors nor statistics of its codes")
+        like = model.mean_anchors
+        basis, blend = like.new_zeros(c.identity_dim, 0), like.new_zeros(c.expression_dim, 0)
+        spread_id, spread_ex = (
+            like.new_zeros(dim) if codes is None else codes.spread.to(like)
+            for codes, dim in zip(known, (c.identity_dim, c.expression_dim), strict=True)
+        )
+        if c.identity_basis:
+            basis = model.identity_basis.detach()
+            spread_id = REST_ID * basis.norm(dim=1)
+        if c.expression_names:
+            blend = model.expression_basis.detach()
+            spread_ex = (REST_EX * EXPRESSION.sigma * blend.norm(dim=1).mean()).expand(c.expression_dim)
+        return cls(model.mean_identity, basis, spread_id, model.mean_expression, blend, spread_ex)
+
+
+@lru_cache(maxsize=1)
+def mean_landmarks(model: NphmDecoder) -> NDArray[np.float64]:
+    """The 478 landmarks of a model's mean head [478, 3], metres, head space.
+
+    Of one that knows fewer they are those of the template, wrapped on that head. Raises ModelError when it has none.
+    """
+    if model.config.n_landmarks:
+        return np.asarray(model.mean_landmarks.cpu().double().numpy() * MODEL_UNIT)
+    template = load_template()
+    return np.asarray(template.landmarks(wrap(template, model, model.mean_identity).vertices), np.float64)
+
+
 def robust_similarity(source: FloatArray, target: FloatArray, rounds: int = 10) -> Similarity:
     """Similarity of corresponding points [N, 3], some of them wrong: the worst are left out, never more than half."""
     keep = np.ones(len(source), bool)
@@ -106,22 +162,22 @@ def register(
     """Fit codes and pose to a scan.
 
     Args:
-        model: a head model with landmarks, a linear identity prior and an expression map.
+        model: a head model with landmarks or MonoNPHM's anchors, and a linear prior or statistics of its codes.
         points: [N, 3] of the scan's surface, any unit and orientation, evenly spread.
         normals: [N, 3] outward unit normals, or None.
-        landmark_index: [L] which of the 478 landmarks are known; landmarks: [L, 3] where they lie, in the scan's unit.
+        landmark_index: [L] which of the 478 landmarks are known (the model may know fewer).
+        landmarks: [L, 3] where they lie, in the scan's unit.
         steps: of Adam; batch: points a step.
         advance: called after each step.
 
     Raises InputError when there are too few points or landmarks, ModelError when the model lacks landmarks or priors.
     """
-    c = model.config
-    if not (c.n_landmarks and c.identity_basis and c.expression_names):
-        raise ModelError(f"head model '{c.name}' has no landmarks or linear priors, which registration starts from")
-    skin = ~np.isin(landmark_index, UNRELIABLE) & np.isfinite(landmarks).all(1)
+    space = Freedom.of(model)
+    known = np.setdiff1d(known_landmarks(model), UNRELIABLE)
+    skin = np.isin(landmark_index, known) & np.isfinite(landmarks).all(1)
     if skin.sum() < 4:
         raise InputError(f"at least 4 landmarks on the skin are needed, not {int(skin.sum())}")
-    fit = _Fit(model, points, normals, landmark_index[skin], landmarks[skin], seed)
+    fit = _Fit(model, space, points, normals, landmark_index[skin], landmarks[skin], seed)
     fit.run(steps, batch, advance)
     return fit.result()
 
@@ -132,16 +188,18 @@ class _Fit:
     def __init__(
         self,
         model: NphmDecoder,
+        space: Freedom,
         points: FloatArray,
         normals: FloatArray | None,
         index: NDArray[np.integer],
         landmarks: FloatArray,
         seed: int,
     ) -> None:
-        self.model = model
-        self.device = model.mean_landmarks.device
+        self.model, self.space = model, space
+        self.device = model.mean_anchors.device
         self.random = torch.Generator(device=self.device).manual_seed(seed)
-        mean = model.mean_landmarks.cpu().double().numpy() * MODEL_UNIT
+        mean = mean_landmarks(model)
+        self.mean_face = self._tensor(mean / MODEL_UNIT)
         self.start = robust_similarity(mean[index], np.asarray(landmarks, np.float64))
         head = self.start.inverse(points)  # metres
         near = in_head(head)
@@ -159,10 +217,6 @@ class _Fit:
         weight = self._tensor(LANDMARKS.of(index.tolist()))
         self.landmark_weight = weight / weight.sum()
         self.centre = self.landmarks.mean(0)
-        self.basis = model.identity_basis.detach()
-        self.blend = model.expression_basis.detach()
-        self.spread_id = REST_ID * self.basis.norm(dim=1)
-        self.spread_ex = REST_EX * EXPRESSION.sigma * self.blend.norm(dim=1).mean()
         c = model.config
         self.w, self.e = self._free(c.identity_basis), self._free(len(c.expression_names))
         self.rest_id, self.rest_ex = self._free(c.identity_dim), self._free(c.expression_dim)
@@ -178,8 +232,9 @@ class _Fit:
         return torch.zeros(n, device=self.device, requires_grad=True)
 
     def codes(self) -> tuple[Tensor, Tensor]:
-        z_id = self.basis @ self.w + self.spread_id * self.rest_id
-        return z_id, self.blend @ self.e + self.spread_ex * self.rest_ex
+        s = self.space
+        z_id = s.mean_id + s.basis @ self.w + s.spread_id * self.rest_id
+        return z_id, s.mean_ex + s.blend @ self.e + s.spread_ex * self.rest_ex
 
     def moved(self, points: Tensor) -> Tensor:
         """Points of the start [N, 3] in the head space of the current pose."""
@@ -210,8 +265,9 @@ class _Fit:
     def _step(self, optimiser: torch.optim.Optimizer, loss: Tensor, *, frozen: bool) -> None:
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if frozen:
-            self.rest_id.grad = self.rest_ex.grad = None
+        if frozen:  # what a linear prior leaves over; where there is none, it is all there is
+            self.rest_id.grad = None if len(self.w) else self.rest_id.grad
+            self.rest_ex.grad = None if len(self.e) else self.rest_ex.grad
         optimiser.step()
         with torch.no_grad():
             self.e.clamp_(EXPRESSION.low, EXPRESSION.high)
@@ -271,9 +327,13 @@ class _Fit:
         """1 on the face, ``ELSEWHERE`` on the rest of the head, 0 off it; by distance from the model's landmarks."""
         z_id, _ = self.codes()
         moved = self.moved(self.points)
-        distance = torch.cdist(moved, self.model.landmarks(z_id)).min(1).values * MM
+        distance = torch.cdist(moved, self._face(z_id)).min(1).values * MM
         fade = ((distance - FACE_MARGIN) / FACE_FADE).clamp(0, 1)
         return 1 - (1 - ELSEWHERE) * fade
+
+    def _face(self, z_id: Tensor) -> Tensor:
+        """The landmarks [478, 3] of the neutral head, model units; the mean head's, where a model does not know all."""
+        return self.model.landmarks(z_id) if self.model.config.n_landmarks else self.mean_face
 
     # -- result --------------------------------------------------------------------------------------------------------
     @torch.no_grad()

@@ -96,6 +96,10 @@ class Rig:
         found = (z_ex @ torch.linalg.pinv(model.expression_basis).T.to(z_ex)).cpu().numpy()
         w = np.zeros((*found.shape[:-1], len(self.names)), np.float32)
         w[..., [self.names.index(n) for n in known]] = found
+        return self.with_gaze(w, gaze)
+
+    def with_gaze(self, w: NDArray[np.float32], gaze: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
+        """Weights ``w`` [..., K] with lids that follow the eyes' directions ``gaze`` [..., 2, 3], in place."""
         slopes, blinks = self._openings
         if gaze is not None:
             before = w @ slopes.T

@@ -23,7 +23,8 @@ from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
-from nphm_track.heads.registration import FACE_MARGIN, Registration, in_head, register
+from nphm_track.heads.mononphm import known_landmarks
+from nphm_track.heads.registration import FACE_MARGIN, Registration, in_head, mean_landmarks, register
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import write_ply
 from nphm_track.rendering.surface import Surface
@@ -46,7 +47,7 @@ class FitOptions:
     """How scans are fitted.
 
     Attributes:
-        head_model: name or path of a head model with landmarks and linear priors.
+        head_model: name or path of a head model.
         landmarks: file of known landmarks (``scans.landmarks.read_landmarks``), None to detect them.
         steps: of the optimisation.
         device: torch device.
@@ -96,11 +97,8 @@ class ScanFitter:
         """Landmarks from ``file`` or, without one, found on renderings."""
         if file is not None:
             return read_landmarks(file)
-        if not self.model.config.n_landmarks:
-            raise InputError(f"head model '{self.model.config.name}' carries no landmarks and cannot be registered")
         self._landmarker = self._landmarker or FaceLandmarker.from_pretrained(device=self.device)
-        mean = self.model.mean_landmarks.double().cpu().numpy() * MODEL_UNIT
-        return detect_landmarks(scan, mean, self._landmarker)
+        return detect_landmarks(scan, mean_landmarks(self.model), self._landmarker)
 
     def fit(self, scan: ScanGeometry, landmarks: ScanLandmarks, progress: Progress | None = None) -> FittedScan:
         """Register the model to a scan and measure how well it fits."""
@@ -146,7 +144,7 @@ class ScanFitter:
         """The scan points (metres, head space) on the face: near its landmarks."""
         from nphm_track.kd_tree import kd_tree
 
-        marks = self.head_landmarks(result, list(range(self.model.config.n_landmarks)))
+        marks = self.head_landmarks(result, list(known_landmarks(self.model)))
         head = result.pose.inverse(points)
         near = kd_tree(marks).query(head)[0] * 1e3 < FACE_MARGIN
         return np.asarray(head[near])

@@ -28,14 +28,18 @@ from nphm_track.heads.mononphm import AnchoredDecoder, CodeStatistics
 from nphm_track.landmark_model import FITTED_CODES as LANDMARKS
 from nphm_track.rigid import rotation
 from nphm_track.robust import geman_mcclure
-from nphm_track.tracking.fit import ClipCodes, fit_points, landmark_carrier, point_weights, solve_camera
+from nphm_track.tracking.fit import ClipCodes, fit_points, frontalness, landmark_carrier, point_weights, solve_camera
+from nphm_track.tracking.identity import IdentityVotes
 from nphm_track.tracking.observations import column, release
+from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
 
 INDEPENDENT_FRAMES = 10
 """Frames share their errors too: for the identity a clip counts as this many at most."""
 WINDOW = 64
 """Frames optimised in one step."""
+VOTERS = 128
+"""Frames of a take among several of one person that its identity is fitted to."""
 STEPS = 120
 """Passes over the clip."""
 
@@ -71,7 +75,9 @@ def code_priors(model: NphmDecoder) -> tuple[CodePrior, CodePrior]:
     identity = CodePrior.of_statistics(known[0], c.identity_dim)
     expression = CodePrior.of_statistics(known[1], c.expression_dim)
     if c.identity_basis:
-        identity = CodePrior(torch.zeros(c.identity_dim), model.identity_basis.detach())
+        identity = CodePrior(
+            model.mean_identity, model.identity_basis.detach(), identity.norm_bound if known[0] else math.inf
+        )
     if c.expression_names:
         basis = expression_prior.FITTED_CODES.sigma * model.expression_basis.detach()
         expression = CodePrior(torch.zeros(c.expression_dim), basis)
@@ -108,6 +114,20 @@ def fitted_codes(
     z_ex = np.zeros((len(log), model.config.expression_dim), np.float32)
     z_ex[rows] = found[1].cpu().numpy()
     return ClipCodes(found[0].cpu().numpy(), z_ex, predicted=False)
+
+
+def fitted_vote(
+    model: NphmDecoder, log: NDArray, camera: Intrinsics | None, size: tuple[int, int], progress: Progress
+) -> IdentityVotes:
+    """The identity that at most ``VOTERS`` frames of a clip agree on, as one vote with the weight of all of them.
+
+    ``camera`` is solved from the clip when it is None.
+    """
+    camera = camera or mean_camera(model, log, size, progress, None)
+    voters = log[spread_rows(column(log, "seen"), VOTERS)]
+    codes = fitted_codes(model, voters, camera, progress)
+    weight = voters["confidence"] * frontalness(voters["landmarks"]) ** 2
+    return IdentityVotes(codes.z_id[None], np.array([weight.sum() + 1e-3], np.float32))
 
 
 def mean_camera(

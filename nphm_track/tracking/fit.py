@@ -27,7 +27,7 @@ from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.rest import frame_weights, landmark_effects, landmark_evidence, rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
-from nphm_track.tracking.surface import can_wrap, open_rig
+from nphm_track.tracking.surface import knows_arkit, open_rig
 
 Carrier = LandmarkCarrier | RigLandmarks
 IDENTITY_FRAMES = 512
@@ -145,8 +145,8 @@ def ibug_rows(model: NphmDecoder) -> NDArray[np.int64]:
 
 
 def landmark_carrier(model: NphmDecoder, z_id: NDArray, rig: Rig | None = None) -> Carrier:
-    """The fit points of one identity: on its rig or, where the template cannot be wrapped, carried by the network."""
-    if can_wrap(model):
+    """The fit points of one identity: on its rig or, of a model without named expressions, carried by the network."""
+    if knows_arkit(model):
         return RigLandmarks(model, rig or open_rig(model, z_id), fit_points(model))
     code = torch.as_tensor(z_id, dtype=torch.float32, device=model.mean_anchors.device)
     return LandmarkCarrier(model, code, fit_points(model))

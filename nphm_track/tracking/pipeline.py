@@ -31,7 +31,7 @@ from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.rendering.ply import write_ply
 from nphm_track.tracking.assemble import to_track
 from nphm_track.tracking.clip import given_camera, open_input
-from nphm_track.tracking.code_fit import fitted_codes, mean_camera
+from nphm_track.tracking.code_fit import fitted_codes, fitted_vote, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.gaze import gaze_of
 from nphm_track.tracking.identity import IdentityVotes, load_identity
@@ -46,25 +46,13 @@ from nphm_track.tracking.progress import LineProgress, Progress
 from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, Track, replacing
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import Vertices, draw_clip, write_overlay
-from nphm_track.tracking.run_folder import (
-    CANONICAL_PLY,
-    MESHES,
-    MESHES_NPZ,
-    OVERLAY_MP4,
-    OVERLAY_PNG,
-    RIG_NPZ,
-    Run,
-    RunFolder,
-    default_output,
-)
-from nphm_track.tracking.surface import RESOLUTION, Surface, arkit_of, can_wrap, open_rig, open_surface, rig_in
+from nphm_track.tracking.run_folder import Run, RunFolder, default_output
+from nphm_track.tracking.surface import RESOLUTION, Surface, arkit_of, find_rig, knows_arkit, open_surface, rig_in
 from nphm_track.tracking.transforms import write_transforms
-from nphm_track.tracking.validate import lacking_files
+from nphm_track.tracking.validate import DRAWN, lacking_files
 from nphm_track.tracking.written import WrittenFiles
 from nphm_track.video.source import FrameSource
 
-DRAWN = {RIG_NPZ, CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
-"""What a run has to show of the head's surface."""
 FREE_KEY_FRAMES = 4
 """Key frames of a refinement in which every element of the identity code is free: each takes 0.3 GB for MonoNPHM's."""
 FEW_FRAMES = 16
@@ -115,9 +103,7 @@ def observe(
     with open_job(input, output, options, overwrite, False, progress or LineProgress()) as job:
         if job.folder.complete:
             raise OutputError(f"{job.folder.path} is already done")
-        if not job.feed_forward:
-            raise InputError(f"head model {options.head_model} has no regressor, which takes of one person need")
-        votes, _ = identity_votes(job.regressor(), job.observe(), job.size)
+        votes = job.votes()
         job.folder.update(state="interrupted")
         return job.folder.info.input, votes
 
@@ -206,7 +192,7 @@ class Job:
         track = track or self._track(model, camera)
 
         # A run that was done before lacks single files; in one that was not, no mesh is believed without its checksum.
-        if (o.meshes or o.overlay) and not (was_done and self._is_drawn(track)):
+        if (o.meshes or o.overlay) and not (was_done and not lacking_files(self.folder.so_far(), track) & DRAWN):
             self._draw(model, track)
         write_transforms(self.folder.transforms, track, meshes=o.ply_every)
         if self.source.warning:
@@ -243,17 +229,14 @@ class Job:
                     f"no head fits in {self.source.info.path}: the landmarks of its {int(track.misfit.sum())} frames "
                     "with a face are not those of one; is it a face, and is the camera that was given its own?"
                 )
-            if can_wrap(model):
-                rig = self._rig(model, track.z_id)
+            rig = self._rig(model, track.z_id)
+            if rig is not None:
                 track.gaze = gaze_of(rig.eyes, track, self.options.smooth, column(log, "shot"))
                 track.arkit = arkit_of(rig, model, track)
             track.save(self.folder.track)
         if refined:
             self.folder.observations.unlink(missing_ok=True)
         return track
-
-    def _is_drawn(self, track: Track) -> bool:
-        return not lacking_files(self.folder.so_far(), track) & DRAWN
 
     def _fit(
         self, model: NphmDecoder, log: np.ndarray, camera: Intrinsics | None, identity: np.ndarray | None
@@ -266,7 +249,7 @@ class Job:
             camera = camera or mean_camera(model, log, self.size, self.progress, identity)
             codes = fitted_codes(model, log, camera, self.progress, identity)
         self.progress.stage("fit", int(column(log, "seen").sum()))
-        rig = self._rig(model, codes.z_id) if can_wrap(model) else None
+        rig = self._rig(model, codes.z_id) if knows_arkit(model) else None
         return fit_clip(model, codes, log, self.size, camera, self.options.smooth, self.progress, rig)
 
     def _refine(
@@ -285,6 +268,15 @@ class Job:
             if not model.config.identity_basis:
                 config = config.model_copy(update={"key_frames": min(config.key_frames, FREE_KEY_FRAMES)})
             return refine_fit(model, predictor, self.source, log, fit, self.folder, config, self.progress, **known)
+
+    def votes(self) -> IdentityVotes:
+        """What the clip says about the identity: each frame by the regressor or, without one, a fit to all of them."""
+        log = self.observe()
+        if self.feed_forward:
+            return identity_votes(self.regressor(), log, self.size)[0]
+        return fitted_vote(
+            load_head_model(self.options.head, device=self.device), log, self.camera, self.size, self.progress
+        )
 
     def observe(self) -> np.ndarray:
         """The log of observations, with those that are missing added. Raises NoFaceError when it shows no face."""
@@ -361,14 +353,17 @@ class Job:
                 with replacing(self.folder.rig) as partial:
                     save_rig(partial, surface.person, rig_key(track.z_id, head_model))
             if surface.template is None and o.topology == "template":
-                self.progress.note(f"{o.head} has no expressions by name: its heads keep the network's own topology")
+                self.progress.note(
+                    "the template cannot be wrapped on this head, which keeps the network's own topology"
+                )
             self.progress.advance()
         with self._timed("draw"), self.folder.written() as written:
             self._draw_with(surface, track, written)
 
-    def _rig(self, model: NphmDecoder, z_id: NDArray[np.float32]) -> Rig:
+    def _rig(self, model: NphmDecoder, z_id: NDArray[np.float32]) -> Rig | None:
+        """The person's rig; None where the template cannot be wrapped on the head."""
         known = self._known_rig(z_id)
-        return known.rig if known else open_rig(model, z_id)
+        return known.rig if known else find_rig(model, z_id)
 
     def _known_rig(self, z_id: NDArray[np.float32]) -> PersonRig | None:
         """The person's rig of the run that gave the identity, where one did."""

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from nphm_track.conventions import ARKIT_BLENDSHAPES, MODEL_UNIT
-from nphm_track.errors import InputError
+from nphm_track.errors import InputError, ModelError
+from nphm_track.heads import rig_weights
 from nphm_track.heads.carry import Carried, MeshCarrier
 from nphm_track.heads.correctives import CorrectedFrames, Correctives
 from nphm_track.heads.decoder import NphmDecoder
@@ -75,10 +76,16 @@ class Surface:
         return OverlayRenderer(t.head_faces, *look, occlusion, albedo=t.colours, prepare=t.cut_at_neck)
 
 
-def can_wrap(model: NphmDecoder) -> bool:
-    """Whether the template can be wrapped on a model's heads and posed by its codes: it has to know ARKit's names."""
-    names = set(model.config.expression_names)
-    return bool(names) and names <= set(load_template().expression_names)
+def knows_arkit(model: NphmDecoder) -> bool:
+    """Whether a model's codes are linear in ARKit's expressions by name, so that a rig may stand for its landmarks."""
+    return rig_weights.knows_arkit(model, load_template().expression_names)
+
+
+def find_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig | None:
+    """As ``open_rig``; None where the model's surface is not near the template's, or no landmark says where it is."""
+    with suppress(ModelError):
+        return open_rig(model, z_id)
+    return None
 
 
 def open_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig:
@@ -97,8 +104,12 @@ def arkit_of(rig: Rig, model: NphmDecoder, track: Track) -> NDArray[np.float32]:
     """``Track.arkit`` of a track whose person has this rig."""
     out = np.full((len(track), len(ARKIT_BLENDSHAPES)), np.nan, np.float32)
     present = track.status != Status.LOST
-    codes = torch.from_numpy(np.asarray(track.z_ex[present], np.float32)).to(model.mean_anchors.device)
-    out[present] = rig.bounded_arkit_weights(rig.weights(model, codes, track.gaze[present]))
+    codes, z_id = (
+        torch.from_numpy(np.asarray(z, np.float32)).to(model.mean_anchors.device)
+        for z in (track.z_ex[present], track.z_id)
+    )
+    weights = rig_weights.rig_weights(rig, model, z_id, codes, track.gaze[present])
+    out[present] = rig.bounded_arkit_weights(weights)
     return out
 
 
@@ -113,11 +124,13 @@ def open_surface(
     """The surface of a track; ``detail`` is that of the zero level's mesh (``extract_canonical``).
 
     ``known`` is a rig of the same person, to which correctives are added for what this track needs, unless ``learn``
-    is off: then it is the track's own. A model whose expressions the template does not know has its zero level meshed
-    whatever ``topology`` says. Raises ModelError when the identity code has no surface.
+    is off: then it is the track's own. A head that the template cannot be wrapped on has its zero level meshed whatever
+    ``topology`` says. Raises ModelError when the identity code has no surface.
     """
-    if topology == "template" and can_wrap(model):
-        rig = known.rig if known else open_rig(model, track.z_id)
+    rig = None
+    if topology == "template":
+        rig = known.rig if known else find_rig(model, track.z_id)
+    if rig is not None:
         frames = RiggedFrames(model, rig, track, known.correctives if known else None, learn or known is None)
         return Surface(CanonicalMesh(rig.neutral, rig.faces), frames, rig.template, PersonRig(rig, frames.correctives))
     z_id = torch.from_numpy(track.z_id).to(model.mean_anchors.device)
@@ -203,9 +216,9 @@ class RiggedFrames:
         self.rig = rig
         codes = torch.from_numpy(np.nan_to_num(np.asarray(track.z_ex, np.float32))).to(model.mean_anchors.device)
         self.gaze = track.gaze if len(track.gaze) else None
-        self.weights = rig.weights(model, codes, self.gaze)
-        self.present = np.flatnonzero(track.status != Status.LOST)
         z_id = torch.from_numpy(np.asarray(track.z_id, np.float32)).to(codes)
+        self.weights = rig_weights.rig_weights(rig, model, z_id, codes, self.gaze)
+        self.present = np.flatnonzero(track.status != Status.LOST)
         self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, known)
         if learn and len(self.present):
             self._correct.learn(self.present)

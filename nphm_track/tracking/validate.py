@@ -23,6 +23,8 @@ from nphm_track.tracking.run_folder import (
     CANONICAL_PLY,
     MESHES,
     MESHES_NPZ,
+    OVERLAY_MP4,
+    OVERLAY_PNG,
     REPORT_HTML,
     RIG_NPZ,
     RUN_JSON,
@@ -35,6 +37,8 @@ from nphm_track.video.containers import open_container
 from nphm_track.video.reader import open_video
 from nphm_track.video.stills import read_image
 
+DRAWN = {RIG_NPZ, CANONICAL_PLY, MESHES, MESHES_NPZ, OVERLAY_MP4, OVERLAY_PNG}
+"""What a run has to show of the head's surface."""
 MATRIX_TOLERANCE = 1e-6
 MESH_SAMPLE = 8
 """Meshes whose contents are read; of the others only the headers are."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
-from nphm_track.heads.config import NPHM_SMALL
+from nphm_track.heads.config import MONONPHM, NPHM_SMALL, HeadConfig
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.models import read_weights
 from nphm_track.training import losses as L
@@ -34,6 +34,11 @@ class HeadData(Strict):
     ict: str = Field(description="folder of ICT-FaceKit light (npz, vertex_indices.json)")
     shards: str = Field(description="folder written by training/build_head_sdf.py")
     heldout: str = Field(description="the same, with held-out seeds")
+    architecture: Literal["nphm-small", "mononphm"] = Field(
+        "nphm-small", description="mononphm: its members, codes and layers, to be exported in the public layout"
+    )
+    hidden: int | None = Field(None, gt=0, description="width of the local MLPs (default: the architecture's)")
+    deform_hidden: int | None = Field(None, gt=0, description="width of the deformation (default: the architecture's)")
     heads: int = Field(32, gt=0, description="heads a step, each with neutral, posed and correspondence points")
     neutral_points: int = Field(160, gt=0, description="per head")
     posed_points: int = Field(96, gt=0, description="per head")
@@ -61,8 +66,9 @@ class HeadTask:
         self.shards = ShardReader(data.shards, "heads")
         self.anny = ShardReader(data.anny, "anny") if data.anny else None
         columns = self.anny.load(0)["w"].shape[1] if self.anny else len(self.ict.identity)
-        config = replace(NPHM_SMALL, expression_names=self.ict.expression_names, identity_basis=columns)
-        self.model = NphmDecoder(config)
+        self.model = NphmDecoder(
+            replace(architecture(data), expression_names=self.ict.expression_names, identity_basis=columns)
+        )
         self.anchor_vertices = torch.from_numpy(anchor_vertices(self.ict, data.ict))
         unit = 1 / MODEL_UNIT
         self.neutral = torch.from_numpy(self.ict.neutral) * unit
@@ -75,7 +81,8 @@ class HeadTask:
             for layer in cast("list[nn.Linear]", self.model.deformation):  # keep the signal's size through SiLU layers
                 layer.weight.normal_(0, 1.6 / layer.in_features**0.5)
                 layer.bias.zero_()
-            self.model.expression_field.weight.mul_(0.1)
+            if self.model.config.bilinear:
+                self.model.expression_field.weight.mul_(0.1)
             # Orthogonal and fixed: trained with a norm penalty, left and right of a pair come to cancel each other.
             nn.init.orthogonal_(self.model.expression_basis, gain=1.6)
         self.model.expression_basis.requires_grad_(False)
@@ -243,6 +250,21 @@ class HeadTask:
                 near = s.abs() < 5 / mm
                 totals[name + "_mm"].append(float((f - s)[near].abs().mean()) * mm)
         return {k: float(np.mean(v)) for k, v in totals.items()}
+
+
+def architecture(data: HeadData) -> HeadConfig:
+    """The sizes that a recipe asks for.
+
+    MonoNPHM's networks see points and give distances in model units, where training takes ten times longer; factors of
+    nphm-small stand before and behind them, which ``mononphm_layout.folded`` puts into the weights.
+    """
+    config = NPHM_SMALL
+    if data.architecture == "mononphm":
+        scales = ("local_scale", "deform_scale", "sdf_scale", "offset_scale")
+        config = replace(MONONPHM, name="mononphm-standin", **{name: getattr(NPHM_SMALL, name) for name in scales})
+    return replace(
+        config, hidden=data.hidden or config.hidden, deform_hidden=data.deform_hidden or config.deform_hidden
+    )
 
 
 class ShardReader:

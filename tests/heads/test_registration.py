@@ -117,7 +117,7 @@ class TestRegister:
             inside += np.array([0, 0.05, -0.05])  # far from skin and mouth
             elsewhere = POSE(inside)
             register(model, elsewhere, None, everything, head.landmarks, steps=30, batch=100)
-        with pytest.raises(ModelError, match="no landmarks or linear priors"):
+        with pytest.raises(ModelError, match="neither linear priors nor statistics"):
             register(NphmDecoder(NPHM_SMALL), head.points, None, everything, head.landmarks)
 
 

@@ -221,9 +221,12 @@ class TestOwnModel:
         assert str(own.resolve()) in models_of(options)
         assert TrackOptions().fingerprint()["head_model"] == "nphm-small"
 
-    def test_a_capture_session_needs_a_regressor(self, own: Path, clip: Path, tmp_path: Path) -> None:
-        with pytest.raises(InputError, match="has no regressor"):
-            pipeline.observe(clip, tmp_path / "run", options=TrackOptions(head_model=str(own)))
+    def test_a_take_of_a_session_has_one_vote_with_the_weight_of_its_frames(
+        self, own: Path, clip: Path, tmp_path: Path
+    ) -> None:
+        _, votes = pipeline.observe(clip, tmp_path / "run", options=TrackOptions(head_model=str(own)))
+        assert votes.z_id.shape == (1, load_head_model(own).config.identity_dim)
+        assert np.isfinite(votes.z_id).all() and 0 < votes.weight[0] <= FRAMES
 
     def test_missing_and_foreign_models_are_refused(self, clip: Path, tmp_path: Path) -> None:
         with pytest.raises(ModelError, match="nobody"):
