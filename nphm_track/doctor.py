@@ -32,6 +32,7 @@ EXTRAS = {
     "heic": ("pillow-heif", "pillow_heif", "HEIC photographs"),
     "usd": ("usd-core", "pxr", "nphm-track export --format usd"),
     "viewer": ("viser", "viser", "nphm-track view, a run in the browser"),
+    "slurm": ("submitit", "submitit", "nphm-track batch --slurm, as jobs of Slurm"),
     "cluster": ("ray", "ray", "nphm-track batch --ray, on many machines"),
     "train": ("anny", "anny", "head shapes of all ages for training, curves in TensorBoard"),
     "docs": ("mkdocs-material", "material", "building the documentation"),

@@ -86,6 +86,7 @@ def work(
     pool: Pool | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    slurm: str | None = None,
     update_identity: bool = False,
     break_lock: bool = False,
     progress: Progress | None = None,
@@ -95,7 +96,8 @@ def work(
 
     Args:
         manifest: gives the manifest once the lock is held.
-        pool: where steps are done; default ``workers`` local processes, or tasks on the Ray cluster at ``ray``.
+        pool: where steps are done; default ``workers`` local processes, tasks on the Ray cluster at ``ray``, or jobs of
+            Slurm with the options ``slurm``.
         break_lock: take the session from a process that holds its lock.
         update_identity, progress, interrupted: those of :class:`Session`.
 
@@ -103,6 +105,8 @@ def work(
     """
     with _locked(session, break_lock, progress or LineProgress()) as lock:
         jobs = manifest()
+        if pool is None and slurm:
+            pool = slurm_pool(session, jobs, workers, slurm)
         pool = pool or (ray_pool(jobs, workers, ray) if ray else local_pool(jobs, workers))
         Session(session, jobs, pool, lock, update_identity=update_identity, progress=progress).run(interrupted)
         return jobs
@@ -140,6 +144,14 @@ def ray_pool(manifest: Manifest, workers: int | None, address: str) -> Pool:
 
     gpus = str(manifest.options.get("device", "cpu")) == "cuda"
     return RayPool(address, steps.run, threads=manifest.threads, count=workers, gpus=gpus)
+
+
+def slurm_pool(session: Path, manifest: Manifest, workers: int | None, options: str) -> Pool:
+    """Jobs of a Slurm cluster, each with a GPU when the takes are tracked on one."""
+    from nphm_track.batch.slurm_pool import SlurmPool
+
+    gpus = str(manifest.options.get("device", "cpu")) == "cuda"
+    return SlurmPool(options, session, steps.run, threads=manifest.threads, count=workers, gpus=gpus)
 
 
 def plan_line(manifest: Manifest) -> str:

@@ -31,6 +31,11 @@ RAY_OPTION = typer.Option(
     metavar="ADDRESS", help="Work on a Ray cluster instead: its address, 'auto', or 'local' to start one here."
 )
 
+SLURM_OPTION = typer.Option(
+    metavar="OPTIONS",
+    help="Work as jobs of a Slurm cluster instead: options as in slurm_partition=cpu,timeout_min=60, or 'local'.",
+)
+
 
 class _BatchGroup(TyperGroup):
     """Sends ``batch FOLDER`` to ``batch run``. A folder called like a command is reached as ``./status``."""
@@ -69,6 +74,7 @@ def run(
         int | None, typer.Option(min=1, help="Local processes. (default: as many as threads and memory allow)")
     ] = None,
     ray: Annotated[str | None, RAY_OPTION] = None,
+    slurm: Annotated[str | None, SLURM_OPTION] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads of a worker; fixed when the session begins. (default: 1)")
     ] = None,
@@ -116,6 +122,7 @@ def run(
         quiet,
         workers=workers,
         ray=ray,
+        slurm=slurm,
         update_identity=update_identity,
         break_lock=break_lock,
     )
@@ -238,6 +245,7 @@ def retry(
     failed: Annotated[bool, typer.Option("--failed", help="The takes that failed.")] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Local processes.")] = None,
     ray: Annotated[str | None, RAY_OPTION] = None,
+    slurm: Annotated[str | None, SLURM_OPTION] = None,
     break_lock: Annotated[bool, BREAK_LOCK_OPTION] = False,
     json: Annotated[bool, JSON_OPTION] = False,
     quiet: Annotated[bool, QUIET_OPTION] = False,
@@ -247,7 +255,8 @@ def retry(
 
     if not failed:
         raise InputError("say which takes: nphm-track batch retry OUT --failed")
-    work(session, lambda: driver.retried(session), "", json, quiet, workers=workers, ray=ray, break_lock=break_lock)
+    pools = {"workers": workers, "ray": ray, "slurm": slurm}
+    work(session, lambda: driver.retried(session), "", json, quiet, **pools, break_lock=break_lock)
 
 
 def _finish(session: Path, json: bool, quiet: bool) -> None:

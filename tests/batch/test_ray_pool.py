@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nphm_track.batch import driver
 from nphm_track.batch.manifest import State
 from nphm_track.batch.ray_pool import RayPool
+from nphm_track.batch.steps import PersonWork, Work
 from nphm_track.errors import InputError
 from nphm_track.tracking.options import TrackOptions
+from nphm_track.tracking.progress import Progress
 
 pytest.importorskip("ray")
 import fake_steps
@@ -31,6 +35,37 @@ def test_same_results_and_a_killed_worker(tmp_path: Path) -> None:
     found = contents(out)
     assert contents(here).items() <= found.items()
     assert all(name.startswith("eve/") for name in found.keys() - contents(here).keys())
+
+
+def where(work: Work | PersonWork, progress: Progress) -> dict[str, Any]:
+    """The node that a step is done on."""
+    import ray
+
+    time.sleep(2)  # the other node's turn
+    return {"node": ray.get_runtime_context().get_node_id()}
+
+
+def test_a_cluster_of_two_machines_shares_the_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        pool = RayPool(cluster.address, where)
+        assert pool.free()
+        for key in ("one", "two"):
+            pool.submit(key, Work("track", tmp_path, tmp_path, tmp_path, tmp_path))
+        assert not pool.free()  # a step for each core of both
+        events, end = [], time.monotonic() + 120
+        while len(events) < 2 and time.monotonic() < end:
+            events += pool.events(1.0)
+        pool.close()
+    finally:
+        cluster.shutdown()
+    assert {event.key: event.kind for event in events} == {"one": "done", "two": "done"}
+    assert len({event.data["node"] for event in events}) == 2
 
 
 def test_no_cluster() -> None:
