@@ -109,7 +109,11 @@ def devices() -> list[tuple[str, str]]:
     """Torch devices of this machine with a few words about each."""
     import torch
 
-    found = [("cpu", f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}")]
+    from nphm_track import inference
+
+    found = [
+        ("cpu", f"{torch.get_num_threads()} thread{'s' * (torch.get_num_threads() != 1)}, {inference.described()}")
+    ]
     for i in range(torch.cuda.device_count()):
         found.append((f"cuda:{i}", torch.cuda.get_device_name(i)))
     if torch.backends.mps.is_available():

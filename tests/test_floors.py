@@ -18,7 +18,7 @@ regressor
 geometry
 faces heads
 rendering cameras video
-models transformer locking _runtime
+inference overlap models transformer locking _runtime
 rigid robust landmark_model expression_prior config_file kd_tree
 files
 conventions version errors

@@ -21,6 +21,7 @@ from scipy.linalg import eigh
 
 from nphm_track.faces.landmarker import FaceLandmarker
 from nphm_track.faces.networks import AppearanceSignature
+from nphm_track.faces.roi import crop_rois
 from nphm_track.models import read_weights, resolve, sha256, write_weights
 
 VIEWS = 5
@@ -66,7 +67,8 @@ def collect(folder: Path, landmarker: FaceLandmarker, pool: AppearanceSignature)
         roi = max((face.next_roi for face in faces), key=lambda roi: float(roi[2]))
         views = [(image, roi)] + [worsen(image, roi, rng) for _ in range(VIEWS - 1)]
         for view, seen_through in views:
-            encoded = landmarker.encode([view], seen_through[None], return_features=True)
+            with torch.inference_mode():
+                encoded = landmarker.landmark_net(crop_rois([view], seen_through[None]), True)
             features.append(pool.pool(encoded["features_16"])[0].numpy())
             people.append(row["person"])
     return np.array(features, np.float64), np.unique(people, return_inverse=True)[1]

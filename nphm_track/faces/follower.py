@@ -238,9 +238,8 @@ class FaceFollower:
     def _observe(self, image: np.ndarray, rois: np.ndarray) -> list[tuple[FaceObservation, np.ndarray]]:
         if not len(rois):
             return []
-        encoded = self.landmarker.encode([image] * len(rois), rois, return_features=True)
-        signatures = self.landmarker.signature(encoded)
-        return list(zip(self.landmarker.interpret(encoded, rois), signatures, strict=True))
+        encoded = self.landmarker.encode([image] * len(rois), rois)
+        return list(zip(self.landmarker.interpret(encoded, rois), encoded.signature.cpu().numpy(), strict=True))
 
     def _is_near(self, face: FaceObservation, missing: float) -> bool:
         """Whether the face can be the person, ``missing`` seconds after it was last seen at its place."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nphm_track.conventions import N_LANDMARKS
 from nphm_track.errors import InputError, ModelError
 from nphm_track.faces.detection import (
     INPUT_SIZE,
@@ -22,7 +24,8 @@ from nphm_track.faces.detection import (
     turned_around,
 )  # fmt: skip
 from nphm_track.faces.networks import build_networks
-from nphm_track.faces.roi import crop_points_to_frame, crop_rois, roi_from_detection, roi_from_landmarks
+from nphm_track.faces.roi import CROP_SIZE, crop_points_to_frame, crop_rois, roi_from_detection, roi_from_landmarks
+from nphm_track.inference import Engine
 from nphm_track.models import read_weights
 
 MIN_PRESENCE = 0.5
@@ -62,15 +65,30 @@ class FaceObservation:
         return roi_from_landmarks(self.landmarks)
 
 
+class Encoded(NamedTuple):
+    """Raw output of the landmark network for N crops."""
+
+    landmarks: Tensor
+    """[N, 478, 3] crop pixels (0..256)."""
+    presence: Tensor
+    """[N] a logit."""
+    signature: Tensor
+    """[N, 128] what the face looks like; compare directions (see ``AppearanceSignature``)."""
+
+
 class FaceLandmarker:
     """Detector, landmark network and blendshape network behind one door; images are uint8 RGB [H, W, 3]."""
 
     def __init__(self, networks: Mapping[str, nn.Module], device: torch.device | str = "cpu") -> None:
         """``networks`` as ``networks.build_networks`` returns them."""
         self.device = torch.device(device)
-        self.detector, self.landmark_net, self.blendshape_net, self.signature_net = (
+        detector, self.landmark_net, self.blendshape_net, signature_net = (
             _frozen(networks[key], self.device) for key in ("detector", "landmarks", "blendshapes", "signature")
         )
+        picture = torch.zeros(1, 3, CROP_SIZE, CROP_SIZE)
+        self._detect = Engine(detector, [torch.zeros(1, 3, INPUT_SIZE, INPUT_SIZE)])
+        self._encode = Engine(_Encoder(self.landmark_net, signature_net), [picture])
+        self._blendshapes = Engine(self.blendshape_net, [torch.rand(1, N_LANDMARKS, 2)])
 
     @classmethod
     def from_pretrained(
@@ -129,34 +147,24 @@ class FaceLandmarker:
                     inputs.append(pixels)
                     places.append(place + np.array([x, y, 0], np.float32))
             batch = torch.cat(inputs).contiguous(memory_format=torch.channels_last)
-            boxes, logits = (out.cpu().numpy() for out in self.detector(batch))
+            boxes, logits = (out.cpu().numpy() for out in self._detect(batch))
             for index, place in enumerate(places):
                 found += decode(boxes[index], logits[index], place)
         return found
 
-    def encode(
-        self, images: Sequence[np.ndarray], rois: np.ndarray, *, return_features: bool = False
-    ) -> dict[str, Tensor]:
-        """Raw output of the landmark network (see ``LandmarkNet.forward``) for each pair of image and roi [N, 5]."""
-        with torch.inference_mode():
-            return self.landmark_net(crop_rois(images, rois, device=self.device), return_features)
+    def encode(self, images: Sequence[np.ndarray], rois: np.ndarray) -> Encoded:
+        """What the landmark network says of each pair of image and roi [N, 5]."""
+        return Encoded(*self._encode(crop_rois(images, rois, device=self.device)))
 
-    def interpret(self, encoded: dict[str, Tensor], rois: np.ndarray) -> list[FaceObservation]:
+    def interpret(self, encoded: Encoded, rois: np.ndarray) -> list[FaceObservation]:
         """Observations in the original frames from the output of ``encode`` for the same ``rois``."""
         rois = np.asarray(rois, np.float32).reshape(-1, 5)
-        landmarks = crop_points_to_frame(encoded["landmarks"].cpu().numpy(), rois.astype(np.float64)).astype(np.float32)
-        with torch.inference_mode():
-            presence = torch.sigmoid(encoded["presence"]).cpu().numpy()
-            # The scores do not depend on the unit; the roi's keeps float32 exact for faces far from the origin.
-            points = torch.from_numpy(landmarks[..., :2] - rois[:, None, :2]).to(self.device)
-            scores = self.blendshape_net(points).cpu().numpy()
-        return [FaceObservation(landmarks[i], scores[i], float(presence[i]), rois[i]) for i in range(len(rois))]
-
-    def signature(self, encoded: dict[str, Tensor]) -> np.ndarray:
-        """Appearance signatures [N, 128] from the output of ``encode`` with features; compare their directions."""
-        with torch.inference_mode():
-            signatures: Tensor = self.signature_net(encoded["features_16"])
-        return signatures.cpu().numpy()
+        points = crop_points_to_frame(encoded.landmarks.cpu().numpy(), rois.astype(np.float64)).astype(np.float32)
+        presence = torch.sigmoid(encoded.presence).cpu().numpy()
+        # The scores do not depend on the unit; the roi's keeps float32 exact for faces far from the origin.
+        (out,) = self._blendshapes(torch.from_numpy(points[..., :2] - rois[:, None, :2]).to(self.device))
+        scores = out.cpu().numpy()
+        return [FaceObservation(points[i], scores[i], float(presence[i]), rois[i]) for i in range(len(rois))]
 
     def observe_batch(self, images: Sequence[np.ndarray], rois: np.ndarray) -> list[FaceObservation]:
         """One observation for each pair of image and roi [N, 5]; the caller judges ``presence``."""
@@ -185,6 +193,18 @@ class FaceLandmarker:
         if not faces and thorough is None:
             return self.find(image, thorough=True)
         return sorted(faces, key=lambda o: float(o.landmarks[:, 0].mean()))
+
+
+class _Encoder(nn.Module):
+    """Landmarks, presence and signature in one go."""
+
+    def __init__(self, landmarks: nn.Module, signature: nn.Module) -> None:
+        super().__init__()
+        self.landmarks, self.signature = landmarks, signature
+
+    def forward(self, crop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        out = self.landmarks(crop, True)
+        return out["landmarks"], out["presence"], self.signature(out["features_16"])
 
 
 def _frozen(net: nn.Module, device: torch.device) -> nn.Module:

@@ -212,7 +212,7 @@ class GeometryNet(nn.Module):
         trunk = self.standardise({s: features[s] for s in (64, 32)})
         grid = (landmarks[:, DETAIL_POINTS, :2] / (CROP_SIZE / 2) - 1)[:, :, None].to(features[64].dtype)
         maps = (F.grid_sample(trunk[s], grid, padding_mode="border", align_corners=False) for s in (64, 32))
-        return torch.cat([m[..., 0] for m in maps], 1).mT
+        return torch.cat([m[..., 0] for m in maps], 1).transpose(-1, -2)
 
     def trunk_tokens(self, features: dict[int, Tensor]) -> Tensor:
         """The trunk's own 16 x 16 map as tokens [B, 256, 128], for comparison with E_n and E_p."""
@@ -247,6 +247,12 @@ class GeometryNet(nn.Module):
             lambda config, tensors: cls(GeometryConfig.from_dict(config["geometry"]), len(tensors["triangles"])),
             device,
         )
+
+
+def trunk_features(trunk: nn.Module, crop: Tensor) -> dict[int, Tensor]:
+    """The landmark network's maps {size: [B, C, size, size]} of crops [B, 3, 256, 256] in 0..1."""
+    out = trunk(crop, True)
+    return {size: out[f"features_{size}"].contiguous() for size in TRUNK}
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def normalise_landmarks(landmarks: Tensor, image_size: Tensor) -> tuple[Tensor, 
     right, left = OUTER_EYE_CORNERS
     along = F.normalize(xy[:, left] - xy[:, right], dim=-1)
     turn = torch.stack([along, torch.stack([-along[:, 1], along[:, 0]], -1)], 1)  # rows: face axes in the image
-    points = torch.cat([(xy - centre) @ turn.mT, landmarks[..., 2:] - landmarks[..., 2:].mean(1, keepdim=True)], -1)
+    points = torch.cat(
+        [(xy - centre) @ turn.transpose(-1, -2), landmarks[..., 2:] - landmarks[..., 2:].mean(1, keepdim=True)], -1
+    )
     longest = image_size.amax(-1, keepdim=True)
     place = (centre[:, 0] - image_size / 2) / longest
     radius = radius[:, None]

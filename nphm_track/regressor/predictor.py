@@ -8,15 +8,17 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from nphm_track.conventions import BLENDSHAPE_NAMES, N_LANDMARKS
 from nphm_track.faces.landmarker import MIN_PRESENCE, FaceLandmarker, FaceObservation
-from nphm_track.faces.roi import mirrored, scaled
-from nphm_track.geometry.networks import GeometryNet
-from nphm_track.geometry.predict import GeometryPredictor
+from nphm_track.faces.roi import frame_points_to_crop, mirrored, scaled
+from nphm_track.geometry.networks import GeometryNet, trunk_features
+from nphm_track.geometry.predict import EMPTY_CROP, EMPTY_MAPS, GeometryPredictor
+from nphm_track.inference import Engine
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 
-BATCH = 8
+BATCH = 4
 AUGMENTED_VIEWS = ((True, 1.0), (False, 0.96), (True, 0.96))
 """Test-time augmentation, beside the face as it is found: mirrored or not, and the crop's side over the first one's. A
 closer crop is predicted as well as the first, with other errors."""
@@ -39,6 +41,11 @@ class CodePredictor:
         both of the mirrored face; four times the cost.
         """
         self.geometry, self.regressor, self.focal, self.mirror = geometry, regressor, focal, mirror
+        points, scores = torch.rand(1, N_LANDMARKS, 3), torch.zeros(1, len(BLENDSHAPE_NAMES))
+        self._codes = Engine(
+            _CodesOfCrop(geometry.landmarker.landmark_net, geometry.net, regressor),
+            [EMPTY_CROP, EMPTY_MAPS, points, points, scores, torch.ones(1, 2), torch.full((1,), torch.nan)],
+        )
 
     @classmethod
     def from_pretrained(
@@ -82,10 +89,34 @@ class CodePredictor:
         self, images: Sequence[NDArray[np.uint8]], faces: Sequence[FaceObservation], scale: float = 1.0
     ) -> Codes:
         device = self.regressor.classifiers.device
-        points = np.stack([f.landmarks for f in faces])
-        tokens = self.geometry.tokens(images, points, scale)
-        landmarks = torch.from_numpy(points).to(device)
+        landmarks = np.stack([f.landmarks for f in faces])
+        crop, maps, rois = self.geometry.inputs(images, landmarks, scale)
+        points = torch.from_numpy(landmarks).to(device)
         scores = torch.from_numpy(np.stack([f.blendshapes for f in faces])).to(device)
         size = torch.tensor([i.shape[1::-1] for i in images], dtype=torch.float32, device=device)
-        focal = None if self.focal is None else torch.full((len(faces),), self.focal, device=device)
-        return self.regressor.predict(landmarks, scores, size, tokens, focal)
+        focal = torch.full((len(faces),), self.focal or torch.nan, device=device)
+        return Codes(*self._codes(crop, maps, frame_points_to_crop(points, rois), points, scores, size, focal))
+
+
+class _CodesOfCrop(nn.Module):
+    """Trunk, encoders and regressor in one go."""
+
+    def __init__(self, trunk: nn.Module, geometry: GeometryNet, regressor: ImageRegressor) -> None:
+        super().__init__()
+        self.trunk, self.geometry, self.regressor = trunk, geometry, regressor
+
+    def forward(
+        self,
+        crop: Tensor,
+        maps: Tensor,
+        crop_landmarks: Tensor,
+        landmarks: Tensor,
+        scores: Tensor,
+        size: Tensor,
+        focal: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        features = trunk_features(self.trunk, crop)
+        n, p = self.geometry.encode(crop, features, maps)
+        tokens = {"n": n, "p": p, "d": self.geometry.details(features, crop_landmarks)}
+        codes = self.regressor.predict(landmarks, scores, size, tokens, focal)
+        return codes.z_id, codes.z_ex, codes.log_variance

@@ -59,7 +59,7 @@ class OverlayRenderer:
         prepare: changes vertices [V, 3] (head space) before they are drawn, such as to cut the neck.
         renderer: "numba", or "pyrender" (needs the extra of that name; style "wireframe" is not offered).
 
-    Raises InputError for an unknown style or renderer.
+    ``threads`` may draw at the same time; None: any number. Raises InputError for an unknown style or renderer.
     """
 
     def __init__(
@@ -85,6 +85,8 @@ class OverlayRenderer:
         self.style, self.side_by_side = style, side_by_side
         self.opacity = opacity if opacity is not None else (1.0 if style in ("mesh", "wireframe") else 0.85)
         self._wires: NDArray[np.int32] | None = None
+        # OpenGL belongs to one thread, and the first frame that is drawn chooses the wires.
+        self.threads = None if renderer == "numba" and style != "wireframe" else 1
         self._layer = self._make_layer(renderer)
 
     @property

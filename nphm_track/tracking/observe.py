@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 
 from nphm_track.faces.follower import FaceFollower
 from nphm_track.faces.landmarker import FaceObservation
+from nphm_track.overlap import Workers, ahead
 from nphm_track.regressor.predictor import BATCH, CodePredictor
 from nphm_track.tracking.observations import ObservationLog
 from nphm_track.tracking.progress import Progress
@@ -50,31 +55,25 @@ def observe_clip(
     done = min(len(log) for _, log in people)
     if codes is not None:
         done = done // BATCH * BATCH
-    observers = [_Observer(follower, codes, log, check_input, done) for follower, log in people]
     progress.advance(done)
-    for frame in source.frames(done):
+    with Workers() as workers, closing(ahead(source.frames(done))) as frames:
+        observers = [_Observer(follower, _Waiting(codes, log, check_input, workers), done) for follower, log in people]
+        for frame in frames:
+            for observer in observers:
+                observer.observe(frame)
+            progress.advance()
         for observer in observers:
-            observer.observe(frame)
-        progress.advance()
-    for observer in observers:
-        observer.waiting.flush()
+            observer.waiting.flush()
 
 
 class _Observer:
     """One person's follower and log, from the ``done``-th frame on."""
 
-    def __init__(
-        self,
-        follower: FaceFollower,
-        codes: CodePredictor | None,
-        log: ObservationLog,
-        check_input: Callable[[], None],
-        done: int,
-    ) -> None:
-        self.follower, self.waiting, self.shot = follower, _Waiting(codes, log, check_input), 0
-        log.truncate(done)
+    def __init__(self, follower: FaceFollower, waiting: _Waiting, done: int) -> None:
+        self.follower, self.waiting, self.shot = follower, waiting, 0
+        waiting.log.truncate(done)
         if done:
-            last = log.read()[-1]
+            last = waiting.log.read()[-1]
             follower.restore(last["state"])
             self.shot = int(last["shot"])
 
@@ -92,32 +91,55 @@ class _Observer:
 
 
 class _Waiting:
-    """Records that wait for their codes: the networks are faster on a few frames at once."""
+    """Records that wait for their codes, which workers predict a few frames at a time while the face is followed on."""
 
-    def __init__(self, codes: CodePredictor | None, log: ObservationLog, check_input: Callable[[], None]) -> None:
-        self.codes, self.log, self.check_input = codes, log, check_input
+    def __init__(
+        self, codes: CodePredictor | None, log: ObservationLog, check_input: Callable[[], None], workers: Workers
+    ) -> None:
+        self.codes, self.log, self.check_input, self.workers = codes, log, check_input, workers
         self.records: list[np.ndarray] = []
         self.faces: list[tuple[int, NDArray[np.uint8], FaceObservation]] = []
+        self.under_way: deque[Future[np.ndarray]] = deque()
 
     def add(self, record: np.ndarray, image: NDArray[np.uint8], seen: FaceObservation | None) -> None:
         if self.codes is not None and seen is not None:
             self.faces.append((len(self.records), image, seen))
         self.records.append(record)
         if self.codes is None or len(self.records) >= BATCH:
-            self.flush()
+            self._send()
+            self._keep(self.workers.count)
 
     def flush(self) -> None:
-        if not self.records:
-            return
-        records = np.concatenate(self.records)
-        if self.codes is not None and self.faces:
-            rows, images, faces = (list(x) for x in zip(*self.faces, strict=True))
-            codes = self.codes(images, faces)
-            for name in ("z_id", "z_ex", "log_variance"):
-                records[name][rows] = getattr(codes, name).cpu().numpy()
-        self.check_input()
-        self.log.append(records)
-        self.records, self.faces = [], []
+        """Wait for all records, and keep them."""
+        self._send()
+        self._keep(0)
+
+    def _send(self) -> None:
+        if self.records:
+            self.under_way.append(self.workers.submit(partial(_with_codes, self.codes, self.records, self.faces)))
+            self.records, self.faces = [], []
+
+    def _keep(self, waiting: int) -> None:
+        """Keep the records that are ready, in order; those of ``waiting`` groups may still be under way."""
+        while len(self.under_way) > waiting:
+            records = self.under_way.popleft().result()
+            self.check_input()
+            self.log.append(records)
+
+
+def _with_codes(
+    codes: CodePredictor | None,
+    records: list[np.ndarray],
+    faces: list[tuple[int, NDArray[np.uint8], FaceObservation]],
+) -> np.ndarray:
+    """The records [N] in one array, with the codes of those that show a face."""
+    out = np.concatenate(records)
+    if codes is not None and faces:
+        rows, images, seen = (list(x) for x in zip(*faces, strict=True))
+        predicted = codes(images, seen)
+        for name in ("z_id", "z_ex", "log_variance"):
+            out[name][rows] = getattr(predicted, name).cpu().numpy()
+    return out
 
 
 def spread_rows(seen: NDArray[np.bool_], count: int) -> NDArray[np.int64]:

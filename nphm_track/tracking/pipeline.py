@@ -24,6 +24,7 @@ from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.rig import Rig
 from nphm_track.heads.rig_file import PersonRig, rig_key, save_rig
+from nphm_track.inference import release
 from nphm_track.models import resolve, sha256
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.regressor.predictor import CodePredictor
@@ -282,6 +283,7 @@ class Job:
         """The log of observations, with those that are missing added. Raises NoFaceError when it shows no face."""
         with self._timed("observe"):
             log = self._observe()
+            release()  # what comes next needs the memory
         if not column(log, "seen").any():
             raise NoFaceError(f"no face found in {self.source.info.path} (frames looked at: {len(log)})")
         return log

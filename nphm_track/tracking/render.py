@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nphm_track.files.writing import check_free, placing
+from nphm_track.overlap import Workers, ahead
 from nphm_track.rendering.overlay import OverlayRenderer
 from nphm_track.tracking.clip import check_not_clip, open_clip
 from nphm_track.tracking.progress import LineProgress, Progress
@@ -17,7 +18,7 @@ from nphm_track.tracking.records import Status, Track
 from nphm_track.tracking.run_folder import RunFolder, read_run, writing_into
 from nphm_track.tracking.surface import BLOCK, surface_of
 from nphm_track.tracking.written import WrittenFiles
-from nphm_track.video.source import FrameSource
+from nphm_track.video.source import Frame, FrameSource
 from nphm_track.video.writer import ImageWriter, VideoWriter
 
 Vertices = NDArray[np.float32]
@@ -53,28 +54,29 @@ def draw_clip(
     vertices_of: Callable[[int], Vertices],
     progress: Progress,
 ) -> None:
-    """Go through the clip again, ask for the vertices of each frame and draw them."""
-    for row, image, time in _rows(source, track, pictures=writer is not None):
-        lost = track.status[row] == Status.LOST
-        vertices = None if lost else vertices_of(row)
-        if writer is not None and renderer is not None:
-            if vertices is None:
-                writer.write(renderer.draw_lost(image), time)
-            else:
-                writer.write(renderer.draw(image, vertices, track.R[row], track.t[row]), time)
-        progress.advance()
+    """Go through the clip again, ask for the vertices of each frame and draw them.
 
-
-def _rows(source: FrameSource, track: Track, *, pictures: bool) -> Iterator[tuple[int, NDArray[np.uint8], float]]:
-    """Rows of the track with their frame; without ``pictures`` the clip is not decoded."""
-    if not pictures:
-        nothing = np.zeros((0, 0, 3), np.uint8)
-        yield from ((row, nothing, float(track.time[row])) for row in range(len(track)))
+    Frames are read ahead, and drawn by several threads; vertices are asked for and pictures written in order.
+    """
+    if writer is None or renderer is None:
+        for row in range(len(track)):
+            if track.status[row] != Status.LOST:
+                vertices_of(row)
+            progress.advance()
         return
-    for row, frame in enumerate(source):
-        if row >= len(track):
-            return
-        yield row, frame.image, frame.time
+
+    def draw(item: tuple[int, Frame, Vertices | None]) -> NDArray[np.uint8]:
+        row, frame, vertices = item
+        if vertices is None:
+            return renderer.draw_lost(frame.image)
+        return renderer.draw(frame.image, vertices, track.R[row], track.t[row])
+
+    with closing(ahead(iter(source))) as frames, Workers(renderer.threads) as workers:
+        shown = ((row, frame) for row, frame in zip(range(len(track)), frames, strict=False))
+        heads = ((row, frame, None if track.status[row] == Status.LOST else vertices_of(row)) for row, frame in shown)
+        for (_, frame, _), picture in workers.map(draw, heads):
+            writer.write(picture, frame.time)
+            progress.advance()
 
 
 def write_overlay(

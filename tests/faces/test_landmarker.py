@@ -106,7 +106,7 @@ def test_batch_equals_single(landmarker, astronaut):
 
 
 def test_features(landmarker, astronaut):
-    out = landmarker.encode([astronaut], np.array([[224, 110, 180, 180, 0]], np.float32), return_features=True)
+    out = landmarker.landmark_net(crop_rois([astronaut], np.array([[224, 110, 180, 180, 0]], np.float32)), True)
     shapes = {key: tuple(value.shape[1:]) for key, value in out.items() if key.startswith("features")}
     widths = {128: 16, 64: 32, 32: 64, 16: 128, 8: 128, 4: 128}
     assert shapes == {f"features_{n}": (c, n, n) for n, c in widths.items()}

@@ -146,6 +146,8 @@ class Source:
 class Recorder(NullProgress):
     """Stands in for renderer, writer and progress; keeps what it is told."""
 
+    threads = None
+
     def __init__(self) -> None:
         self.written: list[tuple[str, float]] = []
         self.steps = 0
