@@ -34,10 +34,9 @@ ENGINE = "NPHM_TRACK_ENGINE"
 """Environment variable: ``torch`` keeps networks out of OpenVINO."""
 CACHE = "NPHM_TRACK_CACHE"
 """Environment variable: folder of the converted networks."""
-SETTINGS = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "f32"}
-"""One thread: two are slower on convolutions this small, and stages of the tracker run beside each other instead. Full
-precision: what takes bfloat16 by itself is off by pixels."""
-
+SETTINGS = {"INFERENCE_PRECISION_HINT": "f32", "ENABLE_CPU_PINNING": False}
+"""Full precision: what takes bfloat16 by itself is off by pixels. Not pinned: each network would be pinned to the same
+first core. Every call gets one thread, two being slower on convolutions this small; calls run beside each other."""
 MOST_COMPILED = 8
 """Compiled networks that a process keeps, for the next engine of the same network."""
 _COMPILED: dict[str, Any] = {}
@@ -147,7 +146,10 @@ def _compiled(network: nn.Module, example: tuple[Tensor, ...]) -> Any:
             stored = _converted(network, example)
             _keep(path, _packed(*stored))
             model = core.read_model(*stored)  # as later processes will: last bits depend on it
-        _COMPILED[key] = core.compile_model(model, "CPU", SETTINGS)
+        calls = torch.get_num_threads()  # at the same time
+        _COMPILED[key] = core.compile_model(
+            model, "CPU", {**SETTINGS, "NUM_STREAMS": calls, "INFERENCE_NUM_THREADS": calls}
+        )
     return _COMPILED[key]
 
 
