@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -83,25 +84,44 @@ def read_weights(name_or_path: str | Path) -> tuple[dict[str, torch.Tensor], dic
 
     Raises ModelError when the file is missing, truncated, not safetensors, or carries no configuration.
     """
+    path = resolve(name_or_path)
+    with _opened(path) as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        config = _config(file, path)
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
+    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
+        raise ModelError(f"{path} is damaged: tensor '{bad[0]}' holds numbers that are not finite")
+    return tensors, config
+
+
+def read_config(name_or_path: str | Path) -> dict[str, Any]:
+    """The configuration of a model file, without its tensors. Raises as :func:`read_weights`."""
+    path = resolve(name_or_path)
+    with _opened(path) as file:
+        return _config(file, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A model file by safetensors, checked to be the released one where it is among these."""
     from safetensors import safe_open
 
-    path = resolve(name_or_path)
     with reading(path, "a readable safetensors file", ModelError):
         open_regular(path, LARGEST).close()
         _check_released(path)
         with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            yield file
+
+
+def _config(file: Any, path: Path) -> dict[str, Any]:
+    metadata = file.metadata() or {}
     if "config" not in metadata:
         raise ModelError(f"{path} carries no configuration")
     with reading(path, "a model with a whole configuration", ModelError):
         config = parse_json(metadata["config"])
     if not isinstance(config, dict):
         raise ModelError(f"{path} carries a damaged configuration")
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
-    if bad := [k for k, v in tensors.items() if v.is_floating_point() and not v.isfinite().all()]:
-        raise ModelError(f"{path} is damaged: tensor '{bad[0]}' holds numbers that are not finite")
-    return tensors, config
+    return config
 
 
 def _check_released(path: Path) -> None:

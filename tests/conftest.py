@@ -16,3 +16,12 @@ def shared_data() -> Path:
     if not (shared / "data").is_dir():
         pytest.skip("development data not present")
     return shared / "data"
+
+
+@pytest.fixture(scope="session")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stand-in for the public MonoNPHM checkpoint, imported: a model folder."""
+    from nphm_track.heads.import_mononphm import import_mononphm
+
+    public = Path(__file__).parents[1] / "training" / "assets" / "mononphm_standin"
+    return import_mononphm(public, tmp_path_factory.mktemp("models") / "standin").parent

@@ -13,12 +13,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from nphm_track.heads.config import HeadConfig
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.models import load_network
 from nphm_track.training.ict import sample_expression, sample_identity
 from nphm_track.training.mononphm_layout import write_public
+
+
+def drawn_weights(people: int, scans: int, names: tuple[str, ...]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """ICT weights [people, 100] and [scans, E] of the heads in the tables."""
+    rng = np.random.default_rng(0)
+    return sample_identity(rng, people), sample_expression(rng, scans, names)
 
 
 def main() -> None:
@@ -32,10 +39,10 @@ def main() -> None:
     model = load_network(
         args.run, "nphm", "a head model", lambda config, _: NphmDecoder(HeadConfig.from_dict(config["head"]))
     )
-    c, rng = model.config, np.random.default_rng(0)
+    c = model.config
+    drawn, scans = (torch.from_numpy(w) for w in drawn_weights(args.people, args.scans, c.expression_names))
     people = torch.zeros(args.people, c.identity_basis)
-    people[:, :100] = torch.from_numpy(sample_identity(rng, args.people))
-    scans = torch.from_numpy(sample_expression(rng, args.scans, c.expression_names))
+    people[:, : drawn.shape[1]] = drawn
     tables = people @ model.identity_basis.T, scans @ model.expression_basis.T
     print(write_public(model, *tables, args.out, half=args.half))
 

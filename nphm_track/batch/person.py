@@ -35,6 +35,7 @@ from nphm_track.refine.schedule import Refiner
 from nphm_track.refine.solver import Evidence
 from nphm_track.refine.source import ClipMaps
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
+from nphm_track.regressor.lookup import Regressor
 from nphm_track.regressor.predictor import CodePredictor
 from nphm_track.tracking.clip import given_camera, open_input
 from nphm_track.tracking.code_fit import fitted_codes, mean_camera
@@ -95,10 +96,10 @@ def _speed(
 
 
 @cache
-def record_of(codes: str | None) -> np.dtype[Any]:
-    """The record of a log of observations; ``codes`` as in ``TrackOptions``, None for those that are fitted."""
+def record_of(regressor: Regressor | None) -> np.dtype[Any]:
+    """The record of a log of observations; ``regressor`` of the codes in it, None without codes."""
     landmarker = FaceLandmarker.from_pretrained()
-    predictor = CodePredictor.from_pretrained(landmarker) if codes == "image" else None
+    predictor = CodePredictor.from_pretrained(landmarker, regressor) if regressor else None
     return observation_dtype(len(FaceFollower(landmarker, Choice()).state()), predictor)
 
 
@@ -255,7 +256,7 @@ def _fitted(
     single["shot"], single["seen"] = np.arange(len(views)), True
     with open_input(take.input, take.options) as source:
         camera = given_camera(source, take.options)
-    if has_regressor(take.options.head):
+    if has_regressor(take.options):
         regressor = LandmarkRegressor.from_pretrained(device=device) if take.options.codes == "landmarks" else None
         codes = predicted_codes(regressor, single, size, z_id)
     else:

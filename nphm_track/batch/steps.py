@@ -162,12 +162,11 @@ def _key_views(output: Path, options: TrackOptions) -> np.ndarray:
     """Frames of an observed take to refine the identity on."""
     from nphm_track.batch.person import key_views, record_of
     from nphm_track.tracking.observations import ObservationLog
-    from nphm_track.tracking.planning import has_regressor
+    from nphm_track.tracking.planning import image_regressor
     from nphm_track.tracking.run_folder import OBSERVATIONS_BIN
     from nphm_track.tracking.run_folder import WORK as FOLDER
 
-    codes = options.codes if has_regressor(options.head) else None
-    with ObservationLog(output / FOLDER / OBSERVATIONS_BIN, record_of(codes)) as log:
+    with ObservationLog(output / FOLDER / OBSERVATIONS_BIN, record_of(image_regressor(options))) as log:
         return key_views(log.read())
 
 

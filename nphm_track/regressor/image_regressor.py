@@ -35,6 +35,8 @@ class ImageRegressorConfig:
     field_of_view: bool = False  # reads how large the face is seen, where the camera is known
     details: bool = False  # reads the trunk's finest maps along lids, lips and brows
     identity_trust: float = 1.0  # share kept of what sets a person off from people's mean; below 1 for real photos
+    grid: int = GRID  # tokens of an encoder along each side of the crop
+    pool: int = 2  # of these along each side become one token of the regressor
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageRegressorConfig:
@@ -64,8 +66,8 @@ class Codes:
 class ImageRegressor(LandmarkRegressor):
     """The landmark regressor's transformer with image tokens beside (or in place of) the landmark tokens.
 
-    The global and the expression token also give weights of the head model's linear priors, which are learnt far sooner
-    than codes part by part. What the parts add off the identity prior is dropped (``on_prior``).
+    Where the head model has linear priors, the global and the expression token also give weights of these, which are
+    learnt far sooner than codes part by part; what the parts add off the identity prior is dropped (``on_prior``).
     """
 
     identity_basis: Tensor
@@ -76,16 +78,18 @@ class ImageRegressor(LandmarkRegressor):
         super().__init__(config.regressor)
         self.image_config = c = config
         width = c.regressor.width
-        n = (GRID // 2) ** 2
-        self.merge = nn.ModuleDict({e: nn.Linear(4 * c.token_width, width) for e in c.encoders})
+        n = (c.grid // c.pool) ** 2
+        self.merge = nn.ModuleDict({e: nn.Linear(c.pool**2 * c.token_width, width) for e in c.encoders})
         self.place = nn.ParameterDict({e: nn.Parameter(torch.randn(n, width) * 0.02) for e in c.encoders})
         groups = DETAILS if c.details else ()
-        self.detail = nn.ModuleList(nn.Linear(n * DETAIL, width) for n in groups)
+        self.detail = nn.ModuleList(nn.Linear(points * DETAIL, width) for points in groups)
         self.field = nn.Linear(4, width) if c.field_of_view else None
         self.to_variance = nn.Linear(width, 1)
         n_id = c.regressor.global_dim + c.regressor.n_members * c.regressor.local_dim
-        self.to_identity_weights = _zero_last(head(width, c.identity_weights))
-        self.to_expression_weights = _zero_last(head(width, c.expression_weights))
+        if c.identity_weights:
+            self.to_identity_weights = _zero_last(head(width, c.identity_weights))
+        if c.expression_weights:
+            self.to_expression_weights = _zero_last(head(width, c.expression_weights))
         self._orthonormal, self._orthonormal_of = torch.empty(0), (0, -1)
         self.register_buffer("identity_basis", torch.zeros(n_id, c.identity_weights))
         self.register_buffer("identity_mean", torch.zeros(n_id))  # what is seen in people's photos, on average
@@ -94,17 +98,22 @@ class ImageRegressor(LandmarkRegressor):
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Identity codes [B, D_id] and expression codes [B, D_ex] from classifier tokens."""
         z_id, z_ex = super().codes(x)
-        z_id = z_id + self.to_identity_weights(x[:, -1]) @ self.identity_basis.T
-        return z_id, z_ex + self.to_expression_weights(x[:, 0]) @ self.expression_basis.T
+        if self.image_config.identity_weights:
+            z_id = z_id + self.to_identity_weights(x[:, -1]) @ self.identity_basis.T
+        if self.image_config.expression_weights:
+            z_ex = z_ex + self.to_expression_weights(x[:, 0]) @ self.expression_basis.T
+        return z_id, z_ex
 
     def on_prior(self, z_id: Tensor) -> Tensor:
         """Identity codes [B, D_id] without what the linear prior does not hold: off it, lips stick together."""
         basis = self.identity_basis
+        if not basis.shape[1]:
+            return z_id
         state = (basis.data_ptr(), basis._version)
         if state != self._orthonormal_of:
             with torch.inference_mode(False), torch.no_grad():
                 self._orthonormal, self._orthonormal_of = torch.linalg.qr(basis.clone())[0], state
-        return z_id @ self._orthonormal @ self._orthonormal.T
+        return self.mean_id + (z_id - self.mean_id) @ self._orthonormal @ self._orthonormal.T
 
     def predict(
         self,
@@ -114,11 +123,12 @@ class ImageRegressor(LandmarkRegressor):
         image_tokens: dict[str, Tensor],
         focal: Tensor | None = None,
     ) -> Codes:
-        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, 256, D], "p": ...,
-        "d": [B, P, DETAIL], for one that reads details}, focal [B] px, not finite where the camera is not
+        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, grid^2, D], "p":
+        ..., "d": [B, P, DETAIL], for one that reads details}, focal [B] px, not finite where the camera is not
         known.
         """
-        tokens = [self.merge[e](_pool(image_tokens[e])) + self.place[e] for e in self.image_config.encoders]
+        c = self.image_config
+        tokens = [self.merge[e](pooled(image_tokens[e], c.grid, c.pool)) + self.place[e] for e in c.encoders]
         if self.image_config.details:
             groups = image_tokens["d"].split(DETAILS, 1)
             tokens += [layer(x.flatten(1))[:, None] for layer, x in zip(self.detail, groups, strict=True)]
@@ -168,8 +178,8 @@ def _zero_last(mlp: nn.Sequential) -> nn.Sequential:
     return mlp
 
 
-def _pool(tokens: Tensor) -> Tensor:
-    """Tokens [B, 256, D] of the 16 x 16 cells -> [B, 64, 4 D], 2 x 2 cells each."""
+def pooled(tokens: Tensor, grid: int = GRID, pool: int = 2) -> Tensor:
+    """Tokens [B, grid^2, D] of the crop's cells -> [B, (grid / pool)^2, pool^2 D], ``pool`` x ``pool`` cells each."""
     b, _, d = tokens.shape
-    half = GRID // 2
-    return tokens.view(b, half, 2, half, 2, d).transpose(2, 3).reshape(b, half * half, 4 * d)
+    side = grid // pool
+    return tokens.view(b, side, pool, side, pool, d).transpose(2, 3).reshape(b, side * side, pool * pool * d)

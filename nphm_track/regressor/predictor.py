@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nphm_track.conventions import BLENDSHAPE_NAMES, N_LANDMARKS
+from nphm_track.errors import ModelError
 from nphm_track.faces.landmarker import MIN_PRESENCE, FaceLandmarker, FaceObservation
 from nphm_track.faces.roi import frame_points_to_crop, mirrored, scaled
 from nphm_track.geometry.networks import GeometryNet, trunk_features
 from nphm_track.geometry.predict import EMPTY_CROP, EMPTY_MAPS, GeometryPredictor
 from nphm_track.inference import Engine
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor
+from nphm_track.regressor.lookup import RELEASED, Regressor
 
 BATCH = 4
 AUGMENTED_VIEWS = ((True, 1.0), (False, 0.96), (True, 0.96))
@@ -51,14 +53,21 @@ class CodePredictor:
     def from_pretrained(
         cls,
         landmarker: FaceLandmarker,
+        regressor: Regressor = RELEASED,
         *,
         device: torch.device | str = "cpu",
         focal: float | None = None,
         mirror: Mirror | None = None,
     ) -> CodePredictor:
-        """The released networks on top of a landmarker. Raises ModelError when a file is missing or damaged."""
-        net = GeometryNet.from_pretrained(device=device)
-        return cls(GeometryPredictor(landmarker, net), ImageRegressor.from_pretrained(device=device), focal, mirror)
+        """Networks on top of a landmarker, the released ones if not others are named.
+
+        Raises ModelError when a file is missing, damaged, or of networks that do not belong together.
+        """
+        net = GeometryNet.from_pretrained(regressor.geometry, device=device)
+        codes = ImageRegressor.from_pretrained(regressor.name, device=device)
+        if codes.image_config.encoders and codes.image_config.token_width != net.config.width:
+            raise ModelError(f"{regressor.name} does not read tokens of {regressor.geometry}")
+        return cls(GeometryPredictor(landmarker, net), codes, focal, mirror)
 
     @property
     def sizes(self) -> tuple[int, int, int]:

@@ -88,11 +88,11 @@ class TrackOptions(BaseModel):
         default="nphm-small",
         min_length=1,
         description="Head model: the name of one among the released models, a model folder or its file. "
-        "Any but nphm-small is fitted to the landmarks, since no regressor knows its codes.",
+        "One without a regressor beside it is fitted to the landmarks.",
     )
     codes: Literal["image", "landmarks"] = Field(
         default="image",
-        description="What codes of nphm-small are predicted from: image features and landmarks, or landmarks alone.",
+        description="What codes come from: image features and landmarks, or landmarks alone.",
     )
     smooth: float = Field(
         default=1.0, ge=0, le=1, description="Strength of the zero-lag smoothing over time; 0 is off."

@@ -42,7 +42,14 @@ from nphm_track.tracking.observations import column
 from nphm_track.tracking.observe import observation_dtype, observe_clip
 from nphm_track.tracking.options import TrackOptions
 from nphm_track.tracking.person_choice import chosen_follower, is_still, somebody_else
-from nphm_track.tracking.planning import GEOMETRY, expected_frames, has_regressor, models_of, plan_line
+from nphm_track.tracking.planning import (
+    GEOMETRY,
+    expected_frames,
+    has_regressor,
+    image_regressor,
+    models_of,
+    plan_line,
+)
 from nphm_track.tracking.progress import LineProgress, Progress
 from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, Track, replacing
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
@@ -178,7 +185,7 @@ class Job:
         self.options, self.device, self.progress = options, device, progress
         self.size = (source.info.width, source.info.height)
         self.timings = dict(folder.info.timings)
-        self.feed_forward = has_regressor(options.head)
+        self.feed_forward = has_regressor(options)
 
     def run(self, write_report: Callable[[Run], object] | None) -> Run:
         """Everything that is not there yet, in order; only what has all its files is marked done."""
@@ -246,7 +253,7 @@ class Job:
         if self.feed_forward:
             codes = predicted_codes(self.regressor(), log, self.size, identity)
         else:
-            self.progress.note("codes are fitted to the landmarks: no regressor knows this head model")
+            self.progress.note("codes are fitted to the landmarks: no regressor of this head model is used")
             camera = camera or mean_camera(model, log, self.size, self.progress, identity)
             codes = fitted_codes(model, log, camera, self.progress, identity)
         self.progress.stage("fit", int(column(log, "seen").sum()))
@@ -312,12 +319,14 @@ class Job:
 
     def code_predictor(self, landmarker: FaceLandmarker) -> CodePredictor | None:
         """What predicts codes from the images; None when the options take them from landmarks."""
-        if not (self.feed_forward and self.options.codes == "image"):
+        regressor = image_regressor(self.options)
+        if regressor is None:
             return None
         focal = None if self.camera is None else float(self.camera.K[0, 0])
         few = (expected_frames(self.source, self.options) or np.inf) <= FEW_FRAMES
-        mirror = CodeMirror(load_head_model(self.options.head, device=self.device)) if few else None
-        return CodePredictor.from_pretrained(landmarker, device=self.device, focal=focal, mirror=mirror)
+        model = load_head_model(self.options.head, device=self.device) if few else None
+        mirror = CodeMirror(model) if model is not None and knows_arkit(model) else None
+        return CodePredictor.from_pretrained(landmarker, regressor, device=self.device, focal=focal, mirror=mirror)
 
     def check_input(self) -> None:
         """Raises InputChangedError: what is read by now must be of the clip that the run is of."""

@@ -176,6 +176,7 @@ def prepare_crops(
 
     ``rng`` adds photometric noise and smooth landmark errors of up to ``landmark_noise`` of the crop's side.
     """
+    device = model.mean_landmarks.device
     crop = torch.stack([decode_crop(j) for j in rows["jpeg"]])
     landmarks = frame_points_to_crop(torch.from_numpy(rows["landmarks"]), torch.from_numpy(rows["roi"]))
     if rng is not None:
@@ -187,11 +188,12 @@ def prepare_crops(
         centres = landmarks[:, rng.choice(468, 24, replace=False)]
         weight = torch.softmax(-torch.cdist(landmarks[..., :2], centres[..., :2]) / 8, -1)  # smooth over the face
         landmarks = landmarks + weight @ noise
-    mean, triangles = model.mean_landmarks.double().numpy(), model.triangles.numpy()
-    maps = torch.from_numpy(landmark_maps(landmarks.numpy(), mean, triangles, DENSE))
+    mean, triangles = model.mean_landmarks.double().cpu().numpy(), model.triangles.cpu().numpy()
+    maps = torch.from_numpy(landmark_maps(landmarks.numpy(), mean, triangles, DENSE)).to(device)
+    crop = crop.to(device)
     with torch.no_grad():
         out = landmarker.landmark_net(crop.contiguous(memory_format=torch.channels_last), True)
-    return crop, {s: out[f"features_{s}"].contiguous() for s in TRUNK}, maps, landmarks
+    return crop, {s: out[f"features_{s}"].contiguous() for s in TRUNK}, maps, landmarks.to(device)
 
 
 class FaceShards:

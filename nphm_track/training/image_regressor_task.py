@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from nphm_track.geometry.networks import GeometryNet
+from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.models import read_weights
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor, ImageRegressorConfig
 from nphm_track.training.geometry_task import FaceShards, prepare_crops
@@ -161,11 +162,15 @@ class ImageRegressorTask:
 
 
 def likelihood(terms: HeadTerms, model: ImageRegressor, codes: Codes, batch: dict[str, Tensor]) -> Tensor:
+    """:func:`part_likelihood` against the codes of true ICT weights."""
+    return part_likelihood(terms.head, model, codes, *terms.codes(batch["w"], batch["e"]))
+
+
+def part_likelihood(head: NphmDecoder, model: ImageRegressor, codes: Codes, z_id: Tensor, z_ex: Tensor) -> Tensor:
     """Gaussian likelihood of the parts' errors under the predicted variances; the codes stay free of it."""
     with torch.no_grad():
-        z_id, z_ex = terms.codes(batch["w"], batch["e"])
         error = ((codes.z_id - z_id) / model.spread_id).square()
-        glob, local = terms.head.split_identity(error)
+        glob, local = head.split_identity(error)
         whole = torch.cat([glob, local[:, -1]], -1).mean(-1, keepdim=True)
         ex = ((codes.z_ex - z_ex) / model.spread_ex).square().mean(-1, keepdim=True)
         parts = torch.cat([ex, local[:, :-1].mean(-1), whole], -1)

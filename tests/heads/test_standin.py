@@ -10,19 +10,16 @@ import torch
 
 from nphm_track.conventions import FACE_OUTLINE, MODEL_UNIT
 from nphm_track.heads.config import MONONPHM
-from nphm_track.heads.import_mononphm import import_mononphm
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import distance_and_gradient, extract_canonical
 from nphm_track.heads.mononphm import AnchoredDecoder
 from nphm_track.heads.registration import mean_landmarks, register
 from nphm_track.rendering.rasteriser import vertex_normals
 
-STANDIN = Path(__file__).parents[2] / "training" / "assets" / "mononphm_standin"
-
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> AnchoredDecoder:
-    found = load_head_model(import_mononphm(STANDIN, tmp_path_factory.mktemp("standin")))
+def model(standin: Path) -> AnchoredDecoder:
+    found = load_head_model(standin)
     assert isinstance(found, AnchoredDecoder)
     return found
 

@@ -8,7 +8,7 @@ import torch
 from nphm_track.errors import ModelError
 from nphm_track.geometry.networks import DETAIL, DETAIL_POINTS
 from nphm_track.models import write_weights
-from nphm_track.regressor.image_regressor import DETAILS, ImageRegressor, ImageRegressorConfig, _pool, seen_from
+from nphm_track.regressor.image_regressor import DETAILS, ImageRegressor, ImageRegressorConfig, pooled, seen_from
 from nphm_track.regressor.landmark_regressor import RegressorConfig
 
 CODES = RegressorConfig(
@@ -63,8 +63,8 @@ def test_details_are_read_where_the_configuration_says_so() -> None:
 
 def test_pooling_keeps_neighbouring_cells_together() -> None:
     cells = torch.arange(256.0).view(1, 256, 1)
-    assert _pool(cells)[0, 0].tolist() == [0, 1, 16, 17]
-    assert _pool(cells)[0, 9].tolist() == [34, 35, 50, 51]
+    assert pooled(cells)[0, 0].tolist() == [0, 1, 16, 17]
+    assert pooled(cells)[0, 9].tolist() == [34, 35, 50, 51]
 
 
 def test_the_field_of_view_is_read_where_it_is_known() -> None:

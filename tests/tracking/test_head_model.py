@@ -211,8 +211,8 @@ class TestOwnModel:
 
     def test_released_one_is_known_by_any_name(self, own: Path, tmp_path: Path) -> None:
         (tmp_path / "copy.safetensors").write_bytes(resolve("nphm-small").read_bytes())
-        assert has_regressor("nphm-small") and has_regressor(str(tmp_path / "copy.safetensors"))
-        assert not has_regressor(str(own))
+        for name, known in (("nphm-small", True), (str(tmp_path / "copy.safetensors"), True), (str(own), False)):
+            assert has_regressor(TrackOptions(head_model=name)) == known
 
     def test_its_place_is_recorded_whole(self, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(own.parent)
