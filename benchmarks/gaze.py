@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from benchmarks.harness import Out, Report, table
 from nphm_track._runtime import prepare_torch
 from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.rig import open_rig
 from nphm_track.tracking.gaze import gaze_of
 from nphm_track.tracking.records import Status, Track
-from nphm_track.tracking.surface import open_rig
 
 ROUNDS = 6
 HEADER = ("run", "frames", "head turns by, degrees", "slope across", "offset", "slope up", "offset", "off the camera")

@@ -21,6 +21,7 @@ from nphm_track.heads.landmarks import TOLERANCE, LandmarkCarrier
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import extract_canonical
 from nphm_track.heads.mononphm import known_landmarks
+from nphm_track.heads.rig import open_rig
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import read_ply, write_ply
 from nphm_track.tracking.options import TrackOptions
@@ -28,7 +29,6 @@ from nphm_track.tracking.pipeline import models_of, track
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.records import Status, replacing
 from nphm_track.tracking.run_folder import Run
-from nphm_track.tracking.surface import open_rig
 from nphm_track.version import __version__
 
 Kind = Literal["neutral", "posed"]

@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nphm_track.bounded import solve_within
 from nphm_track.conventions import ARKIT_BLENDSHAPES, BLENDSHAPE_NAMES
 from nphm_track.errors import ModelError
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import arkit_maps
-from nphm_track.heads.template import Template
-from nphm_track.heads.wrap import Eyeball, WrappedHead
+from nphm_track.heads.template import Template, load_template
+from nphm_track.heads.wrap import Eyeball, WrappedHead, wrap
 
 SIDES = ("left", "right")
 BOTH_SIDES = ("browInnerUp", "cheekPuff")
@@ -41,8 +42,10 @@ centre that eyes turn about (13.5 mm behind the cornea); that of the template, w
 eyeballs, 14.6 mm: turned by the whole angle, its irises would leave those of the picture behind."""
 ROUNDING = 1e-6
 """Metres: less motion than this is rounding."""
-SWEEPS = 400
-"""Of coordinate descent. On ten clips weights are then within 0.01 of those after 2,000, after 40 within 0.17."""
+DIFFERENCE = 0.01
+"""Of a weight, of which derivatives are taken."""
+ROWS = 256
+"""Frames whose ARKit weights are solved at once."""
 JAW = ("jawOpen", "jawForward", "jawLeft", "jawRight")
 TONGUE = "tongueOut"
 """The one of ARKit's shapes that neither ICT-FaceKit nor MediaPipe has."""
@@ -228,19 +231,37 @@ class Rig:
     def bounded_arkit_weights(self, weights: NDArray[np.floating]) -> NDArray[np.float32]:
         """Weights [T, 51] of ``ARKIT_BLENDSHAPES`` alone, within 0 and 1, for the rig's own [T, K].
 
-        They move the head most like the rig's own do: least squares over all vertices, by coordinate descent. What a
-        shape may not do below 0 or beyond 1, and shapes that ARKit lacks, others do as far as they can.
+        They move the head most like the rig's own do: least squares over all vertices. What a shape may not do below 0
+        or beyond 1, and shapes that ARKit lacks, others do as far as they can.
         """
         shapes, n = np.stack(list(self.arkit_shapes().values())), len(ARKIT_BLENDSHAPES)
         flat = shapes.reshape(len(shapes), -1)
         gram = (flat[:n] @ flat.T).astype(np.float64)
         wanted = self.arkit_weights(weights)
-        pull, own = wanted @ gram.T, gram[:, :n]
-        out = np.clip(wanted[:, :n], 0, 1).astype(np.float64)
-        for _ in range(SWEEPS):
-            for k in np.flatnonzero(own.diagonal()):
-                out[:, k] = np.clip(out[:, k] + (pull[:, k] - out @ own[k]) / own[k, k], 0, 1)
-        return out.astype(np.float32)
+        out = np.zeros((len(wanted), n), np.float32)
+        moving = np.flatnonzero(gram[:, :n].diagonal())
+        for k in range(0, len(wanted), ROWS):
+            some = wanted[k : k + ROWS] @ gram[moving].T
+            out[k : k + ROWS, moving] = solve_within(gram[np.ix_(moving, moving)], some, 0, 1)
+        return out
+
+
+def knows_arkit(model: NphmDecoder) -> bool:
+    """Whether a model's codes are linear in ARKit's expressions by name, so that a rig may stand for its landmarks."""
+    names = set(model.config.expression_names)
+    return bool(names) and names <= set(load_template().expression_names)
+
+
+def open_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig:
+    """The rig of the person z_id [D_id]; of the last one it is kept."""
+    return _rig_of(model, np.asarray(z_id, np.float32).tobytes())
+
+
+@lru_cache(maxsize=1)
+def _rig_of(model: NphmDecoder, code: bytes) -> Rig:
+    template = load_template()
+    z_id = torch.from_numpy(np.frombuffer(code, np.float32).copy()).to(model.mean_anchors.device)
+    return Rig.of(template, wrap(template, model, z_id))
 
 
 class RigLandmarks:
@@ -262,6 +283,13 @@ class RigLandmarks:
         """Points [B, N, 3], metres, head space, for expressions z_ex [B, D_ex]."""
         weights = self.rig.weights(self.model, z_ex)
         return torch.from_numpy(self.neutral + np.tensordot(weights, self.shapes, 1)).to(z_ex)
+
+    def by_expression(self, z_ex: Tensor) -> Tensor:
+        """Motion [B, E, N, 3] of the points for a unit of each of the model's expressions; exact, being linear up to
+        where lids are shut or at rest."""
+        basis = DIFFERENCE * self.model.expression_basis.detach().mT.to(z_ex)
+        moved = self((z_ex[:, None] + basis).flatten(0, 1)).unflatten(0, (len(z_ex), len(basis)))
+        return (moved - self(z_ex)[:, None]) / DIFFERENCE
 
 
 def look_weights(gaze: NDArray[np.floating], side: str) -> dict[str, NDArray[np.floating]]:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nphm_track import expression_prior
+from nphm_track.bounded import solve_within
 from nphm_track.conventions import LIP_RIMS, MODEL_UNIT
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.inverse import pose_points
-from nphm_track.heads.rig import Rig
+from nphm_track.heads.rig import Rig, knows_arkit
 from nphm_track.robust import geman_mcclure
 
 PLACES = 600
@@ -36,14 +37,6 @@ LARGEST = 1.0
 """Weight of a shape at most: software clamps it."""
 BATCH = 32
 """Frames inverted at once."""
-SWEEPS = 40
-"""Of coordinate descent."""
-
-
-def knows_arkit(model: NphmDecoder, names: tuple[str, ...]) -> bool:
-    """Whether a model has a linear map from expressions that are all among ``names``."""
-    known = set(model.config.expression_names)
-    return bool(known) and known <= set(names)
 
 
 def rig_weights(
@@ -56,7 +49,7 @@ def rig_weights(
         model: whose codes they are.
         z_id: [D_id] the person's code.
     """
-    if knows_arkit(model, rig.names):
+    if knows_arkit(model):
         return rig.weights(model, z_ex, gaze)
     return rig.with_gaze(solved_weights(rig, model, z_id, z_ex), gaze)
 
@@ -80,11 +73,12 @@ def solved_weights(rig: Rig, model: NphmDecoder, z_id: Tensor, z_ex: Tensor) -> 
         # What a code moves at rest is no expression: MonoNPHM's neutral is a code like any other.
         moved = ((posed.points - canonical) * MODEL_UNIT).double().cpu().numpy()
         seen = (posed.residual < FOUND).double().cpu().numpy()
-        trust, w = seen, np.zeros((len(codes), len(shapes)))
+        trust = seen
+        prior = np.eye(len(shapes)) / expression_prior.FITTED_CODES.sigma**2
         for _ in range(ROUNDS):
             gram = share * np.einsum("kpc,tp,lpc->tkl", shapes, trust, shapes, optimize=True)
             pull = share * np.einsum("kpc,tp,tpc->tk", shapes, trust, moved, optimize=True)
-            w = _boxed(gram, pull, w)
+            w = solve_within(gram + prior, pull, 0, LARGEST)
             missed = moved - np.tensordot(w, shapes, 1)
             trust = seen * geman_mcclure(torch.from_numpy((missed**2).sum(-1)), OUTLIER)[1].numpy()
         out[start : start + len(codes), own] = w
@@ -100,14 +94,3 @@ def _places(rig: Rig) -> NDArray[np.int64]:
     away = np.linalg.norm(skin[:, None] - lips, axis=2).min(1) > LIPS_AWAY
     known = np.flatnonzero(moves & away & (t.trust > WITNESS))
     return known[np.linspace(0, len(known) - 1, min(PLACES, len(known))).astype(np.int64)]
-
-
-def _boxed(gram: NDArray[np.float64], pull: NDArray[np.float64], start: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The minimum [T, K] of w' (gram + prior) w / 2 - pull' w in the box, by coordinate descent."""
-    gram = gram + np.eye(gram.shape[1]) / expression_prior.FITTED_CODES.sigma**2
-    w = start.copy()
-    for _ in range(SWEEPS):
-        for k in range(w.shape[1]):
-            step = (pull[:, k] - np.einsum("tl,tl->t", gram[:, k], w)) / gram[:, k, k]
-            w[:, k] = np.clip(w[:, k] + step, 0, LARGEST)
-    return w

@@ -18,7 +18,7 @@ from nphm_track.conventions import FACE_OUTLINE, IBUG68_FROM_478, NOSE_TIP, OUTE
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.mononphm import known_landmarks
-from nphm_track.heads.rig import Rig, RigLandmarks
+from nphm_track.heads.rig import Rig, RigLandmarks, knows_arkit, open_rig
 from nphm_track.landmark_model import eye_distance
 from nphm_track.regressor.landmark_regressor import LandmarkRegressor
 from nphm_track.tracking.identity import IdentityVotes, merge_identity
@@ -27,12 +27,13 @@ from nphm_track.tracking.observe import spread_rows
 from nphm_track.tracking.progress import Progress
 from nphm_track.tracking.rest import frame_weights, landmark_effects, landmark_evidence, rest_weights
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
-from nphm_track.tracking.surface import knows_arkit, open_rig
 
 Carrier = LandmarkCarrier | RigLandmarks
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
 REST_FRAMES = 24
+NEAR_STEPS = 5
+"""Steps of a pose from one near it."""
 INNER = tuple(i for i in range(0, 468, 8) if i not in FACE_OUTLINE)
 FIT_POINTS = tuple(dict.fromkeys(IBUG68_FROM_478 + INNER))
 """The landmarks carried to each frame: iBUG-68 first, then an eighth of the inner face."""
@@ -246,11 +247,11 @@ def _rest_code(
     eyes = float(np.median(eye_distance(landmarks)))
     basis = carry.model.expression_basis.detach().cpu().numpy()
     effect = landmark_effects(carry, z_ex[some].mean(0))
-    added: NDArray[np.float64] = np.zeros(basis.shape[1])
+    added, pose = np.zeros(basis.shape[1]), None
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + (basis @ added).astype(np.float32))
-        R, t = _solve_poses(points, pixels, camera, point_weights())
-        evidence = landmark_evidence(effect, points, pixels, R, t, camera, FIT_POINTS, landmark_model.REST, eyes)
+        pose = _solve_poses(points, pixels, camera, point_weights(), pose)
+        evidence = landmark_evidence(effect, points, pixels, *pose, camera, FIT_POINTS, landmark_model.REST, eyes)
         added = rest_weights(evidence, added)
     return (basis @ added).astype(np.float32)
 
@@ -262,41 +263,50 @@ def _frame_codes(
 
     What all frames share is left out: it is the rest expression's to say, which knows how far to trust it.
     """
-    basis = carry.model.expression_basis.detach().cpu().numpy()
     spread = spread_rows(seen, REST_FRAMES)
-    effect = landmark_effects(carry, z_ex[spread].mean(0))
-    pose_weight = point_weights()
-    inverse = np.linalg.pinv(basis).T
-
-    def in_range(start: NDArray[np.float64], wanted: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Within the prior's range, or where the prediction is if that is outside."""
-        prior = expression_prior.FRAME
-        return wanted.clip(np.minimum(start, prior.low), np.maximum(start, prior.high))
-
-    def missed(some: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weights [F, E] as predicted, and those that the landmarks of rows ``some`` ask for."""
-        start = z_ex[some].astype(np.float64) @ inverse
-        wanted = start
-        landmarks = log["landmarks"][some][:, :, :2]
-        pixels = camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
-        eyes = eye_distance(landmarks)
-        for _ in range(2):
-            points = head_landmarks(carry, z_ex[some] + ((wanted - start) @ basis.T).astype(np.float32))
-            R, t = _solve_poses(points, pixels, camera, pose_weight)
-            evidence = landmark_evidence(effect, points, pixels, R, t, camera, FIT_POINTS, landmark_model.FRAME, eyes)
-            wanted = in_range(start, wanted + frame_weights(evidence))
-        return start, wanted
-
-    start, wanted = missed(spread)
-    shared = (wanted - start).mean(0)
-    added = np.zeros_like(z_ex)
-    rows = np.flatnonzero(seen)
+    solve = FrameExpressions(carry, camera, z_ex[spread].mean(0))
+    shared = solve(z_ex[spread], log["landmarks"][spread][:, :, :2]).mean(0)
+    added, rows = np.zeros_like(z_ex), np.flatnonzero(seen)
     for k in range(0, len(rows), 64):
         some = rows[k : k + 64]
-        start, wanted = missed(some)
-        added[some] = ((in_range(start, wanted - shared) - start) @ basis.T).astype(np.float32)
+        added[some] = solve(z_ex[some], log["landmarks"][some][:, :, :2], shared) @ solve.basis.T
         release(log)
     return added
+
+
+class FrameExpressions:
+    """What the landmarks of single frames ask of one person's expressions; frames may come one by one or together.
+
+    Args:
+        carry: the person's landmarks.
+        camera: intrinsics.
+        mean: [D_ex] the mean expression.
+    """
+
+    def __init__(self, carry: Carrier, camera: Intrinsics, mean: NDArray[np.float32]) -> None:
+        self.carry, self.camera = carry, camera
+        self.basis = carry.model.expression_basis.detach().cpu().numpy()
+        self._inverse = np.linalg.pinv(self.basis).T
+        self._low = expression_prior.FRAME.lowest(carry.model.config.expression_names)
+        self._effect, self._weights = landmark_effects(carry, mean), point_weights()
+
+    def __call__(
+        self, z_ex: NDArray[np.float32], landmarks: NDArray[np.float32], shared: NDArray[np.float64] | None = None
+    ) -> NDArray[np.float64]:
+        """Changes [F, E] of the weights of predicted codes z_ex [F, D_ex] by observed landmarks [F, 478, 2] (px).
+
+        ``shared`` as in :func:`nphm_track.tracking.rest.frame_weights`.
+        """
+        start = z_ex.astype(np.float64) @ self._inverse
+        pixels = self.camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
+        now, pose = start, None
+        for common in (None, shared):
+            points = head_landmarks(self.carry, z_ex + ((now - start) @ self.basis.T).astype(np.float32))
+            pose = _solve_poses(points, pixels, self.camera, self._weights, pose)
+            believed, eyes = landmark_model.FRAME, eye_distance(landmarks)
+            evidence = landmark_evidence(self._effect, points, pixels, *pose, self.camera, FIT_POINTS, believed, eyes)
+            now = frame_weights(evidence, start, now, common, self._low)
+        return now - start
 
 
 def _in_camera(points: NDArray, R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -305,7 +315,16 @@ def _in_camera(points: NDArray, R: NDArray[np.float64], t: NDArray[np.float64]) 
 
 
 def _solve_poses(
-    points: NDArray[np.float32], pixels: NDArray[np.float64], camera: Intrinsics, weights: Tensor
+    points: NDArray[np.float32],
+    pixels: NDArray[np.float64],
+    camera: Intrinsics,
+    weights: Tensor,
+    near: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pose = solve_pnp(torch.from_numpy(points).double(), torch.from_numpy(pixels), torch.from_numpy(camera.K), weights)
+    """Poses of frames, found from scratch or from poses ``near`` them."""
+    known = torch.from_numpy(points).double(), torch.from_numpy(pixels), torch.from_numpy(camera.K), weights
+    if near is None:
+        pose = solve_pnp(*known)
+    else:
+        pose = solve_pnp(*known, (torch.from_numpy(near[0]), torch.from_numpy(near[1])), iterations=NEAR_STEPS)
     return pose.R.numpy(), pose.t.numpy()

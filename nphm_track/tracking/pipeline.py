@@ -22,7 +22,7 @@ from nphm_track.geometry.predict import GeometryPredictor
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import CodeMirror
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.rig import Rig
+from nphm_track.heads.rig import Rig, knows_arkit
 from nphm_track.heads.rig_file import PersonRig, rig_key, save_rig
 from nphm_track.inference import release
 from nphm_track.models import resolve, sha256
@@ -55,7 +55,7 @@ from nphm_track.tracking.records import InputInfo, InputWatch, MadeBy, Status, T
 from nphm_track.tracking.refinement import RefinedFit, refine_fit
 from nphm_track.tracking.render import Vertices, draw_clip, write_overlay
 from nphm_track.tracking.run_folder import Run, RunFolder, default_output
-from nphm_track.tracking.surface import RESOLUTION, Surface, arkit_of, find_rig, knows_arkit, open_surface, rig_in
+from nphm_track.tracking.surface import RESOLUTION, Surface, arkit_of, find_rig, open_surface, rig_in
 from nphm_track.tracking.transforms import write_transforms
 from nphm_track.tracking.validate import DRAWN, lacking_files
 from nphm_track.tracking.written import WrittenFiles

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from nphm_track import expression_prior
+from nphm_track.bounded import solve_within
 from nphm_track.cameras.intrinsics import Intrinsics
 from nphm_track.heads.landmarks import LandmarkCarrier
 from nphm_track.heads.rig import RigLandmarks
@@ -25,21 +26,48 @@ STEP = 0.15
 """Weight by which an expression is moved to see what it does to the landmarks."""
 
 
-def rest_weights(evidence: Evidence, now: NDArray[np.float64] | float = 0.0) -> NDArray[np.float64]:
-    """Weights [E] of the expression to add to all frames, where ``now`` [E] has been added before the evidence."""
+def rest_weights(
+    evidence: Evidence,
+    now: NDArray[np.float64] | float = 0.0,
+    low: NDArray[np.float64] | float = -np.inf,
+    high: NDArray[np.float64] | float = np.inf,
+) -> NDArray[np.float64]:
+    """Weights [E] of the expression to add to all frames, where ``now`` [E] has been added before the evidence.
+
+    They are not outside ``low`` and ``high`` [E].
+    """
     frames, n = evidence.gradient.shape
     share = (REST.sigma / REST.shared_sigma) ** 2 / frames
     hessian = share * evidence.hessian.sum(0)
     wanted = share * evidence.gradient.sum(0) + hessian @ np.broadcast_to(now, n)
     prior = expression_prior.REST
-    return np.clip(np.linalg.solve(np.eye(n) / prior.sigma**2 + hessian, wanted), -prior.step, prior.step)
+    low, high = np.maximum(low, -prior.step), np.minimum(high, prior.step)
+    return solve_within(np.eye(n) / prior.sigma**2 + hessian, wanted[None], low, high)[0]
 
 
-def frame_weights(evidence: Evidence) -> NDArray[np.float64]:
-    """Weights [F, E] of the expression to add to each frame."""
+def frame_weights(
+    evidence: Evidence,
+    start: NDArray[np.float64],
+    now: NDArray[np.float64],
+    shared: NDArray[np.float64] | None = None,
+    low: NDArray[np.float64] | float = -np.inf,
+) -> NDArray[np.float64]:
+    """The most probable weights [F, E] of the expressions of single frames.
+
+    Args:
+        evidence: what their landmarks say at the weights ``now`` [F, E].
+        start: [F, E] the predicted weights, about which the prior is.
+        shared: [E] the part of a change from ``start`` that all frames share, which is not told by these frames; None
+            where it is yet to be found: then without a range.
+        low: [E] the lower ends of the weights' range.
+    """
     prior = expression_prior.FRAME
-    hessian = np.eye(evidence.gradient.shape[1]) / prior.sigma**2 + evidence.hessian
-    return np.clip(np.linalg.solve(hessian, evidence.gradient[..., None])[..., 0], -prior.step, prior.step)
+    hessian = np.eye(now.shape[1]) / prior.sigma**2 + evidence.hessian
+    wanted = evidence.gradient + (evidence.hessian @ now[..., None])[..., 0] + start / prior.sigma**2
+    if shared is None:
+        return np.asarray(np.linalg.solve(hessian, wanted[..., None])[..., 0])
+    # Taken off what is wanted, not off the solution: what a bound keeps one weight from, others do instead.
+    return solve_within(hessian, wanted - hessian @ shared, low, prior.high)
 
 
 @dataclass(frozen=True)

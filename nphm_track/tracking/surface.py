@@ -21,10 +21,9 @@ from nphm_track.heads.correctives import CorrectedFrames, Correctives
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import DEFAULT, load_head_model
 from nphm_track.heads.mesh import CanonicalMesh, extract_canonical
-from nphm_track.heads.rig import Rig
+from nphm_track.heads.rig import Rig, open_rig
 from nphm_track.heads.rig_file import PersonRig, load_rig, rig_key
 from nphm_track.heads.template import Template, load_template
-from nphm_track.heads.wrap import wrap
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.occlusion import ambient_occlusion
 from nphm_track.rendering.overlay import OverlayRenderer
@@ -76,28 +75,11 @@ class Surface:
         return OverlayRenderer(t.head_faces, *look, occlusion, albedo=t.colours, prepare=t.cut_at_neck)
 
 
-def knows_arkit(model: NphmDecoder) -> bool:
-    """Whether a model's codes are linear in ARKit's expressions by name, so that a rig may stand for its landmarks."""
-    return rig_weights.knows_arkit(model, load_template().expression_names)
-
-
 def find_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig | None:
     """As ``open_rig``; None where the model's surface is not near the template's, or no landmark says where it is."""
     with suppress(ModelError):
         return open_rig(model, z_id)
     return None
-
-
-def open_rig(model: NphmDecoder, z_id: NDArray[np.floating]) -> Rig:
-    """The rig of the person z_id [D_id]."""
-    return _rig_of(model, np.asarray(z_id, np.float32).tobytes())
-
-
-@lru_cache(maxsize=1)
-def _rig_of(model: NphmDecoder, code: bytes) -> Rig:
-    template = load_template()
-    z_id = torch.from_numpy(np.frombuffer(code, np.float32).copy()).to(model.mean_anchors.device)
-    return Rig.of(template, wrap(template, model, z_id))
 
 
 def arkit_of(rig: Rig, model: NphmDecoder, track: Track) -> NDArray[np.float32]:

@@ -11,8 +11,8 @@ import torch
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.editing import expression_code, random_identities
 from nphm_track.heads.loading import load_head_model
-from nphm_track.heads.rig import Rig
-from nphm_track.heads.rig_weights import knows_arkit, rig_weights, solved_weights
+from nphm_track.heads.rig import Rig, knows_arkit
+from nphm_track.heads.rig_weights import rig_weights, solved_weights
 from nphm_track.heads.template import load_template
 from nphm_track.heads.wrap import wrap
 
@@ -63,13 +63,13 @@ def test_solved_weights_move_the_head_as_the_codes_own_do(
 def test_models_that_name_expressions_are_read_and_others_solved(
     model: NphmDecoder, rig: Rig, person: torch.Tensor, codes: torch.Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert knows_arkit(model, rig.names)
+    assert knows_arkit(model)
     np.testing.assert_array_equal(rig_weights(rig, model, person, codes), rig.weights(model, codes))
     bare = replace(model.config, expression_names=())
     solved = solved_weights(rig, model, person, codes[:1])
     monkeypatch.setattr(model, "config", bare)
     monkeypatch.setattr("nphm_track.heads.rig_weights.solved_weights", lambda *_: solved.copy())
-    assert not knows_arkit(model, rig.names)
+    assert not knows_arkit(model)
     looking_down = np.tile(np.array([0.0, -0.3, 0.954]), (1, 2, 1))
     found = rig_weights(rig, model, person, codes[:1], looking_down)
     assert found[0, rig.names.index("eyeLookDown_L")] > 0.3

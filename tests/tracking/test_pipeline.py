@@ -361,7 +361,7 @@ class TestRun:
 
         frame = next(iter(open_video(clip)))
         Image.fromarray(frame.image).save(tmp_path / "face.png")
-        monkeypatch.setattr("nphm_track.tracking.surface._rig_of", wrapped_again)
+        monkeypatch.setattr("nphm_track.heads.rig._rig_of", wrapped_again)
         take = track(tmp_path / "face.png", tmp_path / "take", identity=undisturbed.path)
         assert validate_run(take.path) == []
         known, own = rig_of(undisturbed), rig_of(take)
