@@ -27,8 +27,10 @@ from nphm_track.export.frames import present_rows
 from nphm_track.export.manifest import GENERATOR
 from nphm_track.export.morphs import fit_morphs
 from nphm_track.export.page import asset
+from nphm_track.export.rig import rig_and_weights
 from nphm_track.files.names import plain
 from nphm_track.files.writing import check_free, placing
+from nphm_track.heads.rig import EYE_TURN, SIDES, Rig
 from nphm_track.heads.template import load_template
 from nphm_track.tracking.clip import check_not_clip
 from nphm_track.tracking.progress import NullProgress
@@ -49,7 +51,9 @@ UNKNOWN = 255
 SKIN = (204, 191, 179)
 """Its colour in the report."""
 TARGETS = 12
-"""Morph targets of the head that performs, a byte a number: within 0.2 mm or so, and about a megabyte of the page."""
+"""Morph targets of a head that is no rig."""
+STILL = 1e-4
+"""Metres: a morph target leaves those vertices alone that it never moves further."""
 
 
 def write_report(run: Run, output: str | Path | None = None, *, overwrite: bool = False) -> Path:
@@ -130,21 +134,26 @@ def _overlay(run: Run, folder: Path) -> dict[str, str] | None:
 
 
 def _mesh(run: Run) -> dict[str, Any] | None:
-    """The neutral head, its colours where it has parts, what moves it (``targets`` [K, V, 3] int8 times ``weights``
-    [T, K] are metres, NaN where the head is lost) and its rotations [T, 3, 3] to axes that are upright and towards the
-    viewer."""
+    """The neutral head, its colours where it has parts, its motion and its rotations [T, 3, 3] to axes that are upright
+    and towards the viewer.
+
+    Morph target k moves ``counts[k]`` of the vertices ``moved``, one target's after the other's, by ``targets`` (int8)
+    times ``weights[t, k]`` metres, NaN where the head is lost.
+    """
     if not (run.path / CANONICAL_PLY).is_file():
         return None
     vertices, faces = run.canonical()
-    track, targets = run.track, np.empty((0, 0), np.int8)
-    weights = np.empty((len(track), 0), np.float32)
-    with suppress(InputError):  # no meshes to learn the motion from: the head keeps still
+    track, rows = run.track, np.empty(0, np.int64)
+    shapes, own = np.empty((0, *vertices.shape), np.float32), np.empty((0, 0), np.float32)
+    with suppress(InputError):  # no meshes to learn the motion from, or another head model: the head keeps still
         rows = present_rows(run)
-        morphs = fit_morphs(run, rows, NullProgress(), TARGETS)
-        step = np.abs(morphs.targets).max((1, 2), initial=1e-9) / 127
-        targets = np.round(morphs.targets / step[:, None, None]).astype(np.int8)
-        weights = np.full((len(track), len(step)), np.nan, np.float32)
-        weights[rows] = (morphs.weights - morphs.rest) * step
+        shapes, own = _motion(run, rows)
+    step = np.abs(shapes).max((1, 2), initial=1e-9) / 127
+    weights = np.full((len(track), len(shapes)), np.nan, np.float32)
+    if len(step):
+        weights[rows] = own * step
+    moves = np.linalg.norm(shapes, axis=2) * np.abs(own).max(0, initial=0)[:, None] > STILL
+    targets = np.round(shapes / step[:, None, None])[moves]
     colours = np.empty((0, 3), np.uint8)
     if has_template(run):
         template = load_template()
@@ -153,10 +162,37 @@ def _mesh(run: Run) -> dict[str, Any] | None:
         "vertices": _packed(vertices, "<f4"),
         "faces": _packed(faces, "<u4"),
         "colours": _packed(colours, "u1"),
+        "counts": moves.sum(1).tolist(),
+        "moved": _packed(np.nonzero(moves)[1], "<u2" if len(vertices) < 1 << 16 else "<u4"),
         "targets": _packed(targets, "i1"),
         "weights": _packed(weights, "<f4"),
         "turns": _packed(OPENGL_FROM_OPENCV @ track.R, "<f4"),
     }
+
+
+def _motion(run: Run, rows: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Displacements [K, V, 3] from the neutral head at weight 1, metres, and weights [N, K] in ``rows``.
+
+    Of a rig those that it goes by, with eyes that turn; else those found in the meshes. Raises InputError.
+    """
+    if not has_template(run):
+        morphs = fit_morphs(run, rows, NullProgress(), TARGETS)
+        return morphs.targets, morphs.weights - morphs.rest
+    person, weights, gaze = rig_and_weights(run, rows)
+    rig = person.rig
+    shapes = np.stack([*rig.arkit_shapes().values(), *_eye_shapes(rig)])
+    turns = EYE_TURN * np.nan_to_num(gaze[..., :2]).reshape(len(rows), 4)
+    return shapes, np.concatenate([rig.arkit_weights(weights), turns], 1)
+
+
+def _eye_shapes(rig: Rig) -> NDArray[np.float32]:
+    """Displacements [4, V, 3] that turn the left eye to the left and up, then the right: of small turns, a radian."""
+    out = np.zeros((4, *rig.neutral.shape), np.float32)
+    for i, (eye, side) in enumerate(zip(rig.eyes, SIDES, strict=True)):
+        own = rig.template.part(f"eye_{side}")
+        for k, axis in enumerate(((0, 1, 0), (-1, 0, 0))):
+            out[2 * i + k, own] = np.cross(axis, rig.neutral[own] - eye.centre)
+    return out
 
 
 def _worst(run: Run) -> list[dict[str, Any]]:

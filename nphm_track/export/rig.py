@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from nphm_track.export.frames import vertices
 from nphm_track.heads.correctives import CorrectedFrames
 from nphm_track.heads.rig import Rig, eye_turn
+from nphm_track.heads.rig_file import PersonRig
 from nphm_track.heads.rig_weights import rig_weights
 from nphm_track.heads.template import Template
 from nphm_track.tracking.progress import Progress
@@ -86,18 +87,16 @@ def rigged_take(run: Run, rows: NDArray[np.int64], progress: Progress) -> Rigged
 
     Raises InputError when the head model has changed.
     """
-    person, model, track = person_of(run), model_of(run), run.track
+    person, own, gaze = rig_and_weights(run, rows)
     rig, correctives = person.rig, person.correctives
-    codes, code = torch.from_numpy(track.z_ex[rows]), torch.from_numpy(track.z_id)
-    gaze = track.gaze[rows] if len(track.gaze) else np.tile(np.array([0, 0, 1], np.float32), (len(rows), 2, 1))
-    own = rig_weights(rig, model, code, codes, gaze if len(track.gaze) else None)
     shapes = rig.arkit_shapes()
     targets = np.stack(list(shapes.values()))
     weights = rig.arkit_weights(own)
     jaw = _jaw_corrective(rig)
     beside = np.zeros((len(correctives.basis), *rig.neutral.shape), np.float32)
     if len(beside):
-        frames = CorrectedFrames(model, rig, code, codes, own, correctives)
+        codes, code = torch.from_numpy(run.track.z_ex[rows]), torch.from_numpy(run.track.z_id)
+        frames = CorrectedFrames(model_of(run), rig, code, codes, own, correctives)
         beside[:, : rig.template.skin_size] = CORRECTIVE * frames.spread
         beside[np.linalg.norm(beside, axis=2) < UNSEEN] = 0
     places, turns, shifts = _joints(rig, own, gaze)
@@ -132,6 +131,19 @@ def rigged_take(run: Run, rows: NDArray[np.int64], progress: Progress) -> Rigged
         shifts,
         (largest[0], largest[1]),
     )
+
+
+def rig_and_weights(run: Run, rows: NDArray[np.int64]) -> tuple[PersonRig, Array, Array]:
+    """The rig of a run's person; its own weights [N, K] and where the eyes look [N, 2, 3] in the frames of ``rows``.
+
+    Eyes of a run without gaze look straight ahead. Raises InputError when the head model has changed.
+    """
+    person, model, track = person_of(run), model_of(run), run.track
+    gaze = track.gaze[rows] if len(track.gaze) else None
+    codes, code = torch.from_numpy(track.z_ex[rows]), torch.from_numpy(track.z_id)
+    weights = rig_weights(person.rig, model, code, codes, gaze)
+    ahead = np.broadcast_to(np.array([0, 0, 1], np.float32), (len(rows), 2, 3))
+    return person, weights, ahead if gaze is None else gaze
 
 
 def _jaw_corrective(rig: Rig) -> Array:

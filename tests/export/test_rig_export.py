@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import io
+import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +19,11 @@ from nphm_track import Run, TrackOptions
 from nphm_track.conventions import ARKIT_BLENDSHAPES
 from nphm_track.export.formats import export
 from nphm_track.export.options import ExportOptions
+from nphm_track.export.report import write_report
 from nphm_track.export.rig import GROUPS, JOINTS
 from nphm_track.heads.editing import expression_code
 from nphm_track.heads.loading import load_head_model
+from nphm_track.heads.template import load_template
 from nphm_track.kd_tree import kd_tree
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import write_ply
@@ -251,3 +256,25 @@ def test_textured_skin_has_pictures_instead_of_colours(
         data = blob[view.byteOffset : view.byteOffset + view.byteLength]
         expected = 50 if material.name == "face" else 200
         assert (np.asarray(Image.open(io.BytesIO(data))) == expected).all()
+
+
+def test_the_head_of_the_report_performs_by_the_rig(run: Run, tmp_path: Path) -> None:
+    page = write_report(run, tmp_path / "report.html").read_text(encoding="utf-8")
+    mesh = json.loads(re.search(r"<script[^>]*>({.*?})</script>", page, re.DOTALL)[1])["mesh"]  # type: ignore[index]
+
+    def numbers(name: str, kind: str) -> np.ndarray:
+        return np.frombuffer(base64.b64decode(mesh[name]), kind)
+
+    neutral = numbers("vertices", "<f4").reshape(-1, 3)
+    moved, targets = numbers("moved", "<u2"), numbers("targets", "i1").reshape(-1, 3)
+    weights = numbers("weights", "<f4").reshape(len(EXPRESSIONS), -1)
+    template = load_template()
+    drawn = np.unique(template.head_faces)
+    assert np.isnan(weights[LOST]).all()
+    for row in SEEN:
+        shown = neutral.astype(np.float64)
+        ends = np.cumsum(mesh["counts"])
+        for k, (first, last) in enumerate(zip(ends - mesh["counts"], ends, strict=True)):
+            shown[moved[first:last]] += weights[row, k] * targets[first:last]
+        off = np.linalg.norm(shown - template.cut_at_neck(run.mesh(row)[0]), axis=1)[drawn]
+        assert off.mean() < 2e-4 and np.quantile(off, 0.99) < 1e-3

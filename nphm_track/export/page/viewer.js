@@ -8,8 +8,10 @@ function showHead(figure, mesh) {
     return;
   }
   const neutral = floats(mesh.vertices), faces = new Uint32Array(bytes(mesh.faces).buffer), points = neutral.slice();
-  const targets = new Int8Array(bytes(mesh.targets).buffer), weights = floats(mesh.weights), turns = floats(mesh.turns);
-  const motions = targets.length / neutral.length, on = { performs: motions > 0, pose: false, normals: false };
+  const targets = new Int8Array(bytes(mesh.targets).buffer), places = bytes(mesh.moved).buffer;
+  const moved = 3 * places.byteLength > 2 * targets.length ? new Uint32Array(places) : new Uint16Array(places);
+  const weights = floats(mesh.weights), turns = floats(mesh.turns), counts = mesh.counts;
+  const motions = counts.length, on = { performs: motions > 0, pose: false, normals: false };
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, `#version 300 es
     in vec3 point; in vec3 normal; in vec3 paint; uniform mat4 view; uniform mat3 turn; out vec3 n; out vec3 own; out vec3 skin;
@@ -53,9 +55,12 @@ function showHead(figure, mesh) {
     if (wanted === shaped) return;
     shaped = wanted;
     points.set(neutral);
-    for (let k = 0; k < motions && wanted >= 0; k++) {
-      const weight = weights[wanted * motions + k], from = k * neutral.length;
-      for (let i = 0; i < points.length; i++) points[i] += weight * targets[from + i];
+    for (let k = 0, from = 0; k < motions && wanted >= 0; from += counts[k++]) {
+      const weight = weights[wanted * motions + k];
+      if (weight === 0) continue;
+      for (let i = from; i < from + counts[k]; i++) {
+        for (let axis = 0; axis < 3; axis++) points[3 * moved[i] + axis] += weight * targets[3 * i + axis];
+      }
     }
     send(points);
     sendNormals(vertexNormals(points, faces));
