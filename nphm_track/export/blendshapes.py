@@ -8,6 +8,8 @@ Conventions, read from takes of the app (``test_table_formats.py`` holds them ag
   yaw is positive when the face turns to its own *right*, pitch when it looks down, roll when its top tips to its own
   right.
 - The timecode HH:MM:SS:FF.fff counts sixtieths of a second, whatever the rate of the clip: readers divide by 60.
+- Some readers cut the fraction off, so that of two rows in one sixtieth one is lost: where clocks of whole milliseconds
+  or of telephones put rows of 60 frames a second a little too close, the second is moved to the next sixtieth.
 - Readers take every cell as a number. A frame without a face holds the last value (before the first face, the first);
   the file ``NAME_frames.csv`` beside it says which rows those are.
 """
@@ -51,6 +53,8 @@ HEADER = (
 
 TIMECODE_RATE = 60
 """Frames in a second of the timecode, at any rate of the clip."""
+NUDGE = 0.25
+"""Sixtieths that a row may come late to have a whole frame of the timecode to itself."""
 
 EYE_YAW, EYE_PITCH = 0.60, 0.55
 """Radians an eye turns for a weight of 1 of ``eyeLook*``; two takes of the app (7,839 rows): R2 0.998 and 0.99."""
@@ -66,8 +70,8 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
     values[track.status == Status.LOST] = np.nan
 
     lines = [",".join(HEADER)]
-    for time, row in zip(track.time, hold(values), strict=True):
-        lines.append(",".join([timecode(float(time)), str(len(row)), *(f"{value:.10f}" for value in row)]))
+    for time, row in zip(row_times(track.time), hold(values), strict=True):
+        lines.append(",".join([timecode(time), str(len(row)), *(f"{value:.10f}" for value in row)]))
     target.write_text("\n".join(lines) + "\n", encoding="ascii")
 
 
@@ -79,8 +83,9 @@ def write_beside(run: Run, target: Path) -> None:
     with open(target, "w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(["Timecode", "Frame", "Seconds", "Status", *(["Image"] if len(track.image) else [])])
-        for row, (frame, seconds, status) in enumerate(zip(track.frame, track.time, track.status, strict=True)):
-            cells = [timecode(float(seconds)), frame, f"{seconds:.6f}", Status(status).name.lower()]
+        rows = zip(row_times(track.time), track.frame, track.time, track.status, strict=True)
+        for row, (shown, frame, seconds, status) in enumerate(rows):
+            cells = [timecode(shown), frame, f"{seconds:.6f}", Status(status).name.lower()]
             table.writerow([*cells, *track.image[row : row + 1]])
 
 
@@ -166,6 +171,17 @@ def hold(values: Array) -> Array:
     known = np.isfinite(values)
     last = np.maximum.accumulate(np.where(known, rows, -1))
     return np.where(known.any(0), np.take_along_axis(values, np.where(last < 0, known.argmax(0), last), 0), 0.0)
+
+
+def row_times(times: ArrayLike) -> list[float]:
+    """Rising times [T], seconds, each in a sixtieth of its own where ``NUDGE`` is enough for that."""
+    out: list[float] = []
+    last = -np.inf
+    for code in np.asarray(times, np.float64) * TIMECODE_RATE:
+        free = np.floor(last + 0.001) + 1  # timecodes are rounded to thousandths
+        last = free if code < free <= code + NUDGE else max(code, last)
+        out.append(float(last) / TIMECODE_RATE)
+    return out
 
 
 def timecode(time: float) -> str:

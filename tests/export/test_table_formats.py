@@ -18,6 +18,7 @@ from nphm_track.export.blendshapes import (
     arkit_weights,
     head_angles,
     hold,
+    row_times,
     timecode,
     turns_of_weights,
 )
@@ -173,6 +174,21 @@ class TestReadersOfBlendshapes:
         codes = [row["Timecode"][:-4] for row in rows_of(clip[0])]
         assert all(len(code.split(":")) == 4 and int(code.split(":")[3]) < 60 for code in codes)
         assert len(set(codes)) == len(codes)
+
+    @pytest.mark.parametrize("clock", ["milliseconds", "telephone"])
+    def test_every_row_of_an_uneven_60_has_a_sixtieth_to_itself(self, clock: str) -> None:
+        """WebM and Matroska count whole milliseconds; cameras of telephones are some milliseconds early or late."""
+        even = (np.arange(600) + 0.99) / 60
+        late = np.random.default_rng(3).uniform(-0.1, 0.1, 600) / 60
+        times = np.round(even, 3) if clock == "milliseconds" else even + late
+        shown = [timecode(time) for time in row_times(times)]
+        assert len({code[:-4] for code in shown}) == 600
+        np.testing.assert_allclose(row_times(times), times, atol=0.25 / 60)
+        assert len({timecode(time)[:-4] for time in times}) < 600
+
+    def test_rows_at_rates_above_60_keep_their_times(self) -> None:
+        times = np.arange(100) / 120
+        np.testing.assert_allclose(row_times(times), times, atol=1e-12)
 
 
 class TestLandmarks:
