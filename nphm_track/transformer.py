@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class Block(nn.Module):
@@ -22,3 +25,10 @@ class Block(nn.Module):
         h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, d)
         x = x + self.out(h)
         return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+
+def through(blocks: nn.ModuleList, x: Tensor, recompute: bool) -> Tensor:
+    """x through all blocks; ``recompute``: gradient checkpointing."""
+    for block in blocks:
+        x = cast("Tensor", checkpoint(block, x, use_reentrant=False)) if recompute else block(x)
+    return x

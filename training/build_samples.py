@@ -40,7 +40,7 @@ def main() -> None:
     heads, renders = load_ict(args.ict), FaceShards(args.renders)
     checkpoint = read_checkpoint(next((args.public / "checkpoints").glob("*.tar")))["latent_codes"]
     tables = [checkpoint[f"codebook.{kind}.embedding.weight"].double().numpy() for kind in ("geo", "exp")]
-    weights = drawn_weights(len(tables[0]), len(tables[1]), heads.names)
+    weights = drawn_weights(len(tables[0]), len(tables[1]), heads.expression_names)
     maps = [np.linalg.lstsq(w, table, rcond=1e-4)[0] for w, table in zip(weights, tables, strict=True)]
     in_face = (heads.neutral[:, 2] > -0.02) & (heads.neutral[:, 1] > -0.1) & ~heads.is_pocket
 

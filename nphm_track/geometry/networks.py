@@ -174,6 +174,8 @@ class GeometryNet(nn.Module):
 
     mean_landmarks: Tensor
     triangles: Tensor
+    crop_size = CROP_SIZE
+    """Pixels of a side of the crops that are read."""
 
     def __init__(self, config: GeometryConfig, n_triangles: int) -> None:
         super().__init__()
@@ -193,6 +195,10 @@ class GeometryNet(nn.Module):
             s: (x - getattr(self, f"trunk_mean_{s}")[:, None, None]) / getattr(self, f"trunk_spread_{s}")[:, None, None]
             for s, x in features.items()
         }
+
+    def features(self, trunk: nn.Module, crop: Tensor) -> dict[int, Tensor]:
+        """The maps of the landmark network (``trunk_features``) that the others take."""
+        return trunk_features(trunk, crop)
 
     def encode(self, crop: Tensor, features: dict[int, Tensor], maps: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens of E_n and E_p, [B, 256, width] each.

@@ -37,6 +37,7 @@ class ImageRegressorConfig:
     identity_trust: float = 1.0  # share kept of what sets a person off from people's mean; below 1 for real photos
     grid: int = GRID  # tokens of an encoder along each side of the crop
     pool: int = 2  # of these along each side become one token of the regressor
+    recompute: bool = False  # gradient checkpointing
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ImageRegressorConfig:
@@ -77,6 +78,7 @@ class ImageRegressor(LandmarkRegressor):
     def __init__(self, config: ImageRegressorConfig) -> None:
         super().__init__(config.regressor)
         self.image_config = c = config
+        self.recompute = c.recompute
         width = c.regressor.width
         n = (c.grid // c.pool) ** 2
         self.merge = nn.ModuleDict({e: nn.Linear(c.pool**2 * c.token_width, width) for e in c.encoders})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from nphm_track.conventions import N_LANDMARKS, OUTER_EYE_CORNERS
 from nphm_track.models import load_network
-from nphm_track.transformer import Block
+from nphm_track.transformer import Block, through
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,8 @@ class LandmarkRegressor(nn.Module):
     """Landmarks and scores of B frames -> identity codes [B, D_id], expression codes [B, D_ex] (model units)."""
 
     groups: Tensor
+    recompute = False
+    """Gradient checkpointing: activations of a layer are made again in the backward pass."""
     mean_points: Tensor
     spread_points: Tensor
     mean_id: Tensor
@@ -112,8 +114,7 @@ class LandmarkRegressor(nn.Module):
     def read_out(self, tokens: Tensor) -> Tensor:
         """Classifier tokens [B, members + 1, width] after the transformer: expression, locals, global."""
         x = torch.cat([self.classifiers.expand(len(tokens), -1, -1), tokens], 1)
-        for block in self.blocks:
-            x = block(x)
+        x = through(self.blocks, x, self.recompute and self.training)
         out: Tensor = self.norm(x[:, : self.config.n_members + 1])
         return out
 

@@ -14,8 +14,9 @@ from nphm_track.conventions import BLENDSHAPE_NAMES, N_LANDMARKS
 from nphm_track.errors import ModelError
 from nphm_track.faces.landmarker import MIN_PRESENCE, FaceLandmarker, FaceObservation
 from nphm_track.faces.roi import frame_points_to_crop, mirrored, scaled
-from nphm_track.geometry.networks import GeometryNet, trunk_features
-from nphm_track.geometry.predict import EMPTY_CROP, EMPTY_MAPS, GeometryPredictor
+from nphm_track.geometry.loading import Geometry, load_geometry
+from nphm_track.geometry.networks import GeometryNet
+from nphm_track.geometry.predict import EMPTY_MAPS, GeometryPredictor, empty_crop
 from nphm_track.inference import Engine
 from nphm_track.regressor.image_regressor import Codes, ImageRegressor
 from nphm_track.regressor.lookup import RELEASED, Regressor
@@ -46,7 +47,15 @@ class CodePredictor:
         points, scores = torch.rand(1, N_LANDMARKS, 3), torch.zeros(1, len(BLENDSHAPE_NAMES))
         self._codes = Engine(
             _CodesOfCrop(geometry.landmarker.landmark_net, geometry.net, regressor),
-            [EMPTY_CROP, EMPTY_MAPS, points, points, scores, torch.ones(1, 2), torch.full((1,), torch.nan)],
+            [
+                empty_crop(geometry.net),
+                EMPTY_MAPS,
+                points,
+                points,
+                scores,
+                torch.ones(1, 2),
+                torch.full((1,), torch.nan),
+            ],
         )
 
     @classmethod
@@ -63,7 +72,7 @@ class CodePredictor:
 
         Raises ModelError when a file is missing, damaged, or of networks that do not belong together.
         """
-        net = GeometryNet.from_pretrained(regressor.geometry, device=device)
+        net = load_geometry(regressor.geometry, device=device)
         codes = ImageRegressor.from_pretrained(regressor.name, device=device)
         if codes.image_config.encoders and codes.image_config.token_width != net.config.width:
             raise ModelError(f"{regressor.name} does not read tokens of {regressor.geometry}")
@@ -110,7 +119,7 @@ class CodePredictor:
 class _CodesOfCrop(nn.Module):
     """Trunk, encoders and regressor in one go."""
 
-    def __init__(self, trunk: nn.Module, geometry: GeometryNet, regressor: ImageRegressor) -> None:
+    def __init__(self, trunk: nn.Module, geometry: Geometry, regressor: ImageRegressor) -> None:
         super().__init__()
         self.trunk, self.geometry, self.regressor = trunk, geometry, regressor
 
@@ -124,8 +133,9 @@ class _CodesOfCrop(nn.Module):
         size: Tensor,
         focal: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        features = trunk_features(self.trunk, crop)
-        n, p = self.geometry.encode(crop, features, maps)
-        tokens = {"n": n, "p": p, "d": self.geometry.details(features, crop_landmarks)}
+        features = self.geometry.features(self.trunk, crop)
+        tokens = dict(zip("np", self.geometry.encode(crop, features, maps), strict=True))
+        if isinstance(self.geometry, GeometryNet):
+            tokens["d"] = self.geometry.details(features, crop_landmarks)
         codes = self.regressor.predict(landmarks, scores, size, tokens, focal)
         return codes.z_id, codes.z_ex, codes.log_variance

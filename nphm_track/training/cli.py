@@ -31,6 +31,10 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.image_regressor_task import ImageRegressorData, ImageRegressorTask
 
         return ImageRegressorTask(parse(ImageRegressorData, recipe.data))
+    if recipe.task == "dense":
+        from nphm_track.training.dense_task import DenseData, DenseTask
+
+        return DenseTask(parse(DenseData, {"device": recipe.trainer.device, **recipe.data}))
     if recipe.task == "pix2nphm":
         from nphm_track.training.pix2nphm_task import Pix2NphmData, Pix2NphmTask
 
@@ -43,7 +47,7 @@ def build_task(recipe: Recipe) -> Task:
         from nphm_track.training.points_task import PointsData, PointsTask
 
         return PointsTask(parse(PointsData, {"device": recipe.trainer.device, **recipe.data}))
-    known = "controlled-head, faces, geometry, head, image-regressor, pix2nphm, regressor, surface-points"
+    known = "controlled-head, dense, faces, geometry, head, image-regressor, pix2nphm, regressor, surface-points"
     raise InputError(f"recipe: unknown task '{recipe.task}' (known: {known})")
 
 

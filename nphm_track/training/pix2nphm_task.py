@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError
 from nphm_track.faces.landmarker import FaceLandmarker
-from nphm_track.geometry.networks import GeometryNet
+from nphm_track.geometry.loading import load_geometry
+from nphm_track.geometry.networks import GRID, GeometryNet
 from nphm_track.heads.decoder import NphmDecoder
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mononphm import AnchoredDecoder
@@ -31,7 +32,7 @@ from nphm_track.training.geometry_task import prepare_crops
 from nphm_track.training.image_regressor_task import part_likelihood
 from nphm_track.training.recipe import Strict
 from nphm_track.training.render_loss import Kind, render_loss
-from nphm_track.training.samples import Samples, draw_rows
+from nphm_track.training.samples import Samples, draw_rows, read_crops
 from nphm_track.training.trainer import Share
 
 MM = 1000 * MODEL_UNIT
@@ -62,6 +63,8 @@ class Pix2NphmData(Strict):
     near: float = Field(0.003, gt=0, description="metres that they scatter about the surface")
     rays: int = Field(32, gt=0, description="of a sample, for L2D")
     ray_samples: int = Field(12, gt=0, description="samples a batch and process with rays")
+    pool: int = Field(2, gt=0, description="tokens of an encoder along each side that become one of the regressor's")
+    recompute: bool = Field(False, description="gradient checkpointing: less memory for a third more time")
     token_dropout: float = Field(0.0, ge=0, lt=1, description="share of a sample's image tokens that are zeroed")
     keep_tokens: bool = Field(False, description="encode each sample once and keep its tokens in memory")
     device: str = Field("cpu", description="the trainer's device")
@@ -75,7 +78,9 @@ class Pix2NphmTask:
     def __init__(self, data: Pix2NphmData) -> None:
         self.data, self.device = data, torch.device(data.device)
         self.head = load_head_model(data.head_model, device=self.device).requires_grad_(False)
-        self.geometry = GeometryNet.from_pretrained(data.geometry, device=self.device)
+        self.geometry = load_geometry(data.geometry, device=self.device)
+        if data.details and not isinstance(self.geometry, GeometryNet):
+            raise InputError(f"data.details: {data.geometry} does not read the landmark network")
         self.landmarker = FaceLandmarker.from_pretrained(device=self.device)
         self.registered, self.heldout = Samples(data.registered), Samples(data.heldout)
         self.images = Samples(data.images) if data.images and "2d" in data.losses else None
@@ -95,11 +100,13 @@ class Pix2NphmTask:
         sizes = RegressorConfig(
             c.global_dim, c.local_dim, c.n_members, c.expression_dim, groups, data.width, data.layers, data.heads
         )
-        g = self.geometry.config
+        width = self.geometry.config.width
+        grid = GRID if isinstance(self.geometry, GeometryNet) else self.geometry.config.grid
+        priors = (c.identity_basis, len(c.expression_names)) if data.prior else (0, 0)
         model = ImageRegressor(
             ImageRegressorConfig(
-                sizes, g.width, data.encoders, data.landmarks, c.identity_basis if data.prior else 0,
-                len(c.expression_names) if data.prior else 0, field_of_view=True, details=data.details,
+                sizes, width, data.encoders, data.landmarks, *priors, field_of_view=True, details=data.details,
+                grid=grid, pool=data.pool, recompute=data.recompute,
             )
         )  # fmt: skip
         points = normalise_landmarks(*(torch.from_numpy(first[k]).float() for k in ("landmarks", "size")))[0]
@@ -169,10 +176,17 @@ class Pix2NphmTask:
     @torch.no_grad()
     def _encode(self, columns: Rows) -> dict[str, Tensor]:
         """Tokens of E_n and E_p (and details) of crops."""
+        if not isinstance(self.geometry, GeometryNet):
+            tokens = dict(zip("np", self.geometry.encode(*self._crops(columns)), strict=True))
+            return {e: tokens[e] for e in self.data.encoders}
         crop, features, maps, landmarks = prepare_crops(columns, self.landmarker, self.geometry)
         tokens = dict(zip("np", self.geometry.encode(crop, features, maps), strict=True))
         out: dict[str, Tensor] = {e: tokens[e] for e in self.data.encoders}
         return out | ({"d": self.geometry.details(features, landmarks)} if self.data.details else {})
+
+    def _crops(self, columns: Rows) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        crop = read_crops(columns["jpeg"], self.geometry.crop_size, self.pool).to(self.device)
+        return crop, {}, crop[:, :0]
 
     def _predict(
         self, model: ImageRegressor, rows: Rows, tokens: dict[str, Tensor], generator: torch.Generator | None

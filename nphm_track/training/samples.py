@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from nphm_track.errors import InputError
@@ -103,6 +104,18 @@ def _rows(path: Path) -> Iterator[tuple[Path, tuple[int, int], tuple[int, int]]]
     for parts in found.values():
         if "jpg" in parts and "npz" in parts:
             yield path, parts["jpg"], parts["npz"]
+
+
+def read_crops(jpegs: Sequence[NDArray[np.uint8]], size: int, pool: ThreadPoolExecutor | None = None) -> Tensor:
+    """Crops [B, 3, size, size] in 0..1 of JPEG pictures [N] bytes of any size."""
+
+    def one(jpeg: NDArray[np.uint8]) -> Tensor:
+        picture = Image.open(io.BytesIO(jpeg.tobytes())).convert("RGB")
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.BICUBIC)
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+    return torch.stack(list((pool.map if pool else map)(one, jpegs))).float() / 255
 
 
 def draw_rows(count: int, of: int, seed: int, step: int) -> Tensor:
