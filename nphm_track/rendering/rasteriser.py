@@ -17,6 +17,8 @@ NEAR = 1e-3
 """Metres; a triangle with a vertex nearer than this is skipped rather than clipped."""
 
 
+TILE, LOOK_UP = 8, 6000
+"""Pixels of the side of a tile, and triangles drawn between two looks at what lies farthest in each."""
 EDGE = 1e-9
 """Slack of the inside test: rounding must not open a seam between neighbours, and the depth test settles overlaps."""
 
@@ -106,48 +108,112 @@ def _bounds(vertices, K):
 
 @kernel(error_model="numpy")
 def _fill(vertices, faces, K, cull, depth, face_id, bary):
-    """Writes the three images; ``depth`` holds 1/z, which is linear on the screen, until all triangles are drawn."""
+    """Writes the three images; ``depth`` holds 1/z, which is linear on the screen, until all triangles are drawn.
+
+    Triangles that face the camera come first, since they hide most of the others: those are found by what lies
+    farthest in each tile of the image (a hierarchical depth buffer of two levels), which is looked up now and then.
+    """
     height, width = depth.shape
     screen = _project(vertices, K)
-    for f in range(len(faces)):
-        i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
-        az, bz, cz = screen[i, 2], screen[j, 2], screen[k, 2]
-        if az <= 0.0 or bz <= 0.0 or cz <= 0.0:
-            continue
-        ax, ay, bx, by, cx, cy = screen[i, 0], screen[i, 1], screen[j, 0], screen[j, 1], screen[k, 0], screen[k, 1]
-        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
-        if abs(area) < 1e-12 or (cull and area > 0.0):  # y points down: a front face has negative area
-            continue
-        left = max(0, int(np.ceil(max(min(ax, bx, cx), 0.0) - 0.5)))
-        right = int(np.floor(min(max(ax, bx, cx), width) - 0.5))
-        top = max(0, int(np.ceil(max(min(ay, by, cy), 0.0) - 0.5)))
-        bottom = int(np.floor(min(max(ay, by, cy), height) - 0.5))
-        # Barycentrics and 1/z are linear on the screen: value = at the pixel (left, y), plus a step for each x.
-        scale = 1.0 / area
-        u_step, v_step = (by - cy) * scale, (cy - ay) * scale
-        inverse_step = u_step * (az - cz) + v_step * (bz - cz)
-        for y in range(top, bottom + 1):
-            px, py = left + 0.5, y + 0.5
-            u_row = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * scale
-            v_row = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * scale
-            inverse_row = cz + u_row * (az - cz) + v_row * (bz - cz)
-            for n in range(right - left + 1):
-                u, v = u_row + n * u_step, v_row + n * v_step
-                if u < -EDGE or v < -EDGE or u + v > 1.0 + EDGE:
-                    continue
-                x = left + n
-                inverse = inverse_row + n * inverse_step
-                if inverse > depth[y, x]:
-                    depth[y, x] = inverse
-                    face_id[y, x] = f
-                    z = 1.0 / inverse
-                    bary[y, x, 0] = u * az * z
-                    bary[y, x, 1] = v * bz * z
-                    bary[y, x, 2] = (1.0 - u - v) * cz * z
+    farthest = np.zeros(((height + TILE - 1) // TILE, (width + TILE - 1) // TILE), np.float32)
+    drawn = 0
+    for turn in range(1 if cull else 2):
+        for f in range(len(faces)):
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            az, bz, cz = screen[i, 2], screen[j, 2], screen[k, 2]
+            if az <= 0.0 or bz <= 0.0 or cz <= 0.0:
+                continue
+            ax, ay, bx, by, cx, cy = screen[i, 0], screen[i, 1], screen[j, 0], screen[j, 1], screen[k, 0], screen[k, 1]
+            area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+            # y points down: a front face has negative area.
+            if abs(area) < 1e-12 or (area > 0.0) != (turn == 1):
+                continue
+            left = max(0, int(np.ceil(max(min(ax, bx, cx), 0.0) - 0.5)))
+            right = int(np.floor(min(max(ax, bx, cx), width) - 0.5))
+            top = max(0, int(np.ceil(max(min(ay, by, cy), 0.0) - 0.5)))
+            bottom = int(np.floor(min(max(ay, by, cy), height) - 0.5))
+            if right < left or bottom < top or _hidden(farthest, max(az, bz, cz), left, right, top, bottom):
+                continue
+            drawn += 1
+            if drawn % LOOK_UP == 0:
+                _look_up(depth, farthest)
+
+            # Weights u, v, w of the corners and 1/z are linear on the screen: a value at the box's first pixel, and
+            # steps to the right and down.
+            scale = 1.0 / area
+            u_right, v_right = (by - cy) * scale, (cy - ay) * scale
+            u_down, v_down = (cx - bx) * scale, (ax - cx) * scale
+            w_right = -u_right - v_right
+            z_right = u_right * (az - cz) + v_right * (bz - cz)
+            z_down = u_down * (az - cz) + v_down * (bz - cz)
+            px, py = left + 0.5, top + 0.5
+            u = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * scale
+            v = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * scale
+            inverse = cz + u * (az - cz) + v * (bz - cz)
+            u, v = u + EDGE, v + EDGE
+            per_u, per_v, per_w = 1.0 / u_right, 1.0 / v_right, 1.0 / w_right
+
+            for y in range(top, bottom + 1):
+                # Where a row of pixels enters and leaves the triangle: each weight becomes 0 at one of them.
+                at_u, at_v, at_w = -u * per_u, -v * per_v, (u + v - (1.0 + 3.0 * EDGE)) * per_w
+                enters = max(
+                    0.0, at_u if u_right > 0.0 else 0.0, at_v if v_right > 0.0 else 0.0, at_w if w_right > 0.0 else 0.0
+                )
+                leaves = float(right - left)
+                leaves = min(
+                    leaves,
+                    at_u if u_right < 0.0 else leaves,
+                    at_v if v_right < 0.0 else leaves,
+                    at_w if w_right < 0.0 else leaves,
+                )
+                outside = (
+                    (u_right == 0.0 and u < 0.0)
+                    or (v_right == 0.0 and v < 0.0)
+                    or (w_right == 0.0 and u + v > 1.0 + 3.0 * EDGE)
+                )
+                if not outside:
+                    for n in range(int(np.ceil(enters)), int(np.floor(leaves)) + 1):
+                        nearness = inverse + n * z_right
+                        if nearness > depth[y, left + n]:
+                            depth[y, left + n] = nearness
+                            face_id[y, left + n] = f
+                u, v, inverse = u + u_down, v + v_down, inverse + z_down
+
     for y in range(height):
         for x in range(width):
-            if depth[y, x] > 0.0:
-                depth[y, x] = 1.0 / depth[y, x]
+            f = face_id[y, x]
+            if f < 0:
+                continue
+            # Areas of the triangles that the pixel makes with each edge, over the depth of the corner opposite.
+            i, j, k = faces[f, 0], faces[f, 1], faces[f, 2]
+            ax, ay, bx, by, cx, cy = screen[i, 0], screen[i, 1], screen[j, 0], screen[j, 1], screen[k, 0], screen[k, 1]
+            px, py = x + 0.5, y + 0.5
+            u = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * screen[i, 2]
+            v = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * screen[j, 2]
+            w = ((ax - px) * (by - py) - (ay - py) * (bx - px)) * screen[k, 2]
+            share = 1.0 / (u + v + w)
+            bary[y, x, 0], bary[y, x, 1], bary[y, x, 2] = u * share, v * share, w * share
+            depth[y, x] = 1.0 / depth[y, x]
+
+
+@kernel(error_model="numpy")
+def _hidden(farthest, nearness, left, right, top, bottom):
+    """Whether all that was drawn in a box of pixels is nearer than ``nearness``."""
+    for y in range(top // TILE, bottom // TILE + 1):
+        for x in range(left // TILE, right // TILE + 1):
+            if nearness > farthest[y, x]:
+                return False
+    return True
+
+
+@kernel(error_model="numpy")
+def _look_up(depth, farthest):
+    """Smallest 1/z in each tile."""
+    height, width = depth.shape
+    farthest[:] = np.inf
+    for y in range(height):
+        for x in range(width):
+            farthest[y // TILE, x // TILE] = min(farthest[y // TILE, x // TILE], depth[y, x])
 
 
 @kernel(error_model="numpy")
