@@ -11,10 +11,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from nphm_track.conventions import EYE_CORNERS_478
+from nphm_track.rendering.kernels import kernel
 
 CROP_SIZE = 256
 ROI_SCALE = 1.5
@@ -94,36 +94,74 @@ def crop_rois(
 ) -> Tensor:
     """Upright square crops [N, 3, size, size] in 0..1, one for each pair of image (uint8 [H, W, 3]) and roi [5].
 
-    Bilinear; where a crop shrinks the image by 2 or more, pixels are averaged first; edges are replicated.
+    Channels come last in memory. Bilinear; where a crop shrinks the image by 2 or more, pixels are averaged first;
+    edges are replicated.
     """
     if len(images) != len(rois):
         raise ValueError(f"{len(images)} images but {len(rois)} rois")
-    if not len(images):
-        return torch.zeros(0, 3, size, size, device=device)
-    crops = [_crop(image, np.asarray(roi, np.float64), size, device) for image, roi in zip(images, rois, strict=True)]
-    return torch.cat(crops).contiguous(memory_format=torch.channels_last)
+    crops = np.empty((len(images), size, size, 3), np.float32)
+    for i, (image, roi) in enumerate(zip(images, rois, strict=True)):
+        crops[i] = _crop(image, np.asarray(roi, np.float64), size)
+    return torch.from_numpy(crops).to(device).permute(0, 3, 1, 2)
 
 
-def _crop(image: np.ndarray, roi: np.ndarray, size: int, device: torch.device | str) -> Tensor:
+def _crop(image: np.ndarray, roi: np.ndarray, size: int) -> np.ndarray:
     height, width = image.shape[:2]
     cx, cy, w, h, angle = roi
     cos, sin = np.cos(angle), np.sin(angle)
     shrink = max(1, int(max(w, h) / size))
 
-    # Only the part of the frame under the roi is converted; its corner sits on the averaging grid, so that the
+    # Only the part of the frame under the roi is averaged; its corner sits on the averaging grid, so that the
     # averages of a still picture do not change when the roi moves.
     reach = np.array([abs(cos) * w + abs(sin) * h, abs(sin) * w + abs(cos) * h]) / 2 + 2 * shrink
     limit = np.array([width, height])
     low = np.clip(np.floor((roi[:2] - reach) / shrink) * shrink, 0, (limit - 1) // shrink * shrink).astype(int)
     high = np.clip(np.ceil(roi[:2] + reach), low + 1, limit).astype(int)
     part = np.require(image[low[1] : high[1], low[0] : high[0]], requirements=["C", "W"])
-    source = torch.from_numpy(part).to(device).permute(2, 0, 1)[None].float() / 255
     if shrink > 1:
-        source = F.avg_pool2d(source, shrink, ceil_mode=True)
+        part = _averaged(part, shrink)
 
-    # Affine map from crop coordinates (-1..1) to grid_sample's coordinates of the part (-1..1).
-    to_unit = 2.0 / (shrink * np.array([source.shape[3], source.shape[2]]))
-    frame = np.array([[cos * w / 2, -sin * h / 2, cx - low[0]], [sin * w / 2, cos * h / 2, cy - low[1]]])
-    theta = frame * to_unit[:, None] - np.array([[0, 0, 1], [0, 0, 1]])
-    grid = F.affine_grid(torch.tensor(theta[None], dtype=torch.float32), [1, 3, size, size], align_corners=False)
-    return F.grid_sample(source, grid.to(device), padding_mode="border", align_corners=False)
+    # Affine map from pixels of the crop to those of the part; both have the centre of the first one at 0.
+    frame = np.array([[cos * w, -sin * h, cx - low[0]], [sin * w, cos * h, cy - low[1]]])
+    frame[:, :2] /= size * shrink
+    frame[:, 2] = frame[:, 2] / shrink - frame[:, :2].sum(1) * (size - 1) / 2 - 0.5
+    return _sample(np.ascontiguousarray(part), frame, size)
+
+
+@kernel()
+def _averaged(image: np.ndarray, shrink: int) -> np.ndarray:
+    """Means [H', W', 3] of blocks of ``shrink`` pixels a side; those at the edges may be smaller."""
+    height, width = image.shape[:2]
+    out = np.empty(((height + shrink - 1) // shrink, (width + shrink - 1) // shrink, 3), np.float32)
+    for y in range(out.shape[0]):
+        for x in range(out.shape[1]):
+            bottom, right = min(height, (y + 1) * shrink), min(width, (x + 1) * shrink)
+            share = np.float32(1.0 / ((bottom - y * shrink) * (right - x * shrink)))
+            for c in range(3):
+                total = np.float32(0.0)
+                for v in range(y * shrink, bottom):
+                    for u in range(x * shrink, right):
+                        total += image[v, u, c]
+                out[y, x, c] = total * share
+    return out
+
+
+@kernel()
+def _sample(image: np.ndarray, frame: np.ndarray, size: int) -> np.ndarray:
+    """``image`` [H, W, 3] of 0..255 at the pixels of a crop that ``frame`` [2, 3] maps into it, [size, size, 3]."""
+    height, width = image.shape[:2]
+    out = np.empty((size, size, 3), np.float32)
+    for row in range(size):
+        for column in range(size):
+            x = frame[0, 0] * column + frame[0, 1] * row + frame[0, 2]
+            y = frame[1, 0] * column + frame[1, 1] * row + frame[1, 2]
+            x, y = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+            left, top = int(x), int(y)
+            right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
+            u, v = np.float32((x - left) / 255), np.float32(y - top)
+            rest = np.float32(1 / 255) - u
+            for c in range(3):
+                above = rest * image[top, left, c] + u * image[top, right, c]
+                below = rest * image[bottom, left, c] + u * image[bottom, right, c]
+                out[row, column, c] = above + v * (below - above)
+    return out
