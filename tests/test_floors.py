@@ -19,7 +19,7 @@ geometry
 faces heads
 rendering cameras video
 inference overlap models transformer locking _runtime
-rigid robust landmark_model expression_prior config_file kd_tree
+rigid robust bounded landmark_model expression_prior config_file kd_tree
 files
 conventions version errors
 """
