@@ -2,8 +2,10 @@
 
 A texel has what frames say in which it is seen, the more the straighter and closer; what disagrees with the others,
 such as a hand or a strand of hair, counts little. The clip's light, as far as second-order spherical harmonics over
-the normals tell it from the skin's mean colour, is divided out; shadows and gloss stay. Where nothing was seen,
-colours run on smoothly along the mesh, over the seams too.
+the normals tell it from the skin's mean colour, is divided out; shadows and gloss stay. Ears and neck are believed
+where they have the face's colour: they are where hair, collars and what is behind are taken for skin. What was seen
+badly or never has the colours of its mirror image and, where those are missing too, colours that run on smoothly along
+the mesh, over the seams too.
 """
 
 from __future__ import annotations
@@ -43,10 +45,15 @@ BEHIND = 0.004
 """Metres behind what the camera sees first that still count as seen."""
 GRAZING = 0.1
 """Cosine of the angle between normal and view below which skin is not looked at."""
-ENOUGH = 0.05
+ENOUGH = 0.15
 """Weight of one straight look from which a texel has its own colour alone."""
 DISAGREE = 0.06
 """Difference of a colour (0..1, linear) from the others' that halves its pull."""
+STRANGE = 0.5
+"""Difference of a colour from the face's, of its brightness, that quarters what an ear's or a neck's counts."""
+EARS, BLEND = ((0.062, 0.11), (-0.045, 0.06), (-0.08, 0.0)), 0.015
+"""Metres of the template's head space, |x|, y and z; and how far inside ears and neck are fully that."""
+CHIN = 152
 CLEAR = 0.9
 """Matte of the person up to which a pixel may be of what is behind."""
 FEWEST = 100
@@ -81,10 +88,12 @@ def skin_pictures(run: Run, options: ExportOptions, progress: Progress) -> list[
     gathered = [
         _combine([look.colours[k] for look in looks], [look.weights[k] for look in looks]) for k in range(TILES)
     ]
+    gathered = _plausible(template, tiles, gathered)
+    gathered = [_mirrored(tile, *seen) for tile, seen in zip(tiles, gathered, strict=True)]
     base = _everywhere(template, tiles, gathered)
     pictures = []
     for tile, (colour, weight) in zip(tiles, gathered, strict=True):
-        own = np.clip(weight / ENOUGH, 0, 1)[:, None] * tile.interpolate(_believed(template))
+        own = _enough(weight)[:, None] * tile.interpolate(_believed(template))
         pictures.append(_picture(tile, own * colour + (1 - own) * tile.interpolate(base)))
     return pictures
 
@@ -197,6 +206,46 @@ def _combine(colours: list[Array], weights: list[Array]) -> tuple[Array, Array]:
 
 def _mean(c: Array, w: Array) -> Array:
     return np.asarray((w[..., None] * c).sum(0) / np.maximum(w.sum(0), 1e-6)[:, None])
+
+
+def _enough(weight: Array) -> Array:
+    """How far texels of these weights [N] have their own colour, 0..1."""
+    return np.asarray(np.clip(weight / ENOUGH, 0, 1), np.float32)
+
+
+def _plausible(
+    template: Template, tiles: list[Texels], gathered: list[tuple[Array, Array]]
+) -> list[tuple[Array, Array]]:
+    """The same with less weight of what on ears and neck has not the face's colour."""
+    x, y, z = template.neutral.T
+    depths = [np.minimum(c - low, high - c) for c, (low, high) in zip((np.abs(x), y, z), EARS, strict=True)]
+    depth = np.maximum(np.min(depths, 0), template.landmarks(template.neutral)[CHIN, 1] - y)
+    bare = np.clip(depth / BLEND, 0, 1)[:, None]
+    bare[template.parts["head"][1] :] = 0
+    colour, weight = (np.concatenate([seen[k] for seen in gathered]) for k in range(2))
+    on_face = np.concatenate([(tile.corners < template.parts["face"][1]).all(1) for tile in tiles])
+    known = on_face & (weight >= ENOUGH)
+    if not known.any():
+        return gathered
+    skin = np.median(colour[known], axis=0)
+    out = []
+    for tile, (c, w) in zip(tiles, gathered, strict=True):
+        off = np.abs(c - skin).mean(1) / skin.mean()
+        doubt = tile.interpolate(bare)[:, 0] * (1 - 1 / (1 + (off / STRANGE) ** 2) ** 2)
+        out.append((c, w * (1 - doubt)))
+    return out
+
+
+def _mirrored(tile: Texels, colour: Array, weight: Array) -> tuple[Array, Array]:
+    """The same with the other side's colours where a side was seen badly: the skin's tiles are symmetric."""
+    place = np.full((SIZE, SIZE), -1)
+    place[tile.row, tile.column] = np.arange(len(weight))
+    other = place[tile.row, SIZE - 1 - tile.column]
+    lent = np.where(other >= 0, weight[other], 0) * (1 - _enough(weight))
+    share = _enough(weight)
+    share = share / np.maximum(share + _enough(lent), 1e-6)
+    mixed = share[:, None] * colour + (1 - share)[:, None] * colour[other]
+    return np.where((lent > 0)[:, None], mixed, colour), np.maximum(weight, lent)
 
 
 def _everywhere(template: Template, tiles: list[Texels], gathered: list[tuple[Array, Array]]) -> Array:

@@ -115,6 +115,30 @@ def test_colours_run_over_the_seam_between_the_tiles(out: Path) -> None:
     assert np.median(np.abs(ends[0][1][shared] - ends[1][1][shared]).max(1)) < 12
 
 
+def test_a_side_that_was_not_seen_has_the_colours_of_the_other() -> None:
+    template = load_template()
+    tile = texels(template, 0, 256)
+    points = tile.interpolate(template.neutral)
+    stripes = np.stack([0.5 + 0.3 * np.sin(100 * points[:, 1])] * 3, 1).astype(np.float32)
+    left, right = points[:, 0] > 0.005, points[:, 0] < -0.005
+    colour, weight = texture._mirrored(tile, np.where(right[:, None], 0, stripes), np.where(right, 0, 1.0))
+    np.testing.assert_array_equal(colour[left], stripes[left])
+    assert np.quantile(np.abs(colour - stripes)[right], 0.99) < 0.02 and weight[right].min() == 1
+
+
+def test_ears_and_necks_are_believed_where_they_look_like_skin() -> None:
+    """Dark hair or a collar there counts little, and keeps its weight on the forehead."""
+    template = load_template()
+    tiles = [texels(template, k, 256) for k in range(2)]
+    points = [tile.interpolate(template.neutral) for tile in tiles]
+    dark = [(np.abs(p[:, 0]) > 0.08) | (p[:, 1] > 0.05) | (p[:, 1] < -0.11) for p in points]
+    seen = [(np.where(d[:, None], 0.02, 0.4) * np.ones(3), np.full(len(d), 0.3)) for d in dark]
+    for (_, weight), p, d in zip(texture._plausible(template, tiles, seen), points, dark, strict=True):
+        ear = (np.abs(p[:, 0]) > 0.08) & (np.abs(p[:, 1]) < 0.03) & (np.abs(p[:, 2] + 0.03) < 0.02)
+        assert np.allclose(weight[d & (p[:, 1] > 0.07)], 0.3)
+        assert (weight[ear] < 0.06).all() and np.allclose(weight[~d], 0.3)
+
+
 def test_obj_names_its_pictures(out: Path) -> None:
     text = (out / "head.obj").read_text().splitlines()
     assert "mtllib head.mtl" in text
