@@ -9,7 +9,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parents[1] / "nphm_track"
 FLOORS = """
 __main__ cli
-batch doctor evaluation scans viewer
+batch doctor evaluation scans viewer live
 __init__ tracker
 export
 tracking

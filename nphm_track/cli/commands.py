@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 
 COMMANDS = {
     "track": ("track:track", "Track the face of VIDEO (the default command)."),
+    "live": ("live:live", "Track a face while it is filmed, and send what it does to other programs."),
     "render-overlay": ("overlay:render_overlay", "Draw the overlay of a run again, with another look."),
     "export": ("export:export", "Write a run's heads, cameras or parameters in the format of another program."),
     "relink": ("relink:relink", "Tell a run where its clip is now, after either was moved."),

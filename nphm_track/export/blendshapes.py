@@ -65,9 +65,7 @@ Array = NDArray[np.float64]
 def write(run: Run, target: Path, options: ExportOptions, progress: Progress) -> None:
     """Write the file ``target``."""
     track = run.track
-    weights = apple_weights(arkit_weights(track))
-    values = np.hstack([weights, head_angles(track.R), *eye_angles(track, weights)])
-    values[track.status == Status.LOST] = np.nan
+    values = app_values(track)
 
     lines = [",".join(HEADER)]
     for time, row in zip(row_times(track.time), hold(values), strict=True):
@@ -87,6 +85,14 @@ def write_beside(run: Run, target: Path) -> None:
         for row, (shown, frame, seconds, status) in enumerate(rows):
             cells = [timecode(shown), frame, f"{seconds:.6f}", Status(status).name.lower()]
             table.writerow([*cells, *track.image[row : row + 1]])
+
+
+def app_values(track: Track) -> Array:
+    """What the app says of each row of a track [T, 61]; NaN in lost ones."""
+    weights = apple_weights(arkit_weights(track))
+    values = np.hstack([weights, head_angles(track.R), *eye_angles(track, weights)])
+    values[track.status == Status.LOST] = np.nan
+    return values
 
 
 def arkit_weights(track: Track) -> NDArray[np.float32]:

@@ -191,6 +191,13 @@ class Rig:
             out[name] = np.where(np.abs(moved).max(1, keepdims=True) > ROUNDING, moved, 0)
         return {name: self._tongue_out() if name == TONGUE else out[name] for name in self.arkit_names}
 
+    @cached_property
+    def _arkit_products(self) -> NDArray[np.float64]:
+        """Inner products [51, 58] of the shapes of ``ARKIT_BLENDSHAPES`` and all of :meth:`arkit_shapes`."""
+        shapes = np.stack(list(self.arkit_shapes().values()))
+        flat = shapes.reshape(len(shapes), -1)
+        return (flat[: len(ARKIT_BLENDSHAPES)] @ flat.T).astype(np.float64)
+
     @property
     def arkit_names(self) -> tuple[str, ...]:
         """The 52 of ARKit, then those of shapes that it lacks."""
@@ -234,9 +241,7 @@ class Rig:
         They move the head most like the rig's own do: least squares over all vertices. What a shape may not do below 0
         or beyond 1, and shapes that ARKit lacks, others do as far as they can.
         """
-        shapes, n = np.stack(list(self.arkit_shapes().values())), len(ARKIT_BLENDSHAPES)
-        flat = shapes.reshape(len(shapes), -1)
-        gram = (flat[:n] @ flat.T).astype(np.float64)
+        gram, n = self._arkit_products, len(ARKIT_BLENDSHAPES)
         wanted = self.arkit_weights(weights)
         out = np.zeros((len(wanted), n), np.float32)
         moving = np.flatnonzero(gram[:, :n].diagonal())

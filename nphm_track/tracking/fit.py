@@ -29,6 +29,8 @@ from nphm_track.tracking.rest import frame_weights, landmark_effects, landmark_e
 from nphm_track.tracking.smoothing import fill_gaps, smooth_codes, smooth_poses
 
 Carrier = LandmarkCarrier | RigLandmarks
+Poses = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""R [F, 3, 3] and t [F, 3] of frames, head to camera."""
 IDENTITY_FRAMES = 512
 FOCAL_FRAMES = 60
 REST_FRAMES = 24
@@ -187,7 +189,7 @@ def fit_clip(
     if camera is None:
         camera = solve_camera(carry, log, z_ex, size, progress)
     if codes.predicted and model.config.expression_names:
-        z_ex += _rest_code(carry, log, seen, z_ex, camera)
+        z_ex += rest_code(carry, log, seen, z_ex, camera)
         if seen.sum() > 1:  # of a single image the rest expression says it all
             added = _frame_codes(carry, log, seen, z_ex, camera)
             z_ex += smooth_codes(added, times, trusted, strength, shots).astype(np.float32)
@@ -209,8 +211,8 @@ def fit_clip(
             seen_points = log["landmarks"][frames][:, index, :2]
             observed[np.ix_(frames, ibug)] = seen_points[:, : len(ibug)]
             pixels = camera.undistort(seen_points.astype(np.float64))
-            R[frames], t[frames] = _solve_poses(points[visible], pixels, camera, weights)
-            single = camera.project(_in_camera(points[visible][:, : len(ibug)], R[frames], t[frames]))
+            R[frames], t[frames] = solve_poses(points[visible], pixels, camera, weights)
+            single = camera.project(in_camera(points[visible][:, : len(ibug)], R[frames], t[frames]))
             unsmoothed[frames] = np.linalg.norm(single - seen_points[:, : len(ibug)], axis=-1).mean(1)
         release(log)
         progress.advance(len(some))
@@ -219,7 +221,7 @@ def fit_clip(
     projected = np.full((T, 68, 2), np.nan, np.float32)
     for k in range(0, len(needed), 1024):
         some = needed[k : k + 1024]
-        projected[some] = camera.project(_in_camera(points68[some], R[some], t[some]))
+        projected[some] = camera.project(in_camera(points68[some], R[some], t[some]))
     error = np.linalg.norm(projected - observed, axis=-1)[:, ibug].mean(1)  # NaN where nothing was observed
     return ClipFit(codes.z_id, z_ex, camera, R, t, projected, error, filled & ~seen, unsmoothed)
 
@@ -237,7 +239,7 @@ def solve_camera(
     return Intrinsics.from_focal(focal.focal_px, size)
 
 
-def _rest_code(
+def rest_code(
     carry: Carrier, log: NDArray, seen: NDArray[np.bool_], z_ex: NDArray[np.float32], camera: Intrinsics
 ) -> NDArray[np.float32]:
     """Code [D_ex] of the person's rest expression, to be added to every frame."""
@@ -250,7 +252,7 @@ def _rest_code(
     added, pose = np.zeros(basis.shape[1]), None
     for _ in range(2):
         points = head_landmarks(carry, z_ex[some] + (basis @ added).astype(np.float32))
-        pose = _solve_poses(points, pixels, camera, point_weights(), pose)
+        pose = solve_poses(points, pixels, camera, point_weights(), pose)
         evidence = landmark_evidence(effect, points, pixels, *pose, camera, FIT_POINTS, landmark_model.REST, eyes)
         added = rest_weights(evidence, added)
     return (basis @ added).astype(np.float32)
@@ -291,36 +293,40 @@ class FrameExpressions:
         self._effect, self._weights = landmark_effects(carry, mean), point_weights()
 
     def __call__(
-        self, z_ex: NDArray[np.float32], landmarks: NDArray[np.float32], shared: NDArray[np.float64] | None = None
+        self,
+        z_ex: NDArray[np.float32],
+        landmarks: NDArray[np.float32],
+        shared: NDArray[np.float64] | None = None,
+        near: Poses | None = None,
     ) -> NDArray[np.float64]:
         """Changes [F, E] of the weights of predicted codes z_ex [F, D_ex] by observed landmarks [F, 478, 2] (px).
 
-        ``shared`` as in :func:`nphm_track.tracking.rest.frame_weights`.
+        ``shared`` as in :func:`nphm_track.tracking.rest.frame_weights`; ``near`` are poses near those sought.
         """
         start = z_ex.astype(np.float64) @ self._inverse
         pixels = self.camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
-        now, pose = start, None
+        now, pose = start, near
         for common in (None, shared):
             points = head_landmarks(self.carry, z_ex + ((now - start) @ self.basis.T).astype(np.float32))
-            pose = _solve_poses(points, pixels, self.camera, self._weights, pose)
+            pose = solve_poses(points, pixels, self.camera, self._weights, pose)
             believed, eyes = landmark_model.FRAME, eye_distance(landmarks)
             evidence = landmark_evidence(self._effect, points, pixels, *pose, self.camera, FIT_POINTS, believed, eyes)
             now = frame_weights(evidence, start, now, common, self._low)
         return now - start
 
 
-def _in_camera(points: NDArray, R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
+def in_camera(points: NDArray, R: NDArray[np.float64], t: NDArray[np.float64]) -> NDArray[np.float64]:
     """Head-space points [F, N, 3] of each frame in camera space."""
     return np.asarray(points @ R.swapaxes(-1, -2) + t[:, None])
 
 
-def _solve_poses(
+def solve_poses(
     points: NDArray[np.float32],
     pixels: NDArray[np.float64],
     camera: Intrinsics,
     weights: Tensor,
-    near: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    near: Poses | None = None,
+) -> Poses:
     """Poses of frames, found from scratch or from poses ``near`` them."""
     known = torch.from_numpy(points).double(), torch.from_numpy(pixels), torch.from_numpy(camera.K), weights
     if near is None:

@@ -49,26 +49,39 @@ def gaze_of(
     of the zero-lag smoothing over time.
     """
     shots = np.zeros(len(track), np.int64) if shots is None else np.asarray(shots)
-    angles = np.stack([_angles(eye, i, track) for i, eye in enumerate(eyes)], 1)  # [T, eye, yaw and pitch]
-    seen = np.asarray(np.isfinite(angles).all((1, 2)))
+    angles = eye_angles(eyes, track).reshape(len(track), 4)
+    seen = np.asarray(np.isfinite(angles).all(1))
     present = track.status != Status.LOST
     out = np.full((len(track), 2, 3), np.nan, np.float32)
     if not seen.any():
         out[present] = (0, 0, 1)
         return out
-    mean = angles.mean(1, keepdims=True)
-    angles = (mean + VERGENCE_KEPT * (angles - mean)).reshape(len(track), 4)
     angles = smooth_codes(angles, track.time, seen.astype(np.float64), smooth, shots, max_gap=np.inf)
     for shot in np.unique(shots[seen]):  # smoothing ends with the first and the last frame that shows the eyes
         rows = np.flatnonzero(shots == shot)
         first, last = rows[seen[rows]][[0, -1]]
         angles[rows] = angles[np.clip(rows, first, last)]
-    yaw, pitch = np.moveaxis(angles.reshape(-1, 2, 2), -1, 0)
+    out[present] = directions(angles.reshape(-1, 2, 2))[present]
+    return out
+
+
+def directions(angles: Array) -> NDArray[np.float32]:
+    """Unit vectors [..., 3] in head space of gazes for which eyeballs turn by ``angles`` [..., 2] to +x and to +y."""
+    yaw, pitch = np.moveaxis(angles, -1, 0)
     across = np.stack([np.sin(yaw) * np.cos(pitch), np.sin(pitch)], -1) / EYE_TURN
     across *= np.minimum(1, MOST / np.maximum(np.linalg.norm(across, axis=-1, keepdims=True), 1e-9))
-    out[:] = np.concatenate([across, np.sqrt(1 - (across**2).sum(-1, keepdims=True))], -1)
-    out[~present] = np.nan
-    return out
+    out = np.concatenate([across, np.sqrt(1 - (across**2).sum(-1, keepdims=True))], -1)
+    return out.astype(np.float32)
+
+
+def eye_angles(eyes: tuple[Eyeball, Eyeball], track: Track) -> Array:
+    """Turns [T, 2, 2] of the left and the right eyeball from rest, to +x and to +y, radians, frame by frame.
+
+    NaN where the irises of both eyes are not seen well.
+    """
+    angles = np.stack([_angles(eye, i, track) for i, eye in enumerate(eyes)], 1)
+    mean = angles.mean(1, keepdims=True)
+    return mean + VERGENCE_KEPT * (angles - mean)
 
 
 def _angles(eye: Eyeball, side: int, track: Track) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nphm_track.errors import InputError
 from nphm_track.files.reading import Arrays, finite_array, read_json, reading
 
 _LIMIT = 1 << 20
@@ -60,6 +61,14 @@ def load_identity(path: str | Path) -> Identity:
         if not len(z_id) or not (model is None or isinstance(model, str)):
             raise ValueError("it has no numbers" if not len(z_id) else "its model is no text")
     return Identity(z_id, model)
+
+
+def code_for(path: str | Path, head_model: str, length: int) -> NDArray[np.float32]:
+    """The code [length] in a file, for the head model with this SHA-256. Raises InputError when it is another's."""
+    given = load_identity(path)
+    if given.model not in (None, head_model) or len(given.z_id) != length:
+        raise InputError(f"identity {path}: it belongs to another head model")
+    return given.z_id
 
 
 def merge_identity(z_id: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -35,7 +35,7 @@ from nphm_track.tracking.clip import given_camera, open_input
 from nphm_track.tracking.code_fit import fitted_codes, fitted_vote, mean_camera
 from nphm_track.tracking.fit import ClipFit, fit_clip, identity_votes, predicted_codes
 from nphm_track.tracking.gaze import gaze_of
-from nphm_track.tracking.identity import IdentityVotes, load_identity
+from nphm_track.tracking.identity import IdentityVotes, code_for
 from nphm_track.tracking.kept import keep_observations, kept_observations
 from nphm_track.tracking.mesh_store import open_store
 from nphm_track.tracking.observations import column
@@ -344,12 +344,7 @@ class Job:
     def _given_identity(self, dim: int) -> np.ndarray | None:
         """The identity code [dim] of the options."""
         path = self.options.identity
-        if path is None:
-            return None
-        given = load_identity(path)
-        if given.model not in (None, self.folder.info.models[self.options.head]) or given.z_id.shape != (dim,):
-            raise InputError(f"identity {path}: it belongs to another head model")
-        return given.z_id
+        return None if path is None else code_for(path, self.folder.info.models[self.options.head], dim)
 
     def _draw(self, model: NphmDecoder, track: Track) -> None:
         """The surface in every frame: meshes and overlay."""

@@ -36,7 +36,7 @@ class AvSource(FrameSource):
         super().__init__(start, end, every)
         self.path, self._stream_number = path, stream_number
         with _open(path) as container:
-            stream = _video_stream(container, path, stream_number)
+            stream = video_stream(container, path, stream_number)
             errors: list[str] = []
             frame = next(_decode(container, stream, errors), None)
             if frame is None:
@@ -58,7 +58,7 @@ class AvSource(FrameSource):
         count, last, shift = 0, -np.inf, 0.0
         step = 1.0 / (self.info.frame_rate or 25.0)
         with _open(self.path) as container:
-            stream = _video_stream(container, self.path, self._stream_number)
+            stream = video_stream(container, self.path, self._stream_number)
             frames = cropped(deinterlaced(_decode(container, stream, errors)), self.presentation)
             for count, frame in enumerate(frames, start=1):
                 time = frame.time
@@ -92,7 +92,7 @@ def _open(path: Path) -> InputContainer:
     return container
 
 
-def _video_stream(container: InputContainer, path: Path, number: int | None) -> VideoStream:
+def video_stream(container: InputContainer, path: Path, number: int | None) -> VideoStream:
     """The ``number``-th video stream; without a number the one players show: the default one, else the largest."""
     streams = _pictured(container)
     if not streams:

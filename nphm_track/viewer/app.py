@@ -32,7 +32,7 @@ VANTAGE = 0.28, 0.12, 0.62
 """Metres from the head to who looks: aside, so that camera, head and picture are seen."""
 LIGHT = 0.55
 """Of the surroundings; at full strength the shape drowns in it."""
-_LEVEL = np.diag([1.0, -1.0, -1.0])  # camera space -> x right, y up, z towards the viewer
+LEVEL = np.diag([1.0, -1.0, -1.0])  # camera space -> x right, y up, z towards the viewer
 _STATUS = ("tracked", "filled in", "lost")
 
 
@@ -43,7 +43,7 @@ class Viewer:
     """
 
     def __init__(self, runs: Sequence[Run], *, host: str = "127.0.0.1", port: int = 8080) -> None:
-        viser = _viser()
+        viser = load_viser()
         self.scenes = [RunScene(run, colour) for run, colour in zip(runs, PLAIN, strict=False)]
         try:
             with own_page_only(host):
@@ -115,7 +115,7 @@ class Viewer:
     def _look(self) -> None:
         """Put those who look before the head, to its side."""
         track = self.scenes[0].track
-        place = _LEVEL @ np.median(track.t[track.status != Status.LOST], axis=0)
+        place = LEVEL @ np.median(track.t[track.status != Status.LOST], axis=0)
         target = np.zeros(3) if self._still.value == "head" else place
         if len(self.scenes) > 1 and self._beside.value:
             target = target + np.array([BESIDE / 2, 0.0, 0.0])
@@ -132,7 +132,7 @@ class Viewer:
             return
         head_still = self._still.value == "head"
         beside = np.array([BESIDE * index if self._beside.value else 0.0, 0.0, 0.0])
-        names.add_frame(root, show_axes=False, wxyz=_wxyz(np.eye(3) if head_still else _LEVEL), position=beside)
+        names.add_frame(root, show_axes=False, wxyz=_wxyz(np.eye(3) if head_still else LEVEL), position=beside)
         R, t = track.R[row], track.t[row]
         head = (np.eye(3), np.zeros(3)) if head_still else (R, t)
         camera = (R.T, -R.T @ t) if head_still else (np.eye(3), np.zeros(3))
@@ -204,7 +204,7 @@ def _wxyz(R: NDArray[np.float64]) -> NDArray[np.float64]:
     return Rotation.from_matrix(R).as_quat(scalar_first=True)
 
 
-def _viser() -> Any:
+def load_viser() -> Any:
     try:
         import viser
     except ImportError as error:
