@@ -119,30 +119,26 @@ class Rig:
         return w
 
     def vertices(self, weights: NDArray[np.floating], gaze: NDArray[np.floating] | None = None) -> NDArray[np.float32]:
-        """The head [V, 3] of weights [K], looking along the unit vectors ``gaze`` [2, 3] (left eye, right eye).
+        """The head [..., V, 3] of weights [..., K], eyes looking along ``gaze`` [..., 2, 3], left first.
 
-        +z is straight ahead: the pose of ICT-FaceKit's eyes at rest, whose axes point a little outwards as people's do.
+        These are unit vectors; +z is straight ahead: the pose of ICT-FaceKit's eyes at rest, whose axes point a little
+        outwards as people's do.
         """
-        v = self.neutral.copy()
-        index, flat = self._moving
-        v[index] += (np.asarray(weights, np.float32) @ flat).reshape(-1, 3)
+        w: NDArray[np.float32] = np.asarray(weights, np.float32)
+        frames = w.shape[:-1]
+        out = (w @ self.shapes.reshape(len(self.shapes), -1)).reshape(*frames, *self.neutral.shape)
+        out += self.neutral
         mouth = self.template.mouth
-        rotation, shift = self.jaw_motion(weights)
         rest, share = self.neutral[mouth], self.template.jaw[mouth, None]
-        v[mouth] = rest + share * (rest @ (rotation - np.eye(3, dtype=np.float32)).T + shift)
-        if gaze is not None and np.isfinite(gaze).all():
-            for eye, side, direction in zip(self.eyes, SIDES, gaze, strict=True):
-                own = self.template.part(f"eye_{side}")
-                v[own] = (self.neutral[own] - eye.centre) @ eye_turn(direction).T + eye.centre
-        return v
-
-    @cached_property
-    def _moving(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Vertices [M] of the skin and the lashes that any shape moves, and those shapes [K, 3 M]."""
-        moves = np.asarray(self.shapes.any((0, 2)))
-        moves[self.template.mouth] = False
-        index = np.flatnonzero(moves)
-        return index, np.ascontiguousarray(self.shapes[:, index].reshape(len(self.shapes), -1))
+        for frame in np.ndindex(frames):
+            v = out[frame]
+            rotation, shift = self.jaw_motion(w[frame])
+            v[mouth] = rest + share * (rest @ (rotation - np.eye(3, dtype=np.float32)).T + shift)
+            if gaze is not None and np.isfinite(gaze[frame]).all():
+                for eye, side, direction in zip(self.eyes, SIDES, gaze[frame], strict=True):
+                    own = self.template.part(f"eye_{side}")
+                    v[own] = (self.neutral[own] - eye.centre) @ eye_turn(direction).T + eye.centre
+        return out
 
     @cached_property
     def _jaw(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
@@ -185,10 +181,9 @@ class Rig:
         combine = arkit_maps(self.names)[0].astype(np.float32)
         named = {name: combine[:, BLENDSHAPE_NAMES.index(name)] for name in ARKIT_BLENDSHAPES}
         named |= {_arkit_name(n): eye[self.names.index(n)] for n in self.names if n.startswith(BEYOND_ARKIT)}
-        out = {}
-        for name, weights in named.items():
-            moved = self.vertices(weights) - self.neutral
-            out[name] = np.where(np.abs(moved).max(1, keepdims=True) > ROUNDING, moved, 0)
+        moved = self.vertices(np.stack(list(named.values()))) - self.neutral
+        moved[np.abs(moved).max(2) <= ROUNDING] = 0
+        out = dict(zip(named, moved, strict=True))
         return {name: self._tongue_out() if name == TONGUE else out[name] for name in self.arkit_names}
 
     @cached_property

@@ -184,7 +184,7 @@ def model_of(run: Run) -> NphmDecoder:
 class RiggedFrames:
     """The vertices of a rig in the rows of a track, with the network's own deformation where it is the better witness.
 
-    Correctives are found for ``BLOCK`` rows at a time, whichever of them is asked for.
+    ``BLOCK`` rows are made at a time, whichever of them is asked for.
     """
 
     def __init__(
@@ -204,7 +204,7 @@ class RiggedFrames:
         self._correct = CorrectedFrames(model, rig, z_id, codes, self.weights, known)
         if learn and len(self.present):
             self._correct.learn(self.present)
-        self._block, self._rows, self._beside = -1, self.present[:0], np.empty((0, 0, 3), np.float32)
+        self._block, self._rows, self._heads = -1, self.present[:0], np.empty((0, 0, 3), np.float32)
 
     @property
     def correctives(self) -> Correctives:
@@ -212,15 +212,17 @@ class RiggedFrames:
 
     def __call__(self, row: int) -> Vertices:
         """Vertices [V, 3] of row ``row`` of the track, metres, head space."""
-        out = self.rig.vertices(self.weights[row], None if self.gaze is None else self.gaze[row])
         if row not in self.present:
-            return out
+            return self._posed(row)
         if row // BLOCK != self._block:
             self._block = row // BLOCK
             self._rows = self.present[self.present // BLOCK == self._block]
-            self._beside = self._correct(self._rows)
-        out[: self.rig.template.skin_size] += self._beside[int(np.searchsorted(self._rows, row))]
-        return out
+            self._heads = self._posed(self._rows)
+            self._heads[:, : self.rig.template.skin_size] += self._correct(self._rows)
+        return self._heads[int(np.searchsorted(self._rows, row))].copy()
+
+    def _posed(self, rows: int | NDArray[np.int64]) -> Vertices:
+        return self.rig.vertices(self.weights[rows], None if self.gaze is None else self.gaze[rows])
 
 
 class CarriedFrames:
