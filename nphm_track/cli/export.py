@@ -27,9 +27,9 @@ Frames = Annotated[
 ]
 Textured = Annotated[bool, typer.Option("--textured", help="Colour a GLB's skin from the clip.")]
 FlameModel = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for format flame.")
+    Path | None, typer.Option(metavar="FILE", help="Your FLAME 2020 or 2023 (.npz, .pkl), for flame.")
 ]
-GnmModel = Annotated[Path | None, typer.Option(metavar="FILE", help="Your gnm_head.npz (GNM Head 3), for format gnm.")]
+GnmModel = Annotated[Path | None, typer.Option(metavar="FILE", help="Your gnm_head.npz (GNM Head 3), for gnm.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Replace a file called -o that this program did not make.")
 ]

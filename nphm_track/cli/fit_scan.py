@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from nphm_track.cli.export import FlameModel, GnmModel
 from nphm_track.cli.json_output import print_json
 
 
@@ -26,6 +27,11 @@ def fit_scan(
     ] = None,
     head_model: Annotated[str, typer.Option(metavar="NAME", help="Head model to fit.")] = "nphm-small",
     steps: Annotated[int, typer.Option(min=1, help="Steps of the optimisation.")] = 300,
+    to: Annotated[
+        str | None, typer.Option(metavar="flame|gnm", help="Fit a model of yours too, as --format of export does.")
+    ] = None,
+    flame_model: FlameModel = None,
+    gnm_model: GnmModel = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace fits of the same scans that were made with other options.")
     ] = False,
@@ -40,7 +46,7 @@ def fit_scan(
     from nphm_track.cli.progress import show_progress
     from nphm_track.scans import fitting
 
-    options = fitting.FitOptions(head_model, landmarks, steps, device)
+    options = fitting.FitOptions(head_model, landmarks, steps, device, to, flame_model, gnm_model)
     out = output or Path(f"{scan.resolve().stem}_fit")
     with show_progress(quiet) as progress:
         run = fitting.fit_folder if scan.is_dir() else fitting.fit_scan

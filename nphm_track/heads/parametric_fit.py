@@ -9,6 +9,7 @@ jaw. Identity and expression have the models' own prior, N(0, 1).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 from trimesh.triangles import points_to_barycentric
 
-from nphm_track.heads.parametric import Array, ParametricHead
+from nphm_track.errors import ModelError
+from nphm_track.heads.parametric import Array, ParametricHead, read_flame, read_gnm
 from nphm_track.heads.rig import SIDES, looking_along
 from nphm_track.heads.template import Template, sphere
 from nphm_track.rendering.rasteriser import vertex_normals
@@ -74,6 +76,18 @@ class Pose:
     expression: Array
     turns: Array
     residual_mm: float
+
+
+def lay_on(file: Path, flame: bool, template: Template, neutral: NDArray[np.floating]) -> tuple[ParametricHead, Person]:
+    """The user's FLAME or else GNM Head, laid on a neutral head [V, 3]. Raises ModelError for one that cannot be."""
+    model = read_flame(file) if flame else read_gnm(file)
+    try:
+        person = fit_person(model, template, neutral)
+    except (ValueError, np.linalg.LinAlgError) as error:
+        raise ModelError(f"{file} cannot be laid on a head ({error})") from None
+    if flame and person.unit != 1:
+        raise ModelError(f"{file} is no FLAME model in metres: its eyes are too far apart or too near")
+    return model, person
 
 
 def fit_person(model: ParametricHead, template: Template, neutral: NDArray[np.floating]) -> Person:
@@ -159,6 +173,47 @@ def fit_pose(
         if eye is not None and np.isfinite(direction).all():
             turns[eye] = Rotation.from_matrix(person.R.T @ looking_along(direction) @ person.R).as_rotvec()
     return Pose(expression, turns, float(1000 * person.unit * np.average(off, weights=person.weight)))
+
+
+def _world(person: Person, R: Array, t: Array) -> tuple[Array, Array]:
+    """Rotations [T, 3, 3] and shifts [T, 3] from the model, in metres, to the world."""
+    return R @ person.R, R @ person.t + t
+
+
+def flame_values(
+    model: ParametricHead, person: Person, poses: list[Pose], R: Array, t: Array
+) -> dict[str, NDArray[np.float32]]:
+    """FLAME's parameters by VHAP's names, of T frames whose heads are brought into a world by R [T, 3, 3], t [T, 3]."""
+    turned, shift = _world(person, R, t)
+    expression = np.array([pose.expression for pose in poses])
+    turns = np.array([pose.turns for pose in poses])
+    root = model.joints[0] + model.joint_shape[0] @ person.shape + expression @ model.joint_expression[0].T
+    about_root = shift + (turned @ root[..., None])[..., 0] - root  # FLAME turns about its first joint, then shifts
+    left, right = model.joint("eye", "left"), model.joint("eye", "right")
+    values = {
+        "shape": person.shape,
+        "expr": expression,
+        "rotation": Rotation.from_matrix(turned).as_rotvec(),
+        "translation": about_root,
+        "neck_pose": turns[:, model.joint("neck")],
+        "jaw_pose": turns[:, model.joint("jaw")],
+        "eyes_pose": np.concatenate([turns[:, left], turns[:, right]], 1),
+    }
+    return {name: value.astype(np.float32) for name, value in values.items()}
+
+
+def gnm_values(person: Person, poses: list[Pose], R: Array, t: Array) -> dict[str, NDArray[np.float32]]:
+    """GNM Head's parameters, with ``unit`` metres in its unit: x = unit R(rotation) v + translation."""
+    turned, shift = _world(person, R, t)
+    values = {
+        "identity": person.shape,
+        "expression": np.array([pose.expression for pose in poses]),
+        "joint_rotations": np.array([pose.turns for pose in poses]),
+        "rotation": Rotation.from_matrix(turned).as_rotvec(),
+        "translation": shift,
+        "unit": np.array(person.unit),
+    }
+    return {name: value.astype(np.float32) for name, value in values.items()}
 
 
 def _by_the_eyes(model: ParametricHead, template: Template, neutral: NDArray[np.floating]) -> tuple[float, Array]:

@@ -29,6 +29,7 @@ from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import write_ply
 from nphm_track.rendering.surface import Surface
 from nphm_track.scans.landmarks import ScanLandmarks, detect_landmarks, read_landmarks
+from nphm_track.scans.parametric import ParametricScan, fit_model
 from nphm_track.scans.reading import SUFFIXES, ScanGeometry, read_scan
 from nphm_track.tracking.progress import LineProgress, Progress
 
@@ -51,16 +52,31 @@ class FitOptions:
         landmarks: file of known landmarks (``scans.landmarks.read_landmarks``), None to detect them.
         steps: of the optimisation.
         device: torch device.
+        to: "flame" or "gnm", to fit such a model too; None not to.
+        flame_model, gnm_model: the user's file of that model.
     """
 
     head_model: str = DEFAULT
     landmarks: Path | None = None
     steps: int = 300
     device: str = "cpu"
+    to: str | None = None
+    flame_model: Path | None = None
+    gnm_model: Path | None = None
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise InputError(f"option steps: must be at least 1, not {self.steps}")
+        if self.to not in (None, "flame", "gnm"):
+            raise InputError(f"unknown model '{self.to}'; choose from flame, gnm")
+        for name, file in (("flame", self.flame_model), ("gnm", self.gnm_model)):
+            if (self.to == name) != (file is not None):
+                raise InputError(f"--to {name} and --{name}-model FILE go together")
+
+    @property
+    def model_file(self) -> Path | None:
+        """The file of the model that is fitted too."""
+        return self.flame_model or self.gnm_model
 
 
 @dataclass(frozen=True)
@@ -117,7 +133,7 @@ class ScanFitter:
         vertices, faces = self.mesh(result)
         surface = Surface(vertices, faces)
         unit = unit_of(result.pose.scale)
-        to_mm = 1e3 * (result.pose.scale / UNITS[unit] if unit in UNITS else 1.0)
+        to_mm = _to_mm(result.pose.scale, unit)
         head = result.pose.inverse(scan.vertices)
         inside = in_head(head)
         distance = np.full(len(head), np.nan)
@@ -158,6 +174,11 @@ def unit_of(scale: float) -> str:
     return "unknown"
 
 
+def _to_mm(scale: float, unit: str) -> float:
+    """Millimetres of the scan, of the model where its unit is not known, in a metre of the model."""
+    return 1e3 * (scale / UNITS[unit] if unit in UNITS else 1.0)
+
+
 def fit_scan(
     scan: str | Path,
     out: str | Path,
@@ -172,7 +193,8 @@ def fit_scan(
         scan: a mesh or point cloud, in any unit and orientation.
         out: folder for codes.npz, mesh.ply (the head in the scan's coordinates and unit), error.ply (the scan coloured
             by its distance, blue 0 to red 3 mm, grey off the head) and, last, summary.json.
-        options: head model, landmarks, steps.
+        options: head model, landmarks, steps. With ``to``, out gets that model's parameters and its head in the scan's
+            coordinates too, flame.npz and flame.ply.
         overwrite: replace a fit with another model or other options.
         progress: told of steps.
 
@@ -295,6 +317,9 @@ def _fit_to(fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, p
         "identity_rms": round(float(np.sqrt((result.identity**2).mean())), 4),
         "identity_rest": round(result.identity_rest, 4),
     }
+    other = _fit_other(fitter, fitted, scan) if fitter.options.to else None
+    if other is not None:
+        summary[str(fitter.options.to)] = other[1]
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / SUMMARY).unlink(missing_ok=True)
@@ -303,8 +328,25 @@ def _fit_to(fitter: ScanFitter, file: Path, out: Path, landmarks: Path | None, p
     _write(out / CODES, _codes_npz(fitter.model, result, known))
     write_ply(out / MESH, result.pose(fitted.vertices), fitted.faces)
     _write(out / ERROR, error_ply(scan, fitted.distance))
+    if other is not None:
+        _write(out / f"{fitter.options.to}.npz", _npz(**other[0].values))
+        write_ply(out / f"{fitter.options.to}.ply", other[0].vertices, other[0].faces)
     _write(out / SUMMARY, json.dumps(summary, indent=1).encode())
     return summary
+
+
+def _fit_other(fitter: ScanFitter, fitted: FittedScan, scan: ScanGeometry) -> tuple[ParametricScan, dict[str, Any]]:
+    """The user's model on a fitted scan, and what the summary says of it."""
+    file = fitter.options.model_file
+    assert file is not None, "FitOptions asks for it"
+    other = fit_model(file, fitter.options.to == "flame", fitter.model, fitted.registration)
+    pose = fitted.registration.pose
+    face = fitter._face_points(fitted.registration, scan.surface_points()[0])
+    distance = Surface(pose.inverse(other.vertices), other.faces).closest(face).distance * _to_mm(
+        pose.scale, fitted.unit
+    )
+    told = {"residual_mm": round(other.residual_mm, 4), "median_mm": round(float(np.median(distance)), 4)}
+    return other, {"model_sha256": sha256(file), **told}
 
 
 def _sidecar(file: Path) -> Path | None:
@@ -327,6 +369,7 @@ def _finished(
             "head-model": summary["head_model_sha256"] == fitter.model_sha256,
             "landmarks": summary.get("landmarks_sha256") == _landmarks_sha256(landmarks),
             "steps": summary["options"]["steps"] == fitter.options.steps,
+            "to": _model_sha256(summary) == _model_sha256_of(fitter.options),
         }
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -340,15 +383,22 @@ def _finished(
     raise OutputError(f"{out} holds a fit with other options ({changed}); pass --overwrite to replace it")
 
 
+def _model_sha256(summary: dict[str, Any]) -> str | None:
+    """Of the user's model that a summary tells of."""
+    return next((summary[name]["model_sha256"] for name in ("flame", "gnm") if name in summary), None)
+
+
+def _model_sha256_of(options: FitOptions) -> str | None:
+    return sha256(options.model_file) if options.model_file else None
+
+
 def _landmarks_sha256(file: Path | None) -> str | None:
     return None if file is None else sha256(file)
 
 
 def _codes_npz(model: NphmDecoder, result: Registration, landmarks: ScanLandmarks) -> bytes:
     """z_id, z_ex; scale, R, t (x_scan = scale R x_head + t, x_head in metres); the weights behind the codes."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
+    return _npz(
         z_id=result.z_id,
         z_ex=result.z_ex,
         scale=np.float64(result.pose.scale),
@@ -361,6 +411,11 @@ def _codes_npz(model: NphmDecoder, result: Registration, landmarks: ScanLandmark
         landmark_index=landmarks.index,
         landmarks=landmarks.points,
     )
+
+
+def _npz(**values: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **values)
     return buffer.getvalue()
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +13,17 @@ import trimesh
 
 from nphm_track.conventions import MODEL_UNIT
 from nphm_track.errors import InputError, OutputError
-from nphm_track.heads import registration
+from nphm_track.heads import parametric_fit, registration
 from nphm_track.heads.loading import load_head_model
 from nphm_track.heads.mesh import extract_canonical
+from nphm_track.heads.template import load_template
 from nphm_track.rigid import Similarity
 from nphm_track.scans import fitting
 from nphm_track.scans.fitting import FitOptions, fit_folder, fit_scan, norm_outliers, unit_of
 from nphm_track.scans.reading import ScanGeometry
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "heads"))
+from made_up_flame import write_flame
 
 ERRORS: dict[int, Exception] = {0: InputError("c.ply is broken")}
 """What is wrong with the broken scan."""
@@ -44,8 +50,9 @@ def test_error_colours() -> None:
 
 
 def test_one_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From a file in centimetres with given landmarks to everything on disk."""
+    """From a file in centimetres with given landmarks to everything on disk, FLAME included."""
     monkeypatch.setattr(registration, "POOL", 2500)
+    monkeypatch.setattr(parametric_fit, "POINTS", 500)
     monkeypatch.setattr(fitting, "extract_canonical", partial(extract_canonical, detail=0.5))
     model = load_head_model()
     z_id = model.identity_basis[:, 1] * 0.8
@@ -53,14 +60,21 @@ def test_one_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pose = Similarity(100.0, np.eye(3)[[1, 2, 0]], np.array([3.0, 2, 1]))
     trimesh.Trimesh(pose(mesh.vertices), mesh.faces, process=False).export(tmp_path / "head.ply")
     np.save(tmp_path / "marks.npy", pose(model.landmarks(z_id).numpy() * MODEL_UNIT))
-    options = FitOptions(landmarks=tmp_path / "marks.npy", steps=40)
+    flame, _ = write_flame(tmp_path, load_template())
+    options = FitOptions(landmarks=tmp_path / "marks.npy", steps=40, to="flame", flame_model=flame)
     summary = fit_scan(tmp_path / "head.ply", tmp_path / "out", options=options)
     assert summary["unit"] == "cm" and abs(summary["scale"] / 100 - 1) < 0.05
     assert summary["median_mm"] < 1 and summary["median_mm"] <= summary["mean_mm"] <= summary["p90_mm"] * 2
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert summary["flame"]["residual_mm"] < 3 and summary["flame"]["median_mm"] < 3
+    assert fit_scan(tmp_path / "head.ply", tmp_path / "out", options=options) == summary  # not done again
+    with pytest.raises(OutputError, match="other options"):
+        fit_scan(tmp_path / "head.ply", tmp_path / "out", options=replace(options, to=None, flame_model=None))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "codes.npz",
         "error.ply",
+        "flame.npz",
+        "flame.ply",
         "mesh.ply",
         "summary.json",
     ]
