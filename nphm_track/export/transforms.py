@@ -54,9 +54,13 @@ def write(run: Run, target: Path, options: ExportOptions, progress: Progress) ->
         _complete(content)
         if options.up == "z":
             content["orientation_override"] = "none"  # nerfstudio's worlds are z-up, too: the head stays as it is
+        steps = [frame["timestep_index"] for frame in content["frames"]]
+        content |= {
+            "timestep_indices": steps,
+            "camera_indices": [0],
+        }  # of the whole clip in each part: VHAP counts them
         for name, frames in _splits(content["frames"]).items():
-            _write(target / f"transforms_{name}.json", content | {"frames": frames} | _indices(frames))
-        content |= _indices(content["frames"])
+            _write(target / f"transforms_{name}.json", content | {"frames": frames})
     _write(target / TRANSFORMS_JSON, content)
     write_manifest(target, run, "transforms", options, world="head-fixed")
 
@@ -101,13 +105,6 @@ def _complete(content: dict[str, Any]) -> None:
 def _splits(frames: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     end = len(frames) - round(TEST_SHARE * len(frames))
     return {"train": frames[:end], "val": [], "test": frames[end:]}
-
-
-def _indices(frames: list[dict[str, Any]]) -> dict[str, list[int]]:
-    return {
-        "timestep_indices": [frame["timestep_index"] for frame in frames],
-        "camera_indices": [0] if frames else [],
-    }
 
 
 def _write_heads(run: Run, rows: list[int], target: Path, options: ExportOptions, progress: Progress) -> None:

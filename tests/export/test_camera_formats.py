@@ -77,8 +77,10 @@ def test_data_set_is_what_its_readers_ask_for(made, tmp_path: Path) -> None:
     out = export(made.run, "transforms", tmp_path / "out", ExportOptions("m", "z", images=True))
     whole = json.loads((out / "transforms.json").read_text())
     steps = [frame["timestep_index"] for frame in whole["frames"]]
-    # VHAP's NeRFDataset: indices without gaps, intrinsics and size of each frame, picture and parameters
-    assert len(whole["timestep_indices"]) == max(whole["timestep_indices"]) + 1 == len(made.pixels)
+    # VHAP's NeRFDataset: indices without gaps in each part, intrinsics and size of each frame, picture and parameters
+    for name in ("", "_train", "_val", "_test"):
+        indices = json.loads((out / f"transforms{name}.json").read_text())["timestep_indices"]
+        assert len(indices) == max(indices) + 1 == len(made.pixels)
     assert whole["camera_indices"] == [0] and steps == whole["timestep_indices"]
     for frame, row in zip(whole["frames"], made.pixels, strict=True):
         assert (frame["timestep_index_original"], frame["timestep_id"]) == (2 * row, f"{2 * row:06d}")

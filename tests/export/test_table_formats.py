@@ -175,6 +175,14 @@ class TestReadersOfBlendshapes:
         assert all(len(code.split(":")) == 4 and int(code.split(":")[3]) < 60 for code in codes)
         assert len(set(codes)) == len(codes)
 
+    def test_maya_finds_rows_by_their_timecode_and_counts_frames_of_60(self, clip) -> None:
+        """aronamao's importer: the row is looked up by its timecode; whole frames, and seconds since the first row."""
+        path, times = clip
+        codes = [row["Timecode"] for row in rows_of(path)]
+        frames = [60 * int(second) + int(float(frame)) for _, _, second, frame in (code.split(":") for code in codes)]
+        assert len(set(codes)) == len(codes) and (np.diff(frames) > 0).all()
+        np.testing.assert_allclose(np.array(frames) - frames[0], 60 * (times - times[0]), atol=1.01)
+
     @pytest.mark.parametrize("clock", ["milliseconds", "telephone"])
     def test_every_row_of_an_uneven_60_has_a_sixtieth_to_itself(self, clock: str) -> None:
         """WebM and Matroska count whole milliseconds; cameras of telephones are some milliseconds early or late."""
