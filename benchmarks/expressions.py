@@ -2,7 +2,8 @@
 
 The head's landmarks are compared with the observed ones (``nphm_track.evaluation.following``): correlation and slope
 over the tracked frames, dashes where the picture's does not move. Jitter is the landmarks' RMS acceleration, similarity
-removed, in eye distances a second squared; the observed landmarks' own stands beside it. With --refine, refined runs.
+removed, in eye distances a second squared; the observed landmarks' own stands beside it. A blink's shift is how
+much further a full one puts the head (``evaluate leakage``). With --refine, refined runs.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from benchmarks.data import find_clips
 from benchmarks.harness import End, Only, Out, Report, Videos, table
 from nphm_track._runtime import prepare_torch
 from nphm_track.errors import NphmTrackError
+from nphm_track.evaluation import leakage
 from nphm_track.evaluation.video import compared, video_quality
 from nphm_track.tracking.pipeline import track
 from nphm_track.tracking.progress import NullProgress
@@ -32,10 +34,10 @@ def run(videos: Videos, out: Out, only: Only = None, end: End = None, refine: bo
             done = track(
                 clip, out / "runs" / clip.stem, end=end, refine=refine, meshes=False, overlay=False, overwrite=True
             )
+            found[clip.stem] = measured(done)
         except NphmTrackError as error:
             failed.append(f"{clip.stem}: {error}")
             continue
-        found[clip.stem] = measured(done)
         print(clip.stem, found[clip.stem], flush=True)
     parts = ["Correlation, slope.", as_table(found), *failed]
     return Report({"end": end, "refine": refine, "clips": found}, parts, not failed)
@@ -44,14 +46,15 @@ def run(videos: Videos, out: Out, only: Only = None, end: End = None, refine: bo
 def measured(done: Run) -> dict[str, Any]:
     quality = video_quality(done, NullProgress())
     following = {name: asdict(found) for name, found in compared(done)["head, observed"].items()}
+    shift = leakage.measure(done.track)["per_full_weight"]["blink"]["z_mm"]
     numbers = {"jitter": quality.landmark_jitter, "observed": quality.observed_jitter}
-    return {"following": following, **numbers, "error %": quality.landmark_error_percent}
+    return {"following": following, **numbers, "error %": quality.landmark_error_percent, "blink shift, mm": shift}
 
 
 def as_table(found: dict[str, dict[str, Any]]) -> str:
     """A row for each clip, and their means."""
     names = list(dict.fromkeys(name for f in found.values() for name in f["following"]))
-    numbers = ["jitter", "observed", "error %"]
+    numbers = ["jitter", "observed", "error %", "blink shift, mm"]
     rows: list[list[Any]] = []
     for clip, f in found.items():
         rows.append([clip, *(told([f["following"][n]]) for n in names), *(f[k] for k in numbers)])

@@ -305,10 +305,11 @@ class FrameExpressions:
         """
         start = z_ex.astype(np.float64) @ self._inverse
         pixels = self.camera.undistort(landmarks[:, list(FIT_POINTS)].astype(np.float64))
-        now, pose = start, near
+        now = start
+        # Of the predicted expressions: later ones may have taken a nearer head for an expression.
+        pose = solve_poses(head_landmarks(self.carry, z_ex), pixels, self.camera, self._weights, near)
         for common in (None, shared):
             points = head_landmarks(self.carry, z_ex + ((now - start) @ self.basis.T).astype(np.float32))
-            pose = solve_poses(points, pixels, self.camera, self._weights, pose)
             believed, eyes = landmark_model.FRAME, eye_distance(landmarks)
             evidence = landmark_evidence(self._effect, points, pixels, *pose, self.camera, FIT_POINTS, believed, eyes)
             now = frame_weights(evidence, start, now, common, self._low)

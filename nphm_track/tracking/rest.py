@@ -89,13 +89,13 @@ def landmark_evidence(
     model: LandmarkModel,
     eye_distance: float | NDArray[np.floating],
 ) -> Evidence:
-    """Normal equations of the weights, whatever the pose.
+    """Normal equations of the weights, whatever the pose is near the one given.
 
     Args:
         effect: [E, N, 3] from ``landmark_effects``.
         points: [F, N, 3] landmarks of some frames, metres, head space.
         pixels: [F, N, 2] the observed ones, undistorted.
-        R, t: [F, 3, 3], [F, 3] the poses that fit best.
+        R, t: [F, 3, 3], [F, 3] the poses that fit best, about which the distance is as sure as ``model`` says.
         camera: intrinsics.
         index: which of the 478 landmarks they are [N].
         model: what is believed of them.
@@ -121,7 +121,10 @@ def landmark_evidence(
         gaps = np.diff(of_points[:, upper_lower], axis=2)[:, :, 0] / model.opening
         return np.concatenate([of_points * root[:, None, None], gaps], 1).reshape(frames, -1, of_points.shape[-1])
 
-    jacobian, pose, residual = rows(jacobian), rows(pose), rows(residual[..., None])
+    nearer = np.zeros((frames, 1, 6))
+    nearer[:, 0, 5] = np.asarray(eye_distance) / (model.distance * t[:, 2])
+    jacobian, residual = (np.pad(rows(a), ((0, 0), (0, 1), (0, 0))) for a in (jacobian, residual[..., None]))
+    pose = np.concatenate([rows(pose), nearer], 1)
     q, _ = np.linalg.qr(pose)
     jacobian, residual = (a - q @ (q.swapaxes(-1, -2) @ a) for a in (jacobian, residual))
     scale = np.broadcast_to(1 / np.asarray(eye_distance) ** 2, frames)[:, None]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -16,6 +17,8 @@ from nphm_track.tracking.fit import (
     _frame_codes,
     head_landmarks,
     landmark_carrier,
+    point_weights,
+    solve_poses,
 )
 from nphm_track.tracking.rest import (
     frame_weights,
@@ -166,6 +169,31 @@ def test_lips_close_without_a_jaw_that_closes_further_than_its_teeth() -> None:
     )
     at_rest = np.diff(head_landmarks(carry, z_ex[:1])[0][lips, 1], axis=1).mean()
     assert abs(gap - wanted) < 0.2 * abs(at_rest - wanted)
+
+
+def test_corners_that_a_squeezed_eye_draws_out_bring_no_head_nearer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network puts them up to a sixth of the eyes' distance further apart, which no expression of the head does."""
+    model = load_head_model()
+    carry = landmark_carrier(model, np.zeros(model.config.identity_dim, np.float32))
+    basis, names = model.expression_basis.detach().numpy(), model.config.expression_names
+    camera = Intrinsics.from_focal(900.0, (640, 480))
+    blinks = basis[:, [names.index(f"eyeBlink_{side}") for side in "LR"]].sum(1)
+    log, z_ex = _frames_of(carry, (0.8 * blinks).astype(np.float32), camera, 12)
+    drawn = log["landmarks"][2]
+    width = drawn[263, 0] - drawn[33, 0]
+    for corner, share in ((33, -1), (263, 1)):
+        drawn[corner, 0] += share * width / 12
+    pixels = log["landmarks"][:, list(FIT_POINTS), :2].astype(np.float64)
+
+    def nearer() -> float:
+        """Metres by which the head of the frame is nearer than those of the others."""
+        added = _frame_codes(carry, log, np.ones(12, bool), z_ex, camera)
+        _, t = solve_poses(head_landmarks(carry, z_ex + added), pixels, camera, point_weights())
+        return float(t[0, 2] - t[2, 2])
+
+    held = nearer()
+    monkeypatch.setattr(landmark_model, "FRAME", replace(landmark_model.FRAME, distance=np.inf))
+    assert abs(held) < 0.5 * nearer()
 
 
 def test_what_all_frames_share_is_not_added_to_each() -> None:
