@@ -6,6 +6,8 @@ import atexit
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from nphm_track.errors import InputError
+from nphm_track.errors import END_SIGNALS, InputError
 from nphm_track.models import write_weights
 from nphm_track.training.muon import Muon
 from nphm_track.training.recipe import TrainerConfig
@@ -120,6 +122,8 @@ class Trainer:
         self._peaks = [o.param_groups[0]["lr"] for o in self.optimisers]
         self.step = 0
         self.seconds = 0.0
+        self._asked = 0
+        self._stepping = False
 
     def run(self, *, resume: bool = False) -> dict[str, float]:
         """Train to the end; returns the last held-out metrics.
@@ -140,15 +144,17 @@ class Trainer:
         board = None if self.share.rank else _tensorboard(self.folder)
         logged: dict[str, list[float]] = {}
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, disable=not _is_terminal() or self.share.rank > 0) as bar, self._saved_on_interrupt():
+        with Progress(*columns, disable=not _is_terminal() or self.share.rank > 0) as bar, self._ending_well():
             job = bar.add_task("training", total=self.config.steps, completed=self.step)
             while not self.finished:
                 terms = self.train_step()
                 now = time.monotonic()
-                self.seconds = self._agreed(self.seconds + now - started)
+                self.seconds, asked = self._agreed(self.seconds + now - started, self._asked)
                 started = now
                 bar.update(job, completed=self.step, description=f"training  loss {terms['total']:.4f}")
                 last = self.finished
+                if asked and not last:
+                    raise _Asked(asked)
                 if self.share.rank:
                     continue
                 for name, value in terms.items():
@@ -166,13 +172,14 @@ class Trainer:
             distributed.barrier()  # the others wait for the first one's last metrics: leaving alone may abort
         return metrics
 
-    def _agreed(self, seconds: float) -> float:
-        """The first process's clock, so that all of them end at the same step."""
+    def _agreed(self, seconds: float, asked: int) -> tuple[float, int]:
+        """The first process's clock, and the signal that any was sent, so that all of them end at the same step."""
         if self.share.world == 1:
-            return seconds
-        shared = torch.tensor(seconds, dtype=torch.float64, device=self.device)
-        distributed.broadcast(shared, 0)
-        return float(shared)
+            return seconds, asked
+        known = [0.0 if self.share.rank else seconds, float(asked)]
+        shared = torch.tensor(known, dtype=torch.float64, device=self.device)
+        distributed.all_reduce(shared, distributed.ReduceOp.MAX)
+        return float(shared[0]), int(shared[1])
 
     @property
     def finished(self) -> bool:
@@ -180,14 +187,37 @@ class Trainer:
         return self.step >= self.config.steps or (minutes is not None and self.seconds >= 60 * minutes)
 
     @contextmanager
-    def _saved_on_interrupt(self) -> Iterator[None]:
-        """Ctrl-C leaves a checkpoint of the last finished step."""
+    def _ending_well(self) -> Iterator[None]:
+        """Requests to end leave a checkpoint of the last whole step; then the signal takes its usual course.
+
+        The first is heard at the end of a step, by all processes; one more takes its course at once.
+        """
+
+        def ask(number: int, frame: object) -> None:
+            if self._asked:
+                signal.signal(number, before[number])
+                signal.raise_signal(number)
+            self._asked = number
+
+        main = threading.current_thread() is threading.main_thread()
+        heard = [n for n in END_SIGNALS if main and signal.getsignal(n) not in (signal.SIG_IGN, None)]
+        before = {number: signal.signal(number, ask) for number in heard}
         try:
             yield
-        except KeyboardInterrupt:
-            if not self.share.rank:
+        except (KeyboardInterrupt, _Asked) as error:
+            if not self.share.rank and not self._stepping:
                 self.save({})
-            raise
+            asked = error.args[0] if isinstance(error, _Asked) else 0
+            if not asked:
+                raise
+        else:
+            asked = 0
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if asked:
+            signal.raise_signal(asked)
+            raise KeyboardInterrupt  # for a signal that nobody else hears
 
     def train_step(self) -> dict[str, float]:
         """One optimiser step; returns the values of the terms and their weighted ``total``."""
@@ -206,6 +236,7 @@ class Trainer:
         total.backward()
         self._average_gradients()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self._stepping = True
         if torch.isfinite(norm):
             for optimiser in self.optimisers:
                 optimiser.step()
@@ -217,6 +248,7 @@ class Trainer:
             for name in state.keys() - set(names):
                 self.averaged[name].copy_(state[name])
         self.step += 1
+        self._stepping = False
         values = torch.stack([total, *terms.values()]).detach()
         if self.share.world > 1:
             distributed.all_reduce(values)
@@ -275,6 +307,10 @@ class Trainer:
         if board is not None:
             for name, value in values.items():
                 board.add_scalar(name, value, self.step)
+
+
+class _Asked(Exception):
+    """A signal asked the run to end."""
 
 
 def _tensorboard(folder: Path) -> Any:

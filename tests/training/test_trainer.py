@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +90,26 @@ def test_resuming_starts_where_it_stopped(tmp_path: Path) -> None:
     trainer.restore()
     assert trainer.step == 13
     assert int(task.model.seen) == 13
+
+
+def test_a_signal_is_heard_at_the_end_of_a_step(tmp_path: Path) -> None:
+    class Asked(Bowl):
+        def losses(self, step: int, generator: torch.Generator) -> Mapping[str, Tensor]:
+            if step == 7:
+                signal.raise_signal(signal.SIGTERM)
+            return super().losses(step, generator)
+
+    ends: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: ends.append(number))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            T.Trainer(Asked(), settings(checkpoint_minutes=10), WEIGHTS, tmp_path).run()
+        assert ends == [signal.SIGTERM]  # whoever heard it before hears it once the checkpoint is there
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    trainer = T.Trainer(Bowl(), settings(), WEIGHTS, tmp_path)
+    trainer.restore()
+    assert trainer.step == 8
 
 
 def test_a_folder_with_a_checkpoint_is_not_overwritten(tmp_path: Path) -> None:
