@@ -17,7 +17,7 @@ from pathlib import Path
 from nphm_track.models import WEIGHTS_NAME, read_config
 from nphm_track.training.cli import train
 
-VARIANTS = Path(__file__).parent / "recipes" / "ablations.toml"
+VARIANTS = Path(__file__).with_suffix(".toml")
 
 
 def main() -> None:

@@ -125,25 +125,37 @@ class ImageRegressor(LandmarkRegressor):
         image_tokens: dict[str, Tensor],
         focal: Tensor | None = None,
     ) -> Codes:
-        """landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, grid^2, D], "p":
-        ..., "d": [B, P, DETAIL], for one that reads details}, focal [B] px, not finite where the camera is not
-        known.
+        """Codes by the parts that :meth:`look` sees, which takes the same."""
+        x = self.look(landmarks, scores, image_size, image_tokens, focal)
+        z_id, z_ex = self.codes(x)
+        z_id = self.on_prior(z_id)
+        z_id = torch.lerp(self.identity_mean.to(z_id), z_id, self.image_config.identity_trust)
+        return Codes(z_id, z_ex, self.to_variance(x)[..., 0].clamp(*SPREAD_RANGE))
+
+    def look(
+        self,
+        landmarks: Tensor,
+        scores: Tensor,
+        image_size: Tensor,
+        image_tokens: dict[str, Tensor],
+        focal: Tensor | None = None,
+    ) -> Tensor:
+        """Classifier tokens [B, members + 1, width] after the transformer.
+
+        landmarks [B, 478, 3] px, scores [B, 52], image_size [B, 2] px, image_tokens {"n": [B, grid^2, D], "p": ...,
+        "d": [B, P, DETAIL], for one that reads details}, focal [B] px, not finite where the camera is not known.
         """
         c = self.image_config
         tokens = [self.merge[e](pooled(image_tokens[e], c.grid, c.pool)) + self.place[e] for e in c.encoders]
-        if self.image_config.details:
+        if c.details:
             groups = image_tokens["d"].split(DETAILS, 1)
             tokens += [layer(x.flatten(1))[:, None] for layer, x in zip(self.detail, groups, strict=True)]
         known = self.tokens(landmarks, scores, image_size)
         if self.field is not None:
             seen = known.new_zeros(len(known), 4) if focal is None else seen_from(landmarks, image_size, focal)
             known = torch.cat([known[:, :-1], known[:, -1:] + self.field(seen)[:, None]], 1)
-        tokens.append(known if self.image_config.landmarks else known[:, -1:])
-        x = self.read_out(torch.cat(tokens, 1))
-        z_id, z_ex = self.codes(x)
-        z_id = self.on_prior(z_id)
-        z_id = torch.lerp(self.identity_mean.to(z_id), z_id, self.image_config.identity_trust)
-        return Codes(z_id, z_ex, self.to_variance(x)[..., 0].clamp(*SPREAD_RANGE))
+        tokens.append(known if c.landmarks else known[:, -1:])
+        return self.read_out(torch.cat(tokens, 1))
 
     @classmethod
     def from_pretrained(

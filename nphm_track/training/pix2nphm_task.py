@@ -7,9 +7,9 @@ has codes; cameras come with the data.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from nphm_track.training.trainer import Share
 
 MM = 1000 * MODEL_UNIT
 Rows = dict[str, Any]
+T = TypeVar("T")
 
 
 class Pix2NphmData(Strict):
@@ -59,6 +60,7 @@ class Pix2NphmData(Strict):
     details: bool = Field(False, description="tokens of lids, lips and brows from the landmark network's finest maps")
     prior: bool = Field(False, description="also read weights of the head model's identity prior: sooner learnt")
     init: str | None = Field(None, description="regressor to start from; tensors of other shapes start anew")
+    solved: int = Field(0, ge=0, description="samples by which the read-outs are fitted to the codes to begin with")
     near_points: int = Field(96, gt=0, description="points a sample for L3D")
     near: float = Field(0.003, gt=0, description="metres that they scatter about the surface")
     rays: int = Field(32, gt=0, description="of a sample, for L2D")
@@ -90,6 +92,8 @@ class Pix2NphmTask:
         if known != ((self.head.config.identity_dim,), (self.head.config.expression_dim,)):
             raise InputError(f"{data.registered} holds codes of another head model than {data.head_model}")
         self.model = self._regressor(first)
+        if data.solved:
+            self._solve(self.model.to(self.device), min(data.solved, len(self.registered)))
 
     def _regressor(self, first: Rows) -> ImageRegressor:
         data, c = self.data, self.head.config
@@ -116,6 +120,27 @@ class Pix2NphmTask:
         start_at_mean(model, self.head.cpu() if self.device.type != "cpu" else self.head)
         self.head.to(self.device)
         return model
+
+    @torch.no_grad()
+    def _solve(self, model: ImageRegressor, count: int) -> None:
+        """Fit the last layers of the read-outs to the codes of ``count`` samples, by least squares.
+
+        A head start: codes are no aim of the training, whose losses are in SDF space.
+        """
+        seen, codes = [], []
+        for some in torch.arange(count).split(25):
+            rows, tokens = self._read(0, self.registered, some.tolist())
+            seen.append(self._ask(model.look, rows, tokens))
+            codes.append((rows["z_id"], rows["z_ex"]))
+        x, z_id, z_ex = torch.cat(seen), *(torch.cat(column) for column in zip(*codes, strict=True))
+        fit_last(model.to_expression, x[:, 0], z_ex / model.spread_ex)
+        off = z_id - model.mean_id
+        if model.image_config.identity_weights:
+            fit_last(model.to_identity_weights, x[:, -1], off @ torch.linalg.pinv(model.identity_basis).T)
+        else:
+            glob, local = self.head.split_identity(off / model.spread_id)
+            fit_last(model.to_global, x[:, -1], torch.cat([glob, local[:, -1]], -1))
+            fit_last(model.to_local, x[:, 1:-1].flatten(0, 1), local[:, :-1].flatten(0, 1))
 
     def config(self) -> dict[str, Any]:
         models = {"head": self.data.head_model, "geometry": self.data.geometry}
@@ -197,7 +222,12 @@ class Pix2NphmTask:
                 x = tokens[e]
                 keep = torch.rand(*x.shape[:2], 1, generator=generator) > self.data.token_dropout
                 tokens[e] = x * keep.to(x.device)
-        return model.predict(rows["landmarks"], rows["blendshapes"], rows["size"].float(), tokens, rows["K"][:, 0, 0])
+        return self._ask(model.predict, rows, tokens)
+
+    @staticmethod
+    def _ask(what: Callable[..., T], rows: Rows, tokens: dict[str, Tensor]) -> T:
+        """A function of the regressor, on what it reads of samples."""
+        return what(rows["landmarks"], rows["blendshapes"], rows["size"].float(), tokens, rows["K"][:, 0, 0])
 
     def _near(self, codes: Codes, rows: Rows, some: slice, generator: torch.Generator) -> Tensor:
         """L3D of registered samples (model units)."""
@@ -241,6 +271,19 @@ class Pix2NphmTask:
         weight, own_mm, mean_mm = np.array(found).T
         sdf, mean_code = (float(np.average(x, weights=weight)) * MM for x in (own_mm, mean_mm))
         return {"sdf_mm": sdf, "mean_code_mm": mean_code, "share_left": sdf / mean_code}
+
+
+def fit_last(mlp: nn.Sequential, x: Tensor, target: Tensor, ridge: float = 0.02) -> None:
+    """The last layer of a read-out such that tokens x [N, width] give targets [N, D]; ``ridge``: of their variance."""
+    features = mlp[:-1](x)
+    middle, mean = features.mean(0), target.mean(0)
+    off = features - middle
+    square = off.T @ off
+    least = (ridge * square.diagonal().mean()).clamp_min(1e-6)  # where all samples are alike
+    square += least * torch.eye(len(square), device=x.device)
+    last = cast("nn.Linear", mlp[-1])
+    last.weight.copy_(torch.linalg.solve(square, off.T @ (target - mean)).T)
+    last.bias.copy_(mean - last.weight @ middle)
 
 
 def inherit(model: ImageRegressor, tensors: dict[str, Tensor]) -> None:

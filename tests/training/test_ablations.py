@@ -27,7 +27,7 @@ def ablations(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_every_variant_is_a_valid_recipe() -> None:
-    tables = tomllib.loads((TRAINING / "recipes" / "ablations.toml").read_text())
+    tables = tomllib.loads((TRAINING / "ablations.toml").read_text())
     for name in ("pix2nphm", "pix2nphm_standin"):
         for rows in tables.values():
             for changes in rows.values():
