@@ -27,6 +27,7 @@ from nphm_track.heads.template import load_template
 from nphm_track.kd_tree import kd_tree
 from nphm_track.models import resolve, sha256
 from nphm_track.rendering.ply import write_ply
+from nphm_track.rendering.rasteriser import vertex_normals
 from nphm_track.tracking.records import InputInfo, Track
 from nphm_track.tracking.run_folder import RunFolder
 from nphm_track.tracking.surface import open_surface
@@ -155,6 +156,19 @@ def test_glb_performs_as_the_meshes_of_the_run_do(run: Run, glb: Glb) -> None:
         assert near.max() < 2e-4  # and nothing beside
 
 
+def test_normals_follow_a_blink(glb: Glb) -> None:
+    """A lid whose normals stay as they were while it was open is black where it is shut."""
+    face, lid = glb.mesh.primitives[0], glb.names.index("eyeBlinkLeft")
+    points, normals = glb.array(face.attributes.POSITION), glb.array(face.attributes.NORMAL)
+    move = glb.array(face.targets[lid]["POSITION"])
+    shut = vertex_normals(points + move, glb.array(face.indices).astype(int).reshape(-1, 3))
+    told = normals + glb.array(face.targets[lid]["NORMAL"])
+    told /= np.linalg.norm(told, axis=1, keepdims=True)
+    moving = np.linalg.norm(move, axis=1) > 0.003
+    assert moving.sum() > 50 and np.quantile((told * shut).sum(1)[moving], 0.05) > np.cos(np.radians(5))
+    assert np.quantile((normals * shut).sum(1)[moving], 0.05) < np.cos(np.radians(30))  # the blink turns them far
+
+
 def test_glb_has_a_material_and_one_tile_of_texture_for_each_group_of_parts(glb: Glb) -> None:
     assert [material.name for material in glb.file.materials] == list(GROUPS)
     for g, primitive in enumerate(glb.mesh.primitives):
@@ -188,6 +202,10 @@ def test_usd_performs_as_the_meshes_of_the_run_do(run: Run, usd: str) -> None:
     mesh = UsdGeom.Mesh.Get(stage, "/World/Head/Mesh")
     drawn = np.unique(mesh.GetFaceVertexIndicesAttr().Get())
     np.testing.assert_array_equal(drawn, np.unique(run.mesh(0)[1]))
+    shut = vertex_normals(np.array(mesh.GetPointsAttr().Get(3)), run.mesh(0)[1])[drawn]
+    told = np.array(mesh.GetNormalsAttr().Get(3))[drawn]
+    told /= np.linalg.norm(told, axis=1, keepdims=True)
+    assert np.quantile((told * shut).sum(1), 0.01) > np.cos(np.radians(20))  # lids that are shut shade as skin does
     for row in SEEN:
         points = np.array(mesh.GetPointsAttr().Get(row))
         matrix = np.array(mesh.ComputeLocalToWorldTransform(row))
