@@ -91,7 +91,7 @@ class HeadReader:
         head = Mesh7(mesh.vertices, mesh.faces, self._neutral7(z_id))
         return {"neutral": head, "posed": head}
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference mode: the template is wrapped along gradients
     def _neutral7(self, z_id: torch.Tensor) -> FloatArray:
         if self.places_all:
             return (self.model.landmarks(z_id)[POINTS7] * MODEL_UNIT).cpu().numpy()
