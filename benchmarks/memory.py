@@ -69,13 +69,17 @@ def loop(clip: Path, target: Path, seconds: float, height: int) -> int:
 
 
 def job(clip: Path, run_folder: Path, options: list[str]) -> dict[str, float]:
-    """Track a file; this process stays small, for a child's peak starts from its parent's."""
-    command = [sys.executable, "-m", "nphm_track", str(clip), "-o", str(run_folder), "--overwrite", "--quiet", *options]
+    """Track a file, and what that cost."""
+    return cost("nphm_track", [str(clip), "-o", str(run_folder), "--overwrite", "--quiet", *options])
+
+
+def cost(module: str, arguments: list[str]) -> dict[str, float]:
+    """Run a module in a process of its own; this one stays small, for a child's peak starts from its parent's."""
     start = time.perf_counter()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen([sys.executable, "-m", module, *arguments])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
-        raise SystemExit(f"tracking {clip} failed with exit code {os.waitstatus_to_exitcode(status)}")
+        raise SystemExit(f"{module} {arguments[0]} failed with exit code {os.waitstatus_to_exitcode(status)}")
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": usage.ru_utime + usage.ru_stime,

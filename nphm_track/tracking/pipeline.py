@@ -184,7 +184,7 @@ class Job:
         self.source, self.watch, self.folder = source, watch, folder
         self.options, self.device, self.progress = options, device, progress
         self.size = (source.info.width, source.info.height)
-        self.timings = dict(folder.info.timings)
+        self.timings, self.cpu_seconds = dict(folder.info.timings), dict(folder.info.cpu_seconds)
         self.feed_forward = has_regressor(options)
 
     def run(self, write_report: Callable[[Run], object] | None) -> Run:
@@ -401,10 +401,12 @@ class Job:
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
-        """Add the stage's seconds to run.json's timings, also when it is cut short."""
-        start = time.monotonic()
+        """Add the stage's seconds, and those of the CPUs, to run.json, also when it is cut short."""
+        start = time.monotonic(), time.process_time()
         try:
             yield
         finally:
-            self.timings[stage] = round(self.timings.get(stage, 0.0) + time.monotonic() - start, 3)
-            self.folder.update(timings=dict(self.timings))
+            spent = time.monotonic() - start[0], time.process_time() - start[1]
+            for known, seconds in zip((self.timings, self.cpu_seconds), spent, strict=True):
+                known[stage] = round(known.get(stage, 0.0) + seconds, 3)
+            self.folder.update(timings=dict(self.timings), cpu_seconds=dict(self.cpu_seconds))

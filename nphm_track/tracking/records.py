@@ -359,6 +359,7 @@ class RunInfo(BaseModel):
     state: Literal["running", "done", "failed", "interrupted"] = "running"
     message: str = Field(default="", description="Why a run failed; empty otherwise.")
     timings: dict[str, float] = Field(default_factory=dict, description="Stage to seconds, summed over resumes.")
+    cpu_seconds: dict[str, float] = Field(default_factory=dict, description="The same in seconds of all CPUs.")
     quality: dict[str, int | float | None] = Field(default_factory=dict, description="``Track.quality``.")
     created: datetime = Field(default_factory=lambda: datetime.now(UTC))
     updated: datetime = Field(default_factory=lambda: datetime.now(UTC))

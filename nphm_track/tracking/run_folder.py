@@ -302,7 +302,9 @@ class RunFolder:
             return
         keep = stored is not None and not overwrite and saw_the_same(stored, self.info)
         if keep and stored is not None:
-            self.info = self.info.model_copy(update={"threads": stored.threads, "timings": stored.timings})
+            self.info = self.info.model_copy(
+                update={"threads": stored.threads, "timings": stored.timings, "cpu_seconds": stored.cpu_seconds}
+            )
         fresh, self.info = self.info, stored or self.info
         self.clear(observations=not keep)
         self.info = fresh
