@@ -57,7 +57,9 @@ class VideoWriter:
             raise self._failure(error) from None
         self._container = av.open(f"file:{self.partial}", "w", format="mp4", options={"movflags": "+faststart"})
         try:
-            self._video = self._container.add_stream("libx264", rate=rate, options={"crf": "20", "preset": "veryfast"})
+            # No B-frames: with them x264 reads memory of its own that it has not set, in small pictures.
+            options = {"crf": "20", "preset": "veryfast", "bf": "0"}
+            self._video = self._container.add_stream("libx264", rate=rate, options=options)
             self._video.width, self._video.height = size[0] + size[0] % 2, size[1] + size[1] % 2
             self._video.pix_fmt = "yuv420p"
             self._video.time_base = self._video.codec_context.time_base = _CLOCK
